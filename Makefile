@@ -1,0 +1,56 @@
+# Everything here needs a shell, Go and, for what is missing, apt-get.
+
+VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
+LDFLAGS   := -s -w -X main.version=$(VERSION)
+FUZZTIME  ?= 20s
+# What the tests run beside Go; without them, tests that need them say so and skip.
+NEEDS     := blender bubblewrap xvfb xauth python3 iproute2
+# The race detector needs a C compiler. The tests with real Blender gain nothing
+# from it and are left out by -short.
+RACE      := ./authz/... ./lease/... ./blobs/... ./coord/... ./peer/... ./cmd/...
+
+.PHONY: build demo test lint bench cross fuzz clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/vizpeer ./cmd/vizpeer
+
+demo:
+	@sh .ci/install.sh blender bubblewrap
+	@$(MAKE) --no-print-directory build
+	bin/vizpeer demo
+
+test:
+	@sh .ci/install.sh $(NEEDS) || echo "Going on without: what needs them is skipped, and said at the end."
+	go vet ./...
+	go test -json -timeout 15m ./... | go run .ci/summary.go
+	@if command -v "$$(go env CC)" >/dev/null 2>&1; then \
+		echo "go test -race -short"; CGO_ENABLED=1 go test -race -short -json -timeout 15m $(RACE) | go run .ci/summary.go; \
+	else echo "No C compiler here: the race detector is left out."; fi
+	@if [ -f addon/tests/run.sh ]; then echo "sh addon/tests/run.sh"; sh addon/tests/run.sh; fi
+
+lint:
+	@unformatted=$$(gofmt -l .); [ -z "$$unformatted" ] || { echo "gofmt would change:"; echo "$$unformatted"; exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+# Prints its table and writes bench.json. BENCH='-only swarm' measures some rows.
+bench:
+	@sh .ci/install.sh blender bubblewrap rsync
+	go run .ci/bench.go $(BENCH)
+
+cross:
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go vet ./...
+	GOOS=linux GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/vizpeer
+	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go build -o /dev/null ./cmd/vizpeer
+	GOOS=darwin GOARCH=arm64 CGO_ENABLED=0 go build -o /dev/null ./cmd/vizpeer
+
+fuzz:
+	@for package in $$(go list ./...); do \
+		for f in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
+			echo "$$package $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+		done; \
+	done
+
+clean:
+	rm -rf bin bench.json vizpeer-demo

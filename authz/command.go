@@ -1,0 +1,91 @@
+package authz
+
+import (
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Errors that [Roster.Apply] answers with, apart from those of bad input.
+var (
+	ErrNotFounded    = errors.New("this queue belongs to no farm yet: run `vizpeer init`")
+	ErrOtherFarm     = errors.New("this queue belongs to another farm: use another --data-dir")
+	ErrTicketUnknown = errors.New("the farm does not know this ticket, or it expired long ago: ask an admin for a new one (`vizpeer invite`)")
+	ErrTicketUsed    = errors.New("the ticket is used up: ask an admin for a new one (`vizpeer invite`)")
+	ErrTicketExpired = errors.New("the ticket has expired: ask an admin for a new one (`vizpeer invite`)")
+	ErrFull          = fmt.Errorf("the farm is full: %d members and %d open tickets are its limits", MaxMembers, MaxTickets)
+)
+
+// Command is one change to the roster. Exactly one of its pointers is set.
+type Command struct {
+	At     time.Time `json:"at"` // the leader's clock
+	Found  *Found    `json:"found,omitempty"`
+	Mint   *Mint     `json:"mint,omitempty"`
+	Redeem *Redeem   `json:"redeem,omitempty"`
+}
+
+// Found makes the farm: the first command of its log. Repeating it for the same
+// farm changes nothing.
+type Found struct {
+	Farm    FarmID  `json:"farm"`
+	Name    string  `json:"name"`
+	Charter Charter `json:"charter"`
+	// Founder is the machine that ran `vizpeer init`: coordinator and worker.
+	Founder     PeerID       `json:"founder"`
+	FounderName string       `json:"founder_name"`
+	Admin       Account      `json:"admin"`
+	NodeTicket  TicketRecord `json:"node_ticket"`
+	OperatorKey Key          `json:"operator_key"`
+	// MachineKey is the founder machine's own, an admin's, of the admin's user.
+	MachineKey Key `json:"machine_key"`
+}
+
+// TicketRecord is what the farm remembers of a ticket, and what it grants.
+type TicketRecord struct {
+	Hash        Hash      `json:"hash"`
+	Role        Role      `json:"role"`
+	Coordinator bool      `json:"coordinator,omitempty"`
+	Uses        int       `json:"uses"` // machines it admits in all
+	ExpiresAt   time.Time `json:"expires_at"`
+	By          string    `json:"by"` // the user who minted it
+	// Redeemed lists the machines it admitted; empty in commands.
+	Redeemed []PeerID `json:"redeemed,omitempty"`
+}
+
+// Mint adds a ticket, and forgets those that have expired.
+type Mint struct {
+	Ticket TicketRecord `json:"ticket"`
+}
+
+// Redeem admits a machine by a ticket. A machine that repeats it with the same
+// ticket is not counted twice, so that a join cut off half-way can be run again;
+// it then gets the key it brings the second time.
+type Redeem struct {
+	Ticket Hash   `json:"ticket"`
+	Peer   PeerID `json:"peer"` // as its connection proved it
+	Name   string `json:"name"` // the machine's
+	Worker bool   `json:"worker"`
+	// KeyID and KeyHash are of the API key that the machine made for its token
+	// file (see [NewKey]): its secret never leaves the machine. Whose it is and
+	// what it may do follows from the ticket. A node may have none.
+	KeyID   string `json:"key_id,omitempty"`
+	KeyHash Hash   `json:"key_hash,omitzero"`
+}
+
+// EventType names what happened to the roster.
+type EventType string
+
+// The events of the roster.
+const (
+	FarmFounded  EventType = "farm.founded"
+	TicketMinted EventType = "ticket.minted"
+	PeerAdmitted EventType = "peer.admitted"
+)
+
+// Event is one consequence of a command. It holds no secret and no hash of one.
+type Event struct {
+	Type EventType
+	Peer PeerID // who was admitted
+	User string // who minted the ticket, or the person of the machine
+	Role Role
+}

@@ -1,0 +1,353 @@
+package authz
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// snapshotFormat is the version of the snapshot's JSON.
+const snapshotFormat = 1
+
+// maxSnapshot bounds what Restore reads: well above a full roster.
+const maxSnapshot = 256 << 20
+
+// maxYear is the last year that JSON can write.
+const maxYear = 9999
+
+// Roster is the replicated list of a farm's members, tickets, keys and accounts.
+// It is not safe for concurrent use: the replicated log guards it.
+type Roster struct {
+	directory
+	tickets  []TicketRecord // by hash
+	accounts []Account      // by user
+}
+
+// NewRoster is the roster of no farm yet.
+func NewRoster() *Roster { return &Roster{} }
+
+// View is a copy of what every peer may hold.
+func (r *Roster) View() *View { return &View{r.clone()} }
+
+// Account returns the account of that user. The zero Account stands for an
+// unknown user: check the password all the same, so that both take as long.
+func (r *Roster) Account(user string) Account {
+	if i, ok := r.account(user); ok {
+		return r.accounts[i]
+	}
+	return Account{}
+}
+
+// Apply makes the change, or answers why not and changes nothing.
+func (r *Roster) Apply(c Command) ([]Event, error) {
+	set := 0
+	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil} {
+		if is {
+			set++
+		}
+	}
+	if set != 1 {
+		return nil, fmt.Errorf("a roster command holds one change, not %d", set)
+	}
+	if c.At.IsZero() || c.At.UTC().Year() > maxYear {
+		return nil, errors.New("a roster command must say when it was given")
+	}
+	at := canonical(c.At)
+	var events []Event
+	var err error
+	switch {
+	case c.Found != nil:
+		events, err = r.found(at, *c.Found)
+	case r.Farm() == "":
+		return nil, ErrNotFounded
+	case c.Mint != nil:
+		events, err = r.mint(at, c.Mint.Ticket)
+	case c.Redeem != nil:
+		events, err = r.redeem(at, *c.Redeem)
+	}
+	if err == nil && len(events) > 0 {
+		r.version++
+	}
+	return events, err
+}
+
+func (r *Roster) found(at time.Time, f Found) ([]Event, error) {
+	switch {
+	case r.Farm() == f.Farm && f.Farm != "":
+		return nil, nil
+	case r.Farm() != "":
+		return nil, ErrOtherFarm
+	}
+	if err := f.Charter.Verify(f.Farm); err != nil {
+		return nil, err
+	}
+	if f.Charter.Coordinator != f.Founder {
+		return nil, fmt.Errorf("%w: it is for %.64q, not for the founder", ErrCharter, string(f.Charter.Coordinator))
+	}
+	ticket := canonicalTicket(f.NodeTicket)
+	f.MachineKey.Peer = f.Founder
+	for _, k := range []*Key{&f.MachineKey, &f.OperatorKey} {
+		k.Created = at
+	}
+	founder := Member{
+		ID: f.Founder, Name: f.FounderName, Worker: true, Coordinator: true,
+		Role: Admin, User: f.Admin.User, Key: f.MachineKey.ID, JoinedAt: at,
+	}
+	for _, err := range []error{
+		checkName("farm", f.Name), founder.validate(), f.Admin.validate(),
+		ticket.validate(), f.OperatorKey.validate(), f.MachineKey.validate(),
+	} {
+		if err != nil {
+			return nil, err
+		}
+	}
+	switch {
+	case f.Admin.Role != Admin || f.MachineKey.Role != Admin || f.MachineKey.User != f.Admin.User:
+		return nil, errors.New("the founder's account and machine key must be the same admin's")
+	case f.OperatorKey.Role != Operator || f.OperatorKey.User == f.Admin.User || f.OperatorKey.ID == f.MachineKey.ID:
+		return nil, errors.New("the operator key must be an operator's own, of another user than the admin")
+	case ticket.Role != Node || ticket.Coordinator:
+		return nil, errors.New("the farm's first ticket must be a node ticket")
+	}
+	r.charter, r.name = f.Charter, f.Name
+	r.putMember(founder)
+	r.putKey(f.MachineKey)
+	r.putKey(f.OperatorKey)
+	r.tickets = []TicketRecord{ticket}
+	r.accounts = []Account{f.Admin}
+	return []Event{
+		{Type: FarmFounded, Peer: f.Founder, User: f.Admin.User, Role: Admin},
+		{Type: PeerAdmitted, Peer: f.Founder, User: f.Admin.User, Role: Admin},
+	}, nil
+}
+
+func (r *Roster) mint(at time.Time, t TicketRecord) ([]Event, error) {
+	t = canonicalTicket(t)
+	if err := t.validate(); err != nil {
+		return nil, err
+	}
+	if !at.Before(t.ExpiresAt) {
+		return nil, errors.New("the ticket would be expired at once: give it some time, such as 24h")
+	}
+	open := slices.Collect(func(yield func(TicketRecord) bool) {
+		for _, old := range r.tickets {
+			if at.Before(old.ExpiresAt) && !yield(old) {
+				return
+			}
+		}
+	})
+	i, taken := findTicket(open, t.Hash)
+	switch {
+	case taken:
+		return nil, errors.New("this ticket was minted before: make a new one")
+	case len(open) >= MaxTickets:
+		return nil, ErrFull
+	}
+	r.tickets = slices.Insert(open, i, t)
+	return []Event{{Type: TicketMinted, User: t.By, Role: t.Role}}, nil
+}
+
+// CheckTicket reports why the ticket of c would not admit its machine, so that a
+// stranger's guess costs no place in the log.
+func (r *Roster) CheckTicket(at time.Time, c Redeem) error {
+	i, ok := findTicket(r.tickets, c.Ticket)
+	if !ok {
+		return ErrTicketUnknown
+	}
+	ticket := r.tickets[i]
+	_, isMember := r.Member(c.Peer)
+	again := isMember && slices.Contains(ticket.Redeemed, c.Peer)
+	switch {
+	case r.unchanged(c, again):
+		return nil
+	case !at.Before(ticket.ExpiresAt):
+		return ErrTicketExpired
+	case !again && len(ticket.Redeemed) >= ticket.Uses:
+		return ErrTicketUsed
+	case !isMember && len(r.members) >= MaxMembers:
+		return ErrFull
+	}
+	return nil
+}
+
+// unchanged tells that c repeats what its machine did before, to the letter.
+func (r *Roster) unchanged(c Redeem, again bool) bool {
+	old, _ := r.Member(c.Peer)
+	return again && old.Key == c.KeyID && old.Name == c.Name && old.Worker == c.Worker && r.hasKey(c)
+}
+
+func (r *Roster) redeem(at time.Time, c Redeem) ([]Event, error) {
+	if err := r.CheckTicket(at, c); err != nil {
+		return nil, err
+	}
+	i, _ := findTicket(r.tickets, c.Ticket)
+	ticket := r.tickets[i]
+	old, isMember := r.Member(c.Peer)
+	again := isMember && slices.Contains(ticket.Redeemed, c.Peer)
+	if r.unchanged(c, again) {
+		return nil, nil
+	}
+	m := Member{ID: c.Peer, Name: c.Name, Worker: c.Worker, Coordinator: ticket.Coordinator, Role: ticket.Role, JoinedAt: at}
+	if isMember { // a ticket adds rights; it never takes any away
+		m.User, m.JoinedAt = old.User, old.JoinedAt
+		m.Coordinator = m.Coordinator || old.Coordinator
+		m.Role = stronger(m.Role, old.Role)
+	} else {
+		m.User = r.freeUser(c.Name)
+	}
+	if err := m.validate(); err != nil {
+		return nil, err
+	}
+	if c.KeyID == "" && m.Role != Node {
+		return nil, fmt.Errorf("a machine that joins as %s brings an API key for its person", m.Role)
+	}
+	if c.KeyID != "" {
+		key := Key{ID: c.KeyID, Hash: c.KeyHash, User: m.User, Role: m.Role, Peer: m.ID, Created: at}
+		if err := key.validate(); err != nil {
+			return nil, err
+		}
+		if j, ok := r.key(key.ID); ok && r.keys[j].Peer != m.ID {
+			return nil, errors.New("another API key has this ID: make a new one")
+		}
+		m.Key = key.ID
+		r.dropKey(old.Key)
+		r.putKey(key)
+	} else {
+		m.Key = old.Key
+	}
+	if !again {
+		ticket.Redeemed = append(slices.Clone(ticket.Redeemed), c.Peer)
+		r.tickets[i] = ticket
+	}
+	r.putMember(m)
+	return []Event{{Type: PeerAdmitted, Peer: m.ID, User: m.User, Role: m.Role}}, nil
+}
+
+// hasKey tells whether the machine's key is already the one that c brings.
+func (r *Roster) hasKey(c Redeem) bool {
+	if c.KeyID == "" {
+		return true
+	}
+	i, ok := r.key(c.KeyID)
+	return ok && r.keys[i].Hash == c.KeyHash
+}
+
+// freeUser is the first of name, name-2, name-3 … that is nobody's yet: a
+// machine must not become the owner of somebody's jobs by taking a name.
+func (r *Roster) freeUser(name string) string {
+	taken := make(map[string]bool, len(r.members)+len(r.keys)+len(r.accounts))
+	for _, m := range r.members {
+		taken[m.User] = true
+	}
+	for _, k := range r.keys {
+		taken[k.User] = true
+	}
+	for _, a := range r.accounts {
+		taken[a.User] = true
+	}
+	user := name
+	for n := 2; taken[user]; n++ {
+		suffix := "-" + strconv.Itoa(n)
+		user = strings.TrimSpace(strings.ToValidUTF8(name[:min(len(name), MaxName-len(suffix))], "")) + suffix
+	}
+	return user
+}
+
+// stronger is the more powerful of two roles.
+func stronger(a, b Role) Role {
+	if slices.Index(Roles(), a) <= slices.Index(Roles(), b) {
+		return a
+	}
+	return b
+}
+
+func (r *Roster) account(user string) (int, bool) {
+	return slices.BinarySearchFunc(r.accounts, user, func(a Account, user string) int { return strings.Compare(a.User, user) })
+}
+
+func findTicket(tickets []TicketRecord, h Hash) (int, bool) {
+	return slices.BinarySearchFunc(tickets, h, func(t TicketRecord, h Hash) int { return bytes.Compare(t.Hash[:], h[:]) })
+}
+
+func canonicalTicket(t TicketRecord) TicketRecord {
+	t.ExpiresAt, t.Redeemed = canonical(t.ExpiresAt), nil
+	return t
+}
+
+func (t TicketRecord) validate() error {
+	switch {
+	case t.Hash == (Hash{}):
+		return errors.New("the ticket has no hash")
+	case t.Uses < 1 || t.Uses > MaxMembers:
+		return fmt.Errorf("a ticket for %d machines is not possible: use 1 to %d", t.Uses, MaxMembers)
+	case t.ExpiresAt.IsZero() || t.ExpiresAt.Year() > maxYear:
+		return errors.New("the ticket never expires: give it some time, such as 24h")
+	}
+	if _, err := ParseRole(string(t.Role)); err != nil {
+		return err
+	}
+	return checkName("user", t.By)
+}
+
+type rosterJSON struct {
+	Format int `json:"format"`
+	directoryJSON
+	Tickets  []TicketRecord `json:"tickets"`
+	Accounts []Account      `json:"accounts"`
+}
+
+// Snapshot writes the whole roster; equal rosters give equal bytes.
+func (r *Roster) Snapshot(w io.Writer) error {
+	return json.NewEncoder(w).Encode(rosterJSON{snapshotFormat, r.document(), r.tickets, r.accounts})
+}
+
+// Restore reads what [Roster.Snapshot] wrote, and refuses what Apply could not
+// have made.
+func Restore(in io.Reader) (*Roster, error) {
+	r, err := restore(in)
+	if err != nil {
+		return nil, fmt.Errorf("restoring the roster: %w", err)
+	}
+	return r, nil
+}
+
+func restore(in io.Reader) (*Roster, error) {
+	var doc rosterJSON
+	if err := json.NewDecoder(io.LimitReader(in, maxSnapshot)).Decode(&doc); err != nil {
+		return nil, err
+	}
+	if doc.Format != snapshotFormat {
+		return nil, fmt.Errorf("its format is %d and this vizpeer reads %d: update vizpeer", doc.Format, snapshotFormat)
+	}
+	r := NewRoster()
+	if err := r.load(doc.directoryJSON); err != nil {
+		return nil, err
+	}
+	if len(doc.Tickets) > MaxTickets {
+		return nil, ErrFull
+	}
+	for i, t := range doc.Tickets {
+		if err := t.validate(); err != nil {
+			return nil, err
+		}
+		if i > 0 && bytes.Compare(doc.Tickets[i-1].Hash[:], t.Hash[:]) >= 0 {
+			return nil, errors.New("its tickets are not in order")
+		}
+	}
+	for i, a := range doc.Accounts {
+		if err := a.validate(); err != nil {
+			return nil, err
+		}
+		if i > 0 && doc.Accounts[i-1].User >= a.User {
+			return nil, errors.New("its accounts are not in order")
+		}
+	}
+	r.tickets, r.accounts = doc.Tickets, doc.Accounts
+	return r, nil
+}

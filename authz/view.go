@@ -1,0 +1,265 @@
+package authz
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Limits of a roster.
+const (
+	MaxMembers = 5_000
+	MaxTickets = 10_000
+)
+
+// Member is an admitted machine.
+type Member struct {
+	ID          PeerID    `json:"id"`
+	Name        string    `json:"name"` // for people; not unique
+	Worker      bool      `json:"worker"`
+	Coordinator bool      `json:"coordinator"` // may hold the queue
+	Role        Role      `json:"role"`        // of its person, or node
+	User        string    `json:"user"`        // who owns what it submits; unique among members
+	Key         string    `json:"key,omitempty"`
+	JoinedAt    time.Time `json:"joined_at"`
+}
+
+// RoleNames lists what the machine does, for people: worker, coordinator,
+// submitter.
+func (m Member) RoleNames() []string {
+	names := []string{}
+	if m.Worker {
+		names = append(names, "worker")
+	}
+	if m.Coordinator {
+		names = append(names, "coordinator")
+	}
+	if m.Principal().MaySubmit() {
+		names = append(names, "submitter")
+	}
+	return names
+}
+
+// Principal is who acts when the machine itself does, with its peer key.
+func (m Member) Principal() Principal { return Principal{User: m.User, Role: m.Role} }
+
+func (m Member) validate() error {
+	if err := checkPeer(m.ID); err != nil {
+		return err
+	}
+	if _, err := ParseRole(string(m.Role)); err != nil {
+		return err
+	}
+	if err := checkName("user", m.User); err != nil {
+		return err
+	}
+	return checkName("machine", m.Name)
+}
+
+// View is the copy of the roster that every peer holds: who is a member, which
+// API keys exist, and which farm this is. It holds no tickets and no accounts.
+//
+// Views are exchanged as JSON. A view that came from outside goes through
+// [ParseView]. Reading a view is safe for concurrent use: nothing changes it.
+type View struct{ directory }
+
+// directory is what a [Roster] and a [View] share. Its slices are sorted by ID,
+// so that lookups are binary searches and the JSON is the same on every machine.
+type directory struct {
+	version uint64
+	name    string
+	charter Charter
+	members []Member
+	keys    []Key
+}
+
+type directoryJSON struct {
+	Version uint64   `json:"version"`
+	Name    string   `json:"name"`
+	Charter Charter  `json:"charter"`
+	Members []Member `json:"members"`
+	Keys    []Key    `json:"keys"`
+}
+
+// Version counts the changes to the roster; it never goes back within an epoch.
+func (d *directory) Version() uint64 { return d.version }
+
+// Farm is the farm's ID, or "" where no farm was founded.
+func (d *directory) Farm() FarmID {
+	if d.charter.Epoch == 0 {
+		return ""
+	}
+	return d.charter.ID()
+}
+
+// Name is the farm's name for people.
+func (d *directory) Name() string { return d.name }
+
+// Charter is the farm key's word on who founded the queue.
+func (d *directory) Charter() Charter { return d.charter }
+
+// Member returns the machine of that ID, if it is admitted.
+func (d *directory) Member(id PeerID) (Member, bool) {
+	i, ok := d.member(id)
+	if !ok {
+		return Member{}, false
+	}
+	return d.members[i], true
+}
+
+// IsCoordinator tells whether the machine is a member that may hold the queue.
+func (d *directory) IsCoordinator(id PeerID) bool {
+	m, ok := d.Member(id)
+	return ok && m.Coordinator
+}
+
+// Members lists all members by ID. The slice is the caller's.
+func (d *directory) Members() []Member { return slices.Clone(d.members) }
+
+// Coordinators lists, by ID, the members that may hold the queue.
+func (d *directory) Coordinators() []PeerID {
+	var ids []PeerID
+	for _, m := range d.members {
+		if m.Coordinator {
+			ids = append(ids, m.ID)
+		}
+	}
+	return ids
+}
+
+// Authenticate returns who shows the API key. It fails with [ErrToken], or with
+// an error that wraps [ErrTokenText] where the text cannot be a key; neither
+// quotes it.
+func (d *directory) Authenticate(token string) (Principal, error) {
+	id, secret, err := parseToken(token)
+	if err != nil {
+		return Principal{}, err
+	}
+	var key Key // the zero key's hash matches no secret that can be found
+	if i, ok := d.key(id); ok {
+		key = d.keys[i]
+	}
+	if !key.Hash.matches(secret) {
+		return Principal{}, ErrToken
+	}
+	return key.Principal(), nil
+}
+
+func (d *directory) member(id PeerID) (int, bool) {
+	return slices.BinarySearchFunc(d.members, id, func(m Member, id PeerID) int { return strings.Compare(string(m.ID), string(id)) })
+}
+
+func (d *directory) key(id string) (int, bool) {
+	return slices.BinarySearchFunc(d.keys, id, func(k Key, id string) int { return strings.Compare(k.ID, id) })
+}
+
+// putMember adds the member or replaces the one of the same ID.
+func (d *directory) putMember(m Member) {
+	if i, ok := d.member(m.ID); ok {
+		d.members[i] = m
+	} else {
+		d.members = slices.Insert(d.members, i, m)
+	}
+}
+
+// putKey adds the key or replaces the one of the same ID.
+func (d *directory) putKey(k Key) {
+	if i, ok := d.key(k.ID); ok {
+		d.keys[i] = k
+	} else {
+		d.keys = slices.Insert(d.keys, i, k)
+	}
+}
+
+func (d *directory) dropKey(id string) {
+	if i, ok := d.key(id); ok {
+		d.keys = slices.Delete(d.keys, i, i+1)
+	}
+}
+
+func (d *directory) clone() directory {
+	c := *d
+	c.members, c.keys = slices.Clone(d.members), slices.Clone(d.keys)
+	return c
+}
+
+func (d *directory) document() directoryJSON {
+	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys}
+}
+
+// load takes over a document after checking all that the rest of the package
+// relies on.
+func (d *directory) load(doc directoryJSON) error {
+	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && doc.Name == "" {
+		*d = directory{version: doc.Version} // no farm yet
+		return nil
+	}
+	if err := doc.Charter.Verify(doc.Charter.ID()); err != nil {
+		return err
+	}
+	if err := checkName("farm", doc.Name); err != nil {
+		return err
+	}
+	if len(doc.Members) > MaxMembers || len(doc.Keys) > 2*MaxMembers {
+		return fmt.Errorf("the roster has %d members and %d keys, more than possible", len(doc.Members), len(doc.Keys))
+	}
+	for i, m := range doc.Members {
+		if err := m.validate(); err != nil {
+			return err
+		}
+		if i > 0 && doc.Members[i-1].ID >= m.ID {
+			return errors.New("the roster's members are not in order")
+		}
+	}
+	for i, k := range doc.Keys {
+		if err := k.validate(); err != nil {
+			return err
+		}
+		if i > 0 && doc.Keys[i-1].ID >= k.ID {
+			return errors.New("the roster's keys are not in order")
+		}
+	}
+	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys}
+	return nil
+}
+
+// ParseView reads a view that came from outside, and refuses one that is not of
+// this farm or not well formed. Whom to take a view from is the caller's to
+// decide: it carries no signature but the charter's.
+func ParseView(data []byte, farm FarmID) (*View, error) {
+	var v View
+	if err := json.Unmarshal(data, &v); err != nil {
+		return nil, fmt.Errorf("reading the farm's roster: %w", err)
+	}
+	if v.Farm() != farm {
+		return nil, fmt.Errorf("reading the farm's roster: it is of farm %s, not of %s", v.Farm(), farm)
+	}
+	return &v, nil
+}
+
+// Replaces tells whether v is newer than old, so that it takes its place: a
+// higher epoch, or more changes in the same one. old may be nil.
+func (v *View) Replaces(old *View) bool {
+	if old == nil {
+		return true
+	}
+	if v.charter.Epoch != old.charter.Epoch {
+		return v.charter.Epoch > old.charter.Epoch
+	}
+	return v.version > old.version
+}
+
+// MarshalJSON writes the view.
+func (v *View) MarshalJSON() ([]byte, error) { return json.Marshal(v.document()) }
+
+// UnmarshalJSON reads and checks what MarshalJSON wrote.
+func (v *View) UnmarshalJSON(data []byte) error {
+	var doc directoryJSON
+	if err := json.Unmarshal(data, &doc); err != nil {
+		return err
+	}
+	return v.load(doc)
+}

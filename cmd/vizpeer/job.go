@@ -1,0 +1,510 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+)
+
+func (c *cli) jobCommand() *cobra.Command {
+	return c.group(&cobra.Command{Use: "job", Short: "List, show, follow and control jobs"},
+		c.jobLs(), c.jobShow(), c.jobWhy(), c.jobWatch(), c.jobWait(), c.jobFrames(), c.jobLogs(),
+		c.jobVerb(httpapi.Cancel, "Cancel a job; its finished frames stay"),
+		c.jobVerb(httpapi.Pause, "Grant nothing more of a job; what is being rendered goes on"),
+		c.jobVerb(httpapi.Resume, "End a pause"),
+		c.jobVerb(httpapi.Retry, "Open a job again that failed or was cancelled; its finished frames stay"),
+		c.jobPriority())
+}
+
+func (c *cli) jobLs() *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls",
+		Short: "List the jobs you may see, newest first",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			jobs, err := cl.jobs(cmd.Context())
+			if err != nil {
+				return err
+			}
+			explain(cmd.Context(), cl, jobs)
+			return c.print(orEmpty(jobs), func() {
+				rows := make([][]any, len(jobs))
+				for i, j := range jobs {
+					rows[i] = []any{j.ID, j.Name, j.State, j.Tier, fmt.Sprintf("%d/%d", j.Tasks.Done, j.Tasks.Total), ago(j.CreatedAt, time.Now()), j.Reason}
+				}
+				c.table([]string{"ID", "NAME", "STATE", "TIER", "TASKS", "CREATED", "REASON"}, rows)
+			})
+		},
+	}
+}
+
+// The list of jobs says in what state they are; why one waits, or its frames are
+// not written, only the job itself says. So many are asked, the newest.
+const (
+	maxExplained      = 20
+	maxExplainedTasks = 10_000 // a larger job is too much to read for a line
+)
+
+// explain fills in the reasons of jobs that are not plain from their state. A job
+// that cannot be read stays without.
+func explain(ctx context.Context, cl *client, jobs []httpapi.JobSummary) {
+	asked := 0
+	for i := range jobs {
+		j := &jobs[i]
+		recent := j.EndedAt == nil || time.Since(*j.EndedAt) < 24*time.Hour
+		if j.Reason != "" || !recent || j.Tasks.Total > maxExplainedTasks {
+			continue
+		}
+		if asked++; asked > maxExplained {
+			return
+		}
+		job, err := cl.job(ctx, j.ID)
+		if err != nil {
+			continue
+		}
+		if j.Reason = job.Reason; job.OutputError != "" {
+			j.Reason = undelivered(job)
+		}
+	}
+}
+
+// orEmpty makes sure that an empty list is [] in JSON.
+func orEmpty[T any](list []T) []T {
+	if list == nil {
+		return []T{}
+	}
+	return list
+}
+
+func (c *cli) jobShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show ID",
+		Short: "Show one job: its state, why, its tasks and frames",
+		Args:  takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := cl.job(cmd.Context(), lease.JobID(args[0]))
+			if err != nil {
+				return err
+			}
+			return c.print(job, func() {
+				// Who renders is an extra: without it the rest is still worth showing.
+				tasks, _ := cl.tasks(cmd.Context(), job.ID)
+				c.showJob(job, renderers(tasks, cl.names(cmd.Context())))
+			})
+		},
+	}
+}
+
+// renderers lists who renders now, a line's worth.
+func renderers(tasks []httpapi.Task, names map[authz.PeerID]string) string {
+	var words []string
+	for _, t := range tasks {
+		if t.State != lease.TaskLeased {
+			continue
+		}
+		if len(words) == 8 {
+			words = append(words, "…")
+			break
+		}
+		words = append(words, fmt.Sprintf("%s (task %d)", nameOf(names, t.Peer), t.Index))
+	}
+	return strings.Join(words, ", ")
+}
+
+func (c *cli) showJob(job httpapi.Job, now string) {
+	t := job.Tasks
+	tasks := fmt.Sprintf("%d of %d done", t.Done, t.Total)
+	for _, part := range []struct {
+		n    int
+		word string
+	}{{t.Queued, "queued"}, {t.Leased, "leased"}, {t.Rendered, "rendered, not yet kept by enough machines"}, {t.Failed, "failed"}, {t.Cancelled, "cancelled"}} {
+		if part.n > 0 {
+			tasks += fmt.Sprintf(", %d %s", part.n, part.word)
+		}
+	}
+	rendered, delivered := 0, 0
+	for _, fr := range job.Frames {
+		if finished(fr.State) {
+			rendered++
+		}
+		if fr.Delivered {
+			delivered++
+		}
+	}
+	off := ""
+	if job.Parting != nil && (!job.State.Ended() || len(job.Parting.Reasons) > 0) {
+		off = partingText(*job.Parting)
+	}
+	output := job.Output
+	if output != "" {
+		output += fmt.Sprintf(" (%s written)", count(delivered, "frame"))
+	} else {
+		output = fmt.Sprintf("none, the farm keeps them: vizpeer job frames %s --output DIR", job.ID)
+	}
+	c.facts("id", job.ID, "name", job.Name, "state", job.State, "reason", job.Reason, "tier", job.Tier,
+		"owner", job.Owner, "frames", fmt.Sprintf("%s (%d of %d rendered)", job.FrameList, rendered, len(job.Frames)),
+		"tasks", tasks, "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
+		"created", job.CreatedAt.Local().Format(time.DateTime), "took", took(job.JobSummary), "project", job.Project, "this machine may be switched off", off)
+	if job.Log != "" {
+		fmt.Fprintf(c.out, "\nBlender's last lines:\n%s\n", plainLines(strings.TrimSpace(job.Log)))
+	}
+}
+
+func took(job httpapi.JobSummary) string {
+	if job.StartedAt == nil || job.EndedAt == nil {
+		return ""
+	}
+	return duration(job.EndedAt.Sub(*job.StartedAt))
+}
+
+func (c *cli) jobWatch() *cobra.Command {
+	return &cobra.Command{
+		Use:   "watch ID",
+		Short: "Print what happens to a job until it has ended",
+		Long:  "Print what happens to a job until it has ended: a line for each event, or with --json the event itself.",
+		Args:  takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			return c.watch(cmd.Context(), cl, lease.JobID(args[0]))
+		},
+	}
+}
+
+func (c *cli) watch(ctx context.Context, cl *client, id lease.JobID) error {
+	first := true
+	t := teller{board: noBoard{c}}
+	return cl.events(ctx, jobQuery(id), listener{
+		opened: func() error {
+			job, err := cl.job(ctx, id)
+			if err != nil {
+				return err
+			}
+			if first && !c.json {
+				fmt.Fprintf(c.out, "%s  job %s is %s, %d of %s done\n", time.Now().Format(time.TimeOnly), plain(job.Name), job.State, job.Tasks.Done, count(job.Tasks.Total, "task"))
+			}
+			t.show(&follower{job: job}, nil)
+			if job.State.Ended() {
+				return c.ended(job, first)
+			}
+			first = false
+			return nil
+		},
+		idle: func() error {
+			job, err := cl.job(ctx, id)
+			if err == nil {
+				t.show(&follower{job: job}, nil)
+			}
+			return err
+		},
+		event: func(ev httpapi.Event) error {
+			if ev.Job != id {
+				return nil
+			}
+			err := c.print(ev, func() {
+				if line := eventText(ev); line != "" {
+					fmt.Fprintf(c.out, "%s  %s\n", ev.Time.Local().Format(time.TimeOnly), plain(line))
+				}
+			})
+			if err == nil && ev.Type == lease.JobEnded {
+				err = errStop
+			}
+			return err
+		},
+	})
+}
+
+// ended ends a watch whose job's end was not seen as an event.
+func (c *cli) ended(job httpapi.Job, shown bool) error {
+	ev := httpapi.Event{Type: lease.JobEnded, Job: job.ID, State: string(job.State), Reason: job.Reason}
+	if job.EndedAt != nil {
+		ev.Time = *job.EndedAt
+	}
+	if err := c.print(ev, func() {
+		if !shown {
+			fmt.Fprintf(c.out, "%s  %s\n", ev.Time.Local().Format(time.TimeOnly), plain(eventText(ev)))
+		}
+	}); err != nil {
+		return err
+	}
+	return errStop
+}
+
+func jobQuery(id lease.JobID) string { return "?job=" + url.QueryEscape(string(id)) }
+
+// eventText is an event in words; "" for what is too small for a line.
+func eventText(ev httpapi.Event) string {
+	who := ev.PeerName
+	if who == "" {
+		who = ev.Peer.Short()
+	}
+	because := ""
+	if ev.Reason != "" {
+		because = ": " + ev.Reason
+	}
+	task, frame := "", ""
+	if ev.Task != nil {
+		task = fmt.Sprintf("task %d", *ev.Task)
+	}
+	if ev.Frame != nil {
+		frame = fmt.Sprintf("frame %d", *ev.Frame)
+	}
+	switch ev.Type {
+	case lease.JobSubmitted:
+		return "submitted"
+	case lease.JobStarted:
+		return "started"
+	case lease.JobEnded:
+		return "job " + ended(ev.State, ev.Reason)
+	case lease.JobHeld:
+		return "paused"
+	case lease.JobResumed:
+		return "goes on"
+	case lease.JobPrioritised:
+		return "its priority is " + ev.State
+	case lease.TaskGranted:
+		return fmt.Sprintf("%s goes to %s", task, who)
+	case lease.TaskRequeued:
+		if ev.Peer != "" {
+			task += " of " + who
+		}
+		return task + " goes back into the queue" + because
+	case lease.TaskEnded:
+		return fmt.Sprintf("%s %s%s", task, ev.State, because)
+	case lease.FrameResult:
+		return fmt.Sprintf("%s rendered by %s in %.1f s", frame, who, ev.Seconds)
+	case lease.FrameKept:
+		return frame + " is kept"
+	case lease.FrameWritten:
+		return frame + " is written" + because
+	case lease.FrameLost:
+		return frame + " was lost with its only holder" + because
+	}
+	return ""
+}
+
+func (c *cli) jobWait() *cobra.Command {
+	return &cobra.Command{
+		Use:   "wait ID",
+		Short: "Wait until a job has ended and its frames are written; exit 5 if it failed or was cancelled",
+		Args:  takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := c.await(cmd.Context(), cl, lease.JobID(args[0]))
+			if err != nil {
+				return err
+			}
+			if err := c.print(job, func() { c.summary(job) }); err != nil {
+				return err
+			}
+			return verdict(job)
+		},
+	}
+}
+
+// await follows a job with progress on a terminal.
+func (c *cli) await(ctx context.Context, cl *client, id lease.JobID) (httpapi.Job, error) {
+	b := c.board(false)
+	t := teller{board: b}
+	job, err := cl.follow(ctx, id, t.show)
+	b.close()
+	switch {
+	case !stopped(err):
+	case job.State.Ended():
+		c.hint("The job is %s. Its frames go on being written to %s; or fetch them with `vizpeer job frames %s --output DIR`.", job.State, job.Output, id)
+	default:
+		c.hint("The job goes on. See it with `vizpeer job watch %s`, end it with `vizpeer job cancel %s`.", id, id)
+	}
+	return job, err
+}
+
+// summary is the last line about a job that is done.
+func (c *cli) summary(job httpapi.Job) {
+	if job.State != lease.JobDone {
+		return
+	}
+	line := fmt.Sprintf("job %s is done: %s", job.ID, count(len(job.Frames), "frame"))
+	if t := took(job.JobSummary); t != "" {
+		line += " in " + t
+	}
+	if job.Output != "" && job.OutputError == "" {
+		line += ", written to " + job.Output
+	}
+	fmt.Fprintln(c.out, plain(line))
+}
+
+func (c *cli) jobFrames() *cobra.Command {
+	var dir string
+	cmd := &cobra.Command{
+		Use:   "frames ID",
+		Short: "List a job's frames, or fetch the finished ones with --output",
+		Args:  takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := cl.job(cmd.Context(), lease.JobID(args[0]))
+			if err != nil {
+				return err
+			}
+			if dir != "" {
+				return c.fetchFrames(cmd.Context(), cl, job, dir)
+			}
+			return c.print(orEmpty(job.Frames), func() {
+				names := cl.names(cmd.Context())
+				rows := make([][]any, len(job.Frames))
+				for i, f := range job.Frames {
+					size, seconds := "", ""
+					if f.CID != "" {
+						size, seconds = bytesText(f.Size), fmt.Sprintf("%.1f s", f.Seconds)
+					}
+					rows[i] = []any{f.Frame, f.State, f.Name, size, seconds, nameOf(names, f.Peer), f.Holders}
+				}
+				c.table([]string{"FRAME", "STATE", "NAME", "SIZE", "TIME", "PEER", "HOLDERS"}, rows)
+			})
+		},
+	}
+	cmd.Flags().StringVar(&dir, "output", "", "folder to write the finished frames to")
+	return cmd
+}
+
+// fetchFrames writes the finished frames of a job into dir. A frame's name
+// comes from the farm: it is opened below dir and nowhere else.
+func (c *cli) fetchFrames(ctx context.Context, cl *client, job httpapi.Job, dir string) error {
+	if err := makeOutput(dir, "--output"); err != nil {
+		return err
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("the output folder cannot be opened: %w", err)
+	}
+	defer root.Close()
+	written := []string{}
+	for _, f := range job.Frames {
+		if f.CID == "" || f.Name == "" {
+			continue
+		}
+		if err := fetchFrame(ctx, cl, root, job.ID, f); err != nil {
+			return err
+		}
+		written = append(written, filepath.Join(dir, f.Name))
+	}
+	return c.print(map[string]any{"job": job.ID, "written": written}, func() {
+		fmt.Fprintf(c.out, "%d of %s written to %s\n", len(written), count(len(job.Frames), "frame"), dir)
+	})
+}
+
+func fetchFrame(ctx context.Context, cl *client, root *os.Root, id lease.JobID, f httpapi.Frame) (err error) {
+	body, err := cl.open(ctx, jobPath(id, "/frames/"+strconv.Itoa(int(f.Frame))))
+	if err != nil {
+		return fmt.Errorf("frame %d: %w", f.Frame, err)
+	}
+	defer body.Close()
+	part := f.Name + ".part" // a broken transfer must not look like a frame
+	file, err := root.Create(part)
+	if err != nil {
+		return fmt.Errorf("frame %d cannot be written: %w", f.Frame, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = root.Remove(part)
+		}
+	}()
+	_, err = io.Copy(file, body)
+	if closed := file.Close(); err == nil {
+		err = closed
+	}
+	if err != nil {
+		return fmt.Errorf("frame %d could not be fetched whole: %w", f.Frame, err)
+	}
+	return root.Rename(part, f.Name)
+}
+
+func (c *cli) jobLogs() *cobra.Command {
+	var task int32
+	cmd := &cobra.Command{
+		Use:   "logs ID",
+		Short: "Print what Blender said, in the latest attempt at each task",
+		Args:  takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			id := lease.JobID(args[0])
+			wanted := []int32{task}
+			if !cmd.Flags().Changed("task") {
+				if wanted, err = logged(cmd.Context(), cl, id); err != nil {
+					return err
+				}
+			}
+			return c.printLogs(cmd.Context(), cl, id, wanted)
+		},
+	}
+	cmd.Flags().Int32Var(&task, "task", 0, "only this task's log")
+	return cmd
+}
+
+// logged lists the tasks that have a log.
+func logged(ctx context.Context, cl *client, id lease.JobID) ([]int32, error) {
+	tasks, err := cl.tasks(ctx, id)
+	var have []int32
+	for _, t := range tasks {
+		if slices.ContainsFunc(t.Attempts, func(a lease.Attempt) bool { return a.Log != "" }) {
+			have = append(have, t.Index)
+		}
+	}
+	return have, err
+}
+
+// taskLog is a line of `job logs --json`.
+type taskLog struct {
+	Task int32  `json:"task"`
+	Log  string `json:"log"`
+}
+
+func (c *cli) printLogs(ctx context.Context, cl *client, id lease.JobID, tasks []int32) error {
+	logs := []taskLog{}
+	for _, task := range tasks {
+		text, err := cl.read(ctx, jobPath(id, fmt.Sprintf("/logs?task=%d", task)))
+		if err != nil {
+			return err
+		}
+		logs = append(logs, taskLog{task, string(text)})
+	}
+	return c.print(logs, func() {
+		for _, l := range logs {
+			if len(logs) > 1 {
+				fmt.Fprintf(c.out, "--- task %d\n", l.Task)
+			}
+			fmt.Fprintln(c.out, plainLines(strings.TrimRight(l.Log, "\n")))
+		}
+	})
+}

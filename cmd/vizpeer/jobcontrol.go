@@ -1,0 +1,88 @@
+package main
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+)
+
+// jobVerb is a command that needs no more than the job's ID.
+func (c *cli) jobVerb(do httpapi.Verb, short string) *cobra.Command {
+	return &cobra.Command{
+		Use:   string(do) + " ID",
+		Short: short,
+		Args:  takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := cl.control(cmd.Context(), lease.JobID(args[0]), do, nil)
+			if err != nil {
+				return err
+			}
+			return c.print(job, func() { fmt.Fprintf(c.out, "job %s is %s\n", job.ID, job.State) })
+		},
+	}
+}
+
+func (c *cli) jobPriority() *cobra.Command {
+	return &cobra.Command{
+		Use:   "priority ID low|normal|high|urgent",
+		Short: "Move a job that has not ended to another tier",
+		Args:  takes("ID", "TIER"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			tier := lease.Tier(strings.ToLower(args[1]))
+			if tier.Rank() < 0 {
+				return usagef("unknown priority %q: use low, normal, high or urgent", args[1])
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := cl.control(cmd.Context(), lease.JobID(args[0]), httpapi.Prioritise, httpapi.Priority{Priority: tier})
+			if err != nil {
+				return err
+			}
+			return c.print(job, func() { fmt.Fprintf(c.out, "job %s has the priority %s\n", job.ID, job.Tier) })
+		},
+	}
+}
+
+func (c *cli) jobWhy() *cobra.Command {
+	return &cobra.Command{
+		Use:   "why ID [TASK]",
+		Short: "Say why a job, or one of its tasks, is where it is",
+		Args:  takes("ID", "[TASK]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			task := int32(-1)
+			if len(args) == 2 {
+				n, err := strconv.ParseInt(args[1], 10, 32)
+				if err != nil || n < 0 {
+					return usagef("%q is no task: use its number, as `vizpeer job watch` shows it", args[1])
+				}
+				task = int32(n)
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			why, err := cl.why(cmd.Context(), lease.JobID(args[0]), task)
+			if err != nil {
+				return err
+			}
+			return c.print(why, func() {
+				what := "job " + string(why.Job)
+				if why.Task != nil {
+					what = fmt.Sprintf("task %d of %s", *why.Task, what)
+				}
+				fmt.Fprintf(c.out, "%s is %s: %s\n", what, why.State, plain(why.Text))
+			})
+		},
+	}
+}

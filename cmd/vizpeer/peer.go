@@ -1,0 +1,284 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+)
+
+func (c *cli) peerCommand() *cobra.Command {
+	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow())
+}
+
+func (c *cli) peerLs() *cobra.Command {
+	return &cobra.Command{
+		Use:   "ls",
+		Short: "List the farm's machines",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			peers, err := cl.peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(orEmpty(peers), func() {
+				slices.SortStableFunc(peers, func(a, b httpapi.Peer) int { return cmp.Compare(a.Name, b.Name) })
+				rows := make([][]any, len(peers))
+				for i, p := range peers {
+					seen := ""
+					if p.LastSeen != nil {
+						seen = ago(*p.LastSeen, time.Now())
+					}
+					machine, blender := capabilityText(p.Capability)
+					state := p.State
+					if p.Full != "" {
+						state += ", full"
+					}
+					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, labelsText(p.Capability), seen}
+				}
+				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "SEEN"}, rows)
+			})
+		},
+	}
+}
+
+func (c *cli) peerShow() *cobra.Command {
+	return &cobra.Command{
+		Use:   "show NAME|ID",
+		Short: "Show one machine: what it can do, what it does, why it takes no work",
+		Args:  takes("NAME|ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			peers, err := cl.peers(cmd.Context())
+			if err != nil {
+				return err
+			}
+			p, err := machineNamed(peers, args[0])
+			if err != nil {
+				return err
+			}
+			return c.print(p, func() { c.showPeer(p) })
+		},
+	}
+}
+
+// machineNamed finds the one machine of that name, ID or end of an ID.
+func machineNamed(peers []httpapi.Peer, name string) (p httpapi.Peer, err error) {
+	var found []httpapi.Peer
+	for _, p := range peers {
+		if p.Name == name || string(p.ID) == name || p.ID.Short() == name {
+			found = append(found, p)
+		}
+	}
+	switch len(found) {
+	case 0:
+		return p, notFoundf("there is no machine %s here, or it is not yours to see: vizpeer peer ls", plain(name))
+	case 1:
+		return found[0], nil
+	}
+	return p, usagef("%d machines are called %s: give the ID of one: vizpeer peer ls", len(found), plain(name))
+}
+
+func (c *cli) showPeer(p httpapi.Peer) {
+	machine, blender := capabilityText(p.Capability)
+	var seen, disk, sandbox, system string
+	if p.LastSeen != nil {
+		seen = ago(*p.LastSeen, time.Now())
+	}
+	if can := p.Capability; can != nil {
+		disk = bytesText(can.FreeDisk) + " free"
+		if can.Room != nil {
+			disk += fmt.Sprintf(", its store can take %s", bytesText(*can.Room))
+		}
+		system = can.OS + "/" + can.Arch
+		if sandbox = can.Sandbox; sandbox == "" {
+			sandbox = "none: Blender runs unconfined there"
+		}
+	}
+	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
+		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "tasks done", p.TasksDone, "system", system, "hardware", machine,
+		"blender", blender, "sandbox", sandbox, "labels", labelsText(p.Capability), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
+}
+
+func capabilityText(cap *lease.Capability) (machine, blender string) {
+	if cap == nil {
+		return "", ""
+	}
+	parts := []string{fmt.Sprintf("%d cores", cap.Cores), bytesText(cap.RAM)}
+	for _, g := range cap.GPUs {
+		parts = append(parts, g.Model)
+	}
+	builds := make([]string, len(cap.Builds))
+	for i, b := range cap.Builds {
+		builds[i] = b.Version.String()
+	}
+	return strings.Join(parts, ", "), strings.Join(builds, ", ")
+}
+
+func labelsText(cap *lease.Capability) string {
+	if cap == nil {
+		return ""
+	}
+	return strings.Join(cap.Labels, ", ")
+}
+
+// names are the machines' names, as far as the caller may know them: a display
+// without them shows IDs.
+func (cl *client) names(ctx context.Context) map[authz.PeerID]string {
+	peers, _ := cl.peers(ctx)
+	names := make(map[authz.PeerID]string, len(peers))
+	for _, p := range peers {
+		names[p.ID] = p.Name
+	}
+	return names
+}
+
+// nameOf is a machine's name where it is known, else the ID that `peer ls` shows.
+func nameOf(names map[authz.PeerID]string, id authz.PeerID) string {
+	if name := names[id]; name != "" {
+		return name
+	}
+	return id.Short()
+}
+
+// machineText is a machine's name, where it is known, and the ID that `peer ls`
+// shows.
+func machineText(names map[authz.PeerID]string, id authz.PeerID) string {
+	if name := names[id]; name != "" {
+		return name + " (" + id.Short() + ")"
+	}
+	return id.Short()
+}
+
+func (c *cli) coordCommand() *cobra.Command {
+	return c.group(&cobra.Command{Use: "coord", Short: "Who leads the queue"}, c.coordStatus())
+}
+
+func (c *cli) coordStatus() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show the leader, the voters and the standbys",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			farm, err := cl.farm(cmd.Context())
+			if err != nil {
+				return err
+			}
+			co := farm.Coord
+			co.Voters, co.Standbys = orEmpty(co.Voters), orEmpty(co.Standbys)
+			return c.print(co, func() {
+				names := cl.names(cmd.Context())
+				leader := "none"
+				if co.Leader != "" {
+					leader = machineText(names, co.Leader)
+				}
+				c.facts("leader", leader, "term", co.Term, "voters", machinesText(names, co.Voters),
+					"standbys", machinesText(names, co.Standbys), "applied index", co.AppliedIndex)
+			})
+		},
+	}
+}
+
+func machinesText(names map[authz.PeerID]string, ids []authz.PeerID) string {
+	words := make([]string, len(ids))
+	for i, id := range ids {
+		words[i] = machineText(names, id)
+	}
+	return strings.Join(words, ", ")
+}
+
+func (c *cli) statusCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "status",
+		Short: "Show this machine's peer: its farm, what it renders, whether it may be switched off",
+		Args:  takes(),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			s, err := cl.status(cmd.Context())
+			if err != nil {
+				return err
+			}
+			return c.print(s, func() {
+				leader := ""
+				switch {
+				case s.Leader == "":
+					leader = "none can be reached: jobs wait until one is back"
+				case s.Leader == s.Peer:
+					leader = "this machine"
+				default:
+					leader = machineText(cl.names(cmd.Context()), s.Leader)
+				}
+				machine, blender := capabilityText(&s.Capability)
+				if blender == "" {
+					blender = "none: this machine cannot render"
+				}
+				sandbox := s.Capability.Sandbox
+				if sandbox == "" {
+					sandbox = "none: Blender runs unconfined here"
+				}
+				running := make([]string, len(s.Running))
+				for i, t := range s.Running {
+					running[i] = lease.TaskID{Job: t.Job, Index: t.Task}.String()
+				}
+				c.facts("machine", s.Name, "peer", s.Peer.Short(), "farm", s.FarmName,
+					"roles", strings.Join(s.Roles, ", "), "leader", leader, "connected peers", s.Connected,
+					"hardware", machine, "labels", labelsText(&s.Capability), "blender", blender, "sandbox", sandbox,
+					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.Slots, strings.Join(running, ", "))),
+					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
+					"takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
+			})
+		},
+	}
+}
+
+// mayLeave says whether this machine may be switched off now, and why not.
+func mayLeave(s httpapi.Status) string {
+	switch {
+	case s.Parting != nil:
+		return partingText(*s.Parting)
+	case s.Unkept > 0:
+		return fmt.Sprintf("not known, as no coordinator can be asked: %s may be on this machine alone", count(s.Unkept, "finished frame"))
+	}
+	return "not known, as no coordinator can be asked"
+}
+
+// partingText says whether a machine may be switched off, and what hangs on it.
+func partingText(p lease.Parting) string {
+	var grave, light []string
+	for _, r := range p.Reasons {
+		if r.Grave {
+			grave = append(grave, r.Text)
+		} else {
+			light = append(light, r.Text)
+		}
+	}
+	switch {
+	case len(grave) > 0:
+		return "not now: " + strings.Join(grave, "; ")
+	case len(light) > 0:
+		return "yes, though " + strings.Join(light, "; ")
+	}
+	return "yes"
+}

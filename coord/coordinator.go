@@ -1,0 +1,232 @@
+package coord
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// Coordinator is this machine's part in running the queue. Make it with [Open],
+// start it with [Coordinator.Run], and end it with [Coordinator.Close]; all other
+// methods may be called from any goroutine while it runs.
+type Coordinator struct {
+	log     *Log
+	host    host.Host
+	self    authz.PeerID
+	slog    *slog.Logger
+	hub     *Hub
+	genesis *authz.Command
+	leading atomic.Pointer[leader]
+	has     Machine
+
+	mu  sync.Mutex
+	can map[authz.PeerID]lease.Capability // the latest ad of each member
+}
+
+// Machine is what a coordinator asks of its own machine, and tells it at once.
+// All functions are required, may be called before Open returns and from any
+// goroutine, and must not block.
+type Machine struct {
+	// Coordinates tells whether a peer may hold the queue, by the roster that the
+	// machine goes by: the log's own may still be empty.
+	Coordinates func(authz.PeerID) bool
+	// Roster is called with every change of the roster, before whoever made it is
+	// answered.
+	Roster func(*authz.View)
+	// Leads is called when this machine begins to lead.
+	Leads func()
+}
+
+// Open opens the log in cfg.Dir. genesis, made by authz when the farm was
+// founded, is committed by the first leader of a new farm; it is nil on a
+// machine that did not found one.
+func Open(h host.Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
+	c := &Coordinator{
+		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has,
+		can: make(map[authz.PeerID]lease.Capability),
+	}
+	if c.slog == nil {
+		c.slog = slog.New(slog.DiscardHandler)
+	}
+	log, err := OpenLog(h, func(p peer.ID) bool { return has.Coordinates(authz.PeerID(p.String())) }, cfg)
+	if err != nil {
+		return nil, err
+	}
+	c.log = log
+	log.Subscribe(c.applied)
+	if genesis != nil {
+		if err := log.Bootstrap(h.ID()); err != nil && !errors.Is(err, ErrHasState) {
+			return nil, errors.Join(fmt.Errorf("start the farm's log: %w", err), log.Close())
+		}
+	}
+	return c, nil
+}
+
+// Run leads whenever this machine is elected, until ctx ends or the log fails.
+func (c *Coordinator) Run(ctx context.Context) error {
+	c.host.SetStreamHandler(WorkProtocol, func(s network.Stream) {
+		who := authz.PeerID(s.Conn().RemotePeer().String())
+		if !c.isMember(who) {
+			_ = s.Reset()
+			return
+		}
+		if err := c.ServeMember(ctx, s, who); err != nil && ctx.Err() == nil {
+			c.slog.Debug("a work stream ended", "peer", who.Short(), "err", err)
+		}
+	})
+	defer c.host.RemoveStreamHandler(WorkProtocol)
+	var stop context.CancelFunc = func() {}
+	var wg sync.WaitGroup
+	end := func() {
+		stop()
+		wg.Wait()
+	}
+	for {
+		select {
+		case elected := <-c.log.LeaderCh():
+			end()
+			if !elected {
+				continue
+			}
+			term, cancel := context.WithCancel(ctx)
+			stop = cancel
+			wg.Go(func() {
+				for term.Err() == nil {
+					err := c.lead(term)
+					if err == nil || term.Err() != nil {
+						return
+					}
+					// A sole voter cannot hand over: it tries again.
+					c.slog.Error("leading the queue failed", "err", err)
+					_ = c.log.StepDown()
+					select {
+					case <-time.After(time.Second):
+					case <-term.Done():
+					}
+				}
+			})
+		case <-c.log.Failed():
+			end()
+			return c.log.Err()
+		case <-ctx.Done():
+			end()
+			return nil
+		}
+	}
+}
+
+// Close closes the log. Run must have ended.
+func (c *Coordinator) Close() error { return c.log.Close() }
+
+func (c *Coordinator) isMember(p authz.PeerID) bool {
+	_, ok := c.Roster().Member(p)
+	return ok
+}
+
+// Roster is the committed roster, as every peer may hold it.
+func (c *Coordinator) Roster() (v *authz.View) {
+	c.log.Read(func(_ *lease.State, r *authz.Roster) { v = r.View() })
+	return v
+}
+
+// Read calls f with the committed state, which f must neither change nor keep.
+func (c *Coordinator) Read(f func(*lease.State, *authz.Roster)) { c.log.Read(f) }
+
+// Watch follows the farm's events: see [Hub.Watch].
+func (c *Coordinator) Watch(after uint64) *Watch { return c.hub.Watch(after) }
+
+// Status says who leads.
+func (c *Coordinator) Status() Status { return c.log.Status() }
+
+// Leading tells whether this machine leads and is ready to take commands.
+func (c *Coordinator) Leading() bool { return c.leading.Load() != nil }
+
+// Advertise takes a member's ad, which the caller has verified to be its own and
+// to be valid.
+func (c *Coordinator) Advertise(p authz.PeerID, can lease.Capability, holds lease.Holdings) {
+	c.mu.Lock()
+	c.can[p] = can
+	c.mu.Unlock()
+	if l := c.leading.Load(); l != nil {
+		l.advertised(p, can, holds.ByProject())
+	}
+}
+
+// Submit commits a job and returns its ID and number of tasks once a majority
+// of the coordinators has it on disk.
+func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec) (lease.JobID, int, error) {
+	id := NewJobID()
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec}}}); err != nil {
+		return "", 0, err
+	}
+	tasks := 0
+	c.Read(func(s *lease.State, _ *authz.Roster) {
+		if j, ok := s.Job(id); ok {
+			tasks = len(j.Tasks)
+		}
+	})
+	return id, tasks, nil
+}
+
+// Control commits what somebody with the right to it wants of a job: one of Cancel,
+// Pause, Resume, Prioritise and Retry.
+func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
+	cmd.At = time.Now()
+	return c.commit(ctx, Entry{Queue: &cmd})
+}
+
+// MayJoin reports why a ticket would not admit its machine, before anything is
+// committed. Where this machine does not lead, it says nothing.
+func (c *Coordinator) MayJoin(at time.Time, redeem authz.Redeem) (err error) {
+	if c.Leading() {
+		c.Read(func(_ *lease.State, r *authz.Roster) { err = r.CheckTicket(at, redeem) })
+	}
+	return err
+}
+
+// Admit commits a change of the roster.
+func (c *Coordinator) Admit(ctx context.Context, cmd authz.Command) error {
+	return c.commit(ctx, Entry{Roster: &cmd})
+}
+
+func (c *Coordinator) commit(ctx context.Context, e Entry) error {
+	l := c.leading.Load()
+	if l == nil {
+		leader, _ := c.log.Leader()
+		return ErrNotLeader{Leader: leader}
+	}
+	_, err := c.log.Apply(ctx, e)
+	return err
+}
+
+// applied is the feed of the log: it runs on the state machine's goroutine and
+// must not wait for anything.
+func (c *Coordinator) applied(a Applied) {
+	for n, e := range a.Queue {
+		c.hub.publish(Event{ID: eventID(a.Index, n), At: a.At, Event: e})
+	}
+	if len(a.Roster) > 0 || a.Restored {
+		c.has.Roster(c.Roster())
+	}
+	if l := c.leading.Load(); l != nil {
+		l.applied(a)
+	}
+}
+
+// NewJobID draws an ID that cannot be guessed.
+func NewJobID() lease.JobID { return lease.JobID("j" + strings.ToLower(rand.Text())[:15]) }
+
+func newLeaseID() lease.ID { return lease.ID(strings.ToLower(rand.Text())[:20]) }

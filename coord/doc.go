@@ -1,0 +1,14 @@
+// Package coord runs the queue: the log that is replicated among the farm's
+// coordinators, the election of the one that leads, and what only a leader does
+// — granting leases over each machine's open work stream, watching that they are
+// renewed, and seeing that finished frames are kept by enough machines.
+//
+// It promises that nobody is told yes before a majority of the coordinators has
+// the command on disk; that a new leader has applied everything committed before
+// it (a barrier) and gives every lease a full TTL before it expires anything;
+// and that what a leader holds in memory dies with its leadership.
+//
+// It does not decide: package lease holds the rules of the queue, package sched
+// the placement, package authz who is a member. It does not render, fetch or
+// store frames: package peer does, at the other end of the work stream.
+package coord

@@ -1,0 +1,425 @@
+package coord
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"slices"
+	"sync"
+	"time"
+
+	"vizpeer/authz"
+	"vizpeer/coord/sched"
+	"vizpeer/lease"
+)
+
+// leader is what exists only while this machine leads. All of it is in memory
+// and dies with the leadership. Whoever takes both locks takes mu first, and the
+// log's state (Read) inside it.
+type leader struct {
+	c    *Coordinator
+	ctx  context.Context
+	term uint64
+	wake chan struct{} // there may be something to do; see turn
+
+	mu       sync.Mutex
+	sessions map[authz.PeerID]*session
+	leases   map[lease.ID]*timedLease
+	awaited  map[authz.PeerID]*time.Timer // members to be declared lost unless they come
+	trouble  map[lease.JobID]Difficulty
+	seen     map[authz.PeerID]time.Time // when a member's last stream ended
+	absent   map[authz.PeerID]*time.Timer
+	gone     map[authz.PeerID]bool // away for so long that its copies are replaced
+	members  *authz.View           // as they were last seen
+	// What the next turn has to look at.
+	fresh     []lease.TaskID // tasks with frames that keepers may want
+	plan      plan           // the look at every frame, when keepers came or went
+	roster    bool           // the roster changed
+	ended     []lease.JobID
+	submitted []lease.JobID // jobs whose project keepers may want
+}
+
+// timedLease is a live lease and the time it has left.
+type timedLease struct {
+	task     lease.TaskID
+	peer     authz.PeerID
+	timer    *time.Timer
+	deadline time.Time
+	progress json.RawMessage
+}
+
+// lead runs one term: it waits until everything committed before it is applied,
+// takes over the leases with a full TTL each, and serves until ctx ends.
+func (c *Coordinator) lead(ctx context.Context) error {
+	if err := c.log.Barrier(ctx); err != nil {
+		return err
+	}
+	if err := c.found(ctx); err != nil {
+		return err
+	}
+	_, term := c.log.Leader()
+	l := &leader{
+		c: c, ctx: ctx, term: term, wake: make(chan struct{}, 1),
+		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
+		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
+		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
+	}
+	l.establish()
+	c.leading.Store(l)
+	c.has.Leads()
+	c.slog.Info("leading the queue", "term", term)
+	defer l.revoke()
+	old := time.NewTicker(time.Hour)
+	defer old.Stop()
+	for {
+		select {
+		case <-l.wake:
+			l.turn()
+		case <-old.C:
+			l.forget()
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// keepJobs is how long a job that has ended is remembered.
+const keepJobs = 30 * 24 * time.Hour
+
+// forget drops the jobs that ended long ago, if there are any.
+func (l *leader) forget() {
+	before := time.Now().Add(-keepJobs)
+	due := false
+	l.c.Read(func(s *lease.State, _ *authz.Roster) {
+		due = slices.ContainsFunc(s.Jobs(), func(j *lease.Job) bool { return j.State.Ended() && j.Ended.Before(before) })
+	})
+	if due {
+		_ = l.propose(lease.Command{Forget: &lease.Forget{Before: before}})
+	}
+}
+
+// found commits the farm's first entry, once in the farm's life.
+func (c *Coordinator) found(ctx context.Context) error {
+	if c.genesis == nil || c.Roster().Farm() != "" {
+		return nil
+	}
+	_, err := c.log.Apply(ctx, Entry{Roster: c.genesis})
+	return err
+}
+
+// establish gives every lease and every member a full TTL to be heard from.
+func (l *leader) establish() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.c.Read(func(s *lease.State, r *authz.Roster) {
+		l.members = r.View()
+		for _, m := range r.Members() {
+			l.await(m.ID)
+		}
+		for _, j := range s.Open() {
+			for i := range j.Tasks {
+				if a, ok := j.Tasks[i].Live(); ok {
+					l.arm(a.Lease, lease.TaskID{Job: j.ID, Index: int32(i)}, a.Peer)
+				}
+			}
+		}
+	})
+}
+
+// machines is how many machines there are to hold frames. One that is silent for
+// less than a TTL counts: a frame is not done with fewer copies because the
+// network, or the leader, has just changed. l.mu is held.
+func (l *leader) machines() int { return len(l.sessions) + len(l.awaited) }
+
+// revoke takes everything down that belonged to this term.
+func (l *leader) revoke() {
+	l.c.leading.CompareAndSwap(l, nil)
+	l.c.hub.end(ErrMoved)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, t := range l.leases {
+		t.timer.Stop()
+	}
+	for _, t := range l.awaited {
+		t.Stop()
+	}
+	for _, t := range l.absent {
+		t.Stop()
+	}
+	for _, s := range l.sessions {
+		s.close()
+	}
+}
+
+// signal asks for a turn soon. Many signals make one turn.
+func (l *leader) signal() {
+	select {
+	case l.wake <- struct{}{}:
+	default:
+	}
+}
+
+// applied notes what a committed entry asks the leader to do. It runs on the
+// state machine's goroutine.
+func (l *leader) applied(a Applied) {
+	l.mu.Lock()
+	for _, e := range a.Queue {
+		switch e.Type {
+		case lease.JobSubmitted:
+			l.submitted = append(l.submitted, e.Job)
+			for _, s := range l.sessions {
+				s.look = true
+			}
+		case lease.TaskEnded, lease.TaskRequeued:
+			l.disarm(e.Lease, e.Peer)
+			if s := l.sessions[e.Peer]; s != nil && e.State == string(lease.TaskDone) {
+				s.send(Down{Kept: &Kept{Lease: e.Lease}})
+			}
+		case lease.LeaseRevoked:
+			l.disarm(e.Lease, e.Peer)
+			if s := l.sessions[e.Peer]; s != nil {
+				s.send(Down{Revoke: &Revoke{Lease: e.Lease, Reason: e.Reason}})
+			}
+		case lease.FrameResult:
+			// A frame that was lost and rendered again may be the same to the byte:
+			// its keepers are asked anew.
+			for _, s := range l.sessions {
+				l.unask(s, e.Job, *e.Frame, e.Result.CID)
+			}
+			l.fresh = append(l.fresh, lease.TaskID{Job: e.Job, Index: e.Task})
+		case lease.FrameLost:
+			for _, s := range l.sessions {
+				if l.unask(s, e.Job, *e.Frame, e.Result.CID) {
+					s.send(Down{Drop: &Drop{Job: e.Job, Frame: *e.Frame, CID: e.Result.CID}})
+				}
+			}
+		case lease.FrameShort:
+			// Whoever lost its copy may be asked for it again, and fetch what it lacks.
+			if s := l.sessions[e.Peer]; s != nil {
+				l.unask(s, e.Job, *e.Frame, e.Result.CID)
+			}
+			l.fresh = append(l.fresh, lease.TaskID{Job: e.Job, Index: e.Task})
+		case lease.ProjectShort:
+			if s := l.sessions[e.Peer]; s != nil {
+				l.unaskProject(s, e.Job)
+			}
+			l.submitted = append(l.submitted, e.Job)
+		case lease.JobEnded:
+			for _, s := range l.sessions {
+				l.unaskProject(s, e.Job)
+				delete(s.noRoom, e.Job)
+				if s.next.Job == e.Job {
+					s.next, s.look = Prefetch{}, true
+				}
+			}
+			if !l.trouble[e.Job].Writing { // frames are written even after the end
+				delete(l.trouble, e.Job)
+			}
+			l.ended = append(l.ended, e.Job)
+		}
+	}
+	l.roster = l.roster || len(a.Roster) > 0
+	l.mu.Unlock()
+	l.signal()
+}
+
+// arm starts or restarts a lease's time to live. l.mu is held.
+func (l *leader) arm(id lease.ID, task lease.TaskID, p authz.PeerID) {
+	t := l.leases[id]
+	if t == nil {
+		t = &timedLease{task: task, peer: p}
+		l.leases[id] = t
+		t.timer = time.AfterFunc(LeaseTTL, func() { l.expire(id, t) })
+	} else {
+		t.timer.Reset(LeaseTTL)
+	}
+	t.deadline = time.Now().Add(LeaseTTL)
+}
+
+// disarm forgets a lease that has ended. l.mu is held.
+func (l *leader) disarm(id lease.ID, p authz.PeerID) {
+	if t := l.leases[id]; t != nil {
+		t.timer.Stop()
+		delete(l.leases, id)
+	}
+	if s := l.sessions[p]; s != nil {
+		delete(s.granted, id)
+		delete(s.running, id)
+	}
+}
+
+// stalled tells that a timer fired so long after its deadline that this process
+// itself must have been stopped: then nobody else's silence proves anything.
+func stalled(deadline time.Time) bool { return time.Since(deadline) > Renewal }
+
+func (l *leader) expire(id lease.ID, t *timedLease) {
+	l.mu.Lock()
+	if l.leases[id] != t || l.ctx.Err() != nil {
+		l.mu.Unlock()
+		return
+	}
+	// A machine without a stream is lost as a whole, its leases with it.
+	if left := time.Until(t.deadline); left > 0 || stalled(t.deadline) || l.sessions[t.peer] == nil {
+		l.arm(id, t.task, t.peer)
+		l.mu.Unlock()
+		return
+	}
+	// Should the log be too busy now, it is proposed again; once it is committed,
+	// its event disarms the timer.
+	l.arm(id, t.task, t.peer)
+	l.mu.Unlock()
+	l.c.slog.Warn("a lease expired", "task", t.task, "peer", t.peer.Short())
+	_ = l.propose(lease.Command{Expire: &lease.Expire{Lease: id, Task: t.task}})
+}
+
+// await declares p lost unless it opens a work stream within a TTL. l.mu is held.
+func (l *leader) await(p authz.PeerID) {
+	if l.awaited[p] != nil || l.sessions[p] != nil {
+		return
+	}
+	deadline := time.Now().Add(LeaseTTL)
+	l.awaited[p] = time.AfterFunc(LeaseTTL, func() {
+		l.mu.Lock()
+		delete(l.awaited, p)
+		if l.ctx.Err() != nil || l.sessions[p] != nil {
+			l.mu.Unlock()
+			return
+		}
+		if stalled(deadline) {
+			l.await(p)
+			l.mu.Unlock()
+			return
+		}
+		l.plan.again = true
+		l.left(p)
+		machines := l.machines()
+		l.mu.Unlock()
+		l.c.slog.Warn("a machine is gone", "peer", p.Short())
+		if err := l.propose(lease.Command{Lose: &lease.Lose{Peer: p, Machines: machines}}); err != nil {
+			l.mu.Lock()
+			l.await(p)
+			l.mu.Unlock()
+		}
+	})
+}
+
+// propose commits a command of the leader's own. The error says that the log
+// could not take it; a command that the state refuses came too late to matter.
+func (l *leader) propose(cmd lease.Command) error {
+	cmd.At = time.Now()
+	_, err := l.c.log.Apply(l.ctx, Entry{Queue: &cmd})
+	if err != nil && l.ctx.Err() == nil {
+		l.c.slog.Debug("a command was not carried out", "err", err)
+	}
+	l.signal()
+	if Refused(err) {
+		return nil
+	}
+	return err
+}
+
+// turn does all that can be done now: it passes the roster on, asks keepers to
+// keep, and fills free slots. Only the term's own goroutine calls it.
+func (l *leader) turn() {
+	l.mu.Lock()
+	fresh, ended, submitted, roster := l.fresh, l.ended, l.submitted, l.roster
+	l.fresh, l.ended, l.submitted, l.roster = nil, nil, nil, false
+	l.mu.Unlock()
+	if roster {
+		l.revised(l.c.Roster())
+	}
+	if len(fresh) > 0 || len(submitted) > 0 || len(ended) > 0 {
+		l.keep(submitted, fresh, ended)
+	}
+	l.proceed()
+	for _, id := range ended {
+		l.each(func(s *session) { s.send(Down{Ended: &Ended{Job: id}}) })
+	}
+	l.schedule()
+	l.lookAhead()
+}
+
+// each calls f for every member with an open stream, in order of their IDs.
+func (l *leader) each(f func(*session)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, p := range slices.Sorted(maps.Keys(l.sessions)) {
+		f(l.sessions[p])
+	}
+}
+
+// schedule grants queued tasks to free slots.
+func (l *leader) schedule() {
+	l.mu.Lock()
+	var machines []sched.Machine
+	here := make(map[authz.PeerID]bool, len(l.sessions))
+	for p, s := range l.sessions {
+		here[p] = true
+		if s.free() > 0 {
+			machines = append(machines, s.machine())
+		}
+	}
+	l.mu.Unlock()
+	if len(machines) == 0 {
+		return
+	}
+	var entries []Entry
+	var orders []Order
+	l.c.Read(func(s *lease.State, _ *authz.Roster) {
+		// Nobody can render what nobody who is there holds.
+		jobs := slices.DeleteFunc(s.Waiting(time.Now()), func(j *lease.Job) bool {
+			return !slices.ContainsFunc(j.Holders, func(p authz.PeerID) bool { return here[p] })
+		})
+		for _, p := range sched.Place(jobs, machines) {
+			j, t, err := s.Task(p.Task)
+			if err != nil {
+				continue
+			}
+			r := lease.Report{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer}
+			entries = append(entries, Entry{Queue: &lease.Command{At: time.Now(), Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer}}})
+			orders = append(orders, Order{Report: r, Spec: j.Spec, Frames: j.Remaining(t), Stocked: slices.Contains(j.Holders, p.Peer)})
+		}
+	})
+	if len(entries) == 0 {
+		return
+	}
+	// The slot is taken before the grant is committed, so that its events find it.
+	l.mu.Lock()
+	for _, o := range orders {
+		if s := l.sessions[o.Peer]; s != nil {
+			s.granted[o.Lease], s.look = true, true
+		}
+	}
+	l.mu.Unlock()
+	_, errs := l.c.log.ApplyAll(l.ctx, entries)
+	var back []lease.Report
+	l.mu.Lock()
+	for i, o := range orders {
+		s := l.sessions[o.Peer]
+		switch {
+		case errs[i] != nil:
+			l.disarm(o.Lease, o.Peer)
+		case s == nil || !s.granted[o.Lease]:
+			// The machine left, or came back over another stream, meanwhile.
+			back = append(back, o.Report)
+		default:
+			l.arm(o.Lease, o.Task, o.Peer)
+			o.From = l.sources(o.Spec.Project, o.Task.Job, o.Peer)
+			s.send(Down{Grant: &o})
+		}
+	}
+	l.mu.Unlock()
+	for _, r := range back {
+		l.giveBack(r, "the machine was away")
+	}
+}
+
+// giveBack ends a lease that its machine does not know of. Should the log be too
+// busy for it, the lease runs out instead.
+func (l *leader) giveBack(r lease.Report, why string) {
+	if l.propose(lease.Command{Release: &lease.Release{Report: r, Reason: why}}) != nil {
+		l.mu.Lock()
+		l.arm(r.Lease, r.Task, r.Peer)
+		l.mu.Unlock()
+	}
+}

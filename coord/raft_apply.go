@@ -1,0 +1,91 @@
+package coord
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/hashicorp/raft"
+)
+
+// Apply carries out one command and returns what it did, once a majority of the
+// voters has it on disk and this machine has applied it. The error is the
+// queue's or the roster's own; or, where the command did not get that far, an
+// [ErrNotLeader], [ErrBusy], [ErrClosed], or one that wraps [ErrOutcomeUnknown].
+func (l *Log) Apply(ctx context.Context, e Entry) (Applied, error) {
+	applied, errs := l.ApplyAll(ctx, []Entry{e})
+	return applied[0], errs[0]
+}
+
+// ApplyAll carries out many commands in the order given, and is to be preferred
+// to calls of Apply in a row: all of them are under way together and share the
+// cost of the disk. It answers each as Apply does; one that fails does not hold
+// up those behind it.
+func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error) {
+	errs := make([]error, len(entries))
+	all := func(err error) ([]Applied, []error) {
+		errs := make([]error, len(entries))
+		for i := range errs {
+			errs[i] = err
+		}
+		return make([]Applied, len(entries)), errs
+	}
+	if err := ctx.Err(); err != nil {
+		return all(context.Cause(ctx))
+	}
+	data := make([][]byte, len(entries))
+	for i, e := range entries {
+		data[i], errs[i] = e.encode()
+	}
+	if err := l.enter(); err != nil {
+		return all(err)
+	}
+	applied := make([]Applied, len(entries))
+	done := make(chan struct{})
+	go func() {
+		defer l.leave()
+		defer close(done)
+		futures := make([]raft.ApplyFuture, len(entries))
+		for i := range data {
+			if errs[i] == nil {
+				futures[i] = l.raft.Apply(data[i], l.cfg.ApplyTimeout)
+			}
+		}
+		for i, f := range futures {
+			if f == nil {
+				continue
+			}
+			if err := f.Error(); err != nil {
+				errs[i] = l.explain(err)
+				continue
+			}
+			o := f.Response().(outcome)
+			applied[i], errs[i] = o.applied, o.err
+		}
+	}()
+	// Once the caller has gone, applied and errs are the goroutine's alone.
+	select {
+	case <-done:
+		return applied, errs
+	case <-l.failed:
+		return all(fmt.Errorf("%w (%w)", ErrOutcomeUnknown, l.failure))
+	case <-ctx.Done():
+		return all(fmt.Errorf("%w (%w)", ErrOutcomeUnknown, context.Cause(ctx)))
+	}
+}
+
+// Barrier returns when this machine, which must lead, has applied everything
+// that was committed before.
+func (l *Log) Barrier(ctx context.Context) error {
+	return l.wait(ctx, func() raft.Future { return l.raft.Barrier(l.cfg.ApplyTimeout) })
+}
+
+// VerifyLeader returns nil if, after it was called, a majority of the voters
+// still took this machine for the leader.
+func (l *Log) VerifyLeader(ctx context.Context) error {
+	return l.wait(ctx, func() raft.Future { return l.raft.VerifyLeader() })
+}
+
+// Snapshot writes a snapshot now and lets go of the log behind it.
+func (l *Log) Snapshot(ctx context.Context) error {
+	return l.wait(ctx, func() raft.Future { return l.raft.Snapshot() })
+}

@@ -1,0 +1,170 @@
+// Package sched decides which task goes to which machine. It is pure: it reads
+// the queue and a list of machines and answers with placements; the leader turns
+// those into grants.
+//
+// It promises that jobs are served in the order given, which is the queue's; that a
+// task is placed only on a machine that meets all of its job's
+// requirements; that of the machines that do, the smallest is taken, so that
+// large GPUs stay free for who needs them; that among machines that are as small,
+// the one that holds most of the job's project is taken; and that no machine stays
+// free while a task that it could do waits.
+//
+// It does not know about time or speed.
+package sched
+
+import (
+	"cmp"
+	"slices"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// Machine is one machine that can be given work now.
+type Machine struct {
+	Peer authz.PeerID
+	Can  lease.Capability
+	Free int // slots without a lease
+	// Holds tells how many eighths of a project are there already, by
+	// [lease.ShortCID].
+	Holds map[string]int
+	// NoRoom lists the jobs whose projects its store could not take when it tried.
+	NoRoom map[lease.JobID]bool
+}
+
+// Lacks lists what m lacks of what j needs. A project that it holds needs no room
+// a second time.
+func (m Machine) Lacks(j *lease.Job) []lease.Lack { return m.lacks(j, lease.ShortCID(j.Spec.Project)) }
+
+func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
+	needs := j.Spec.Needs
+	if m.Holds[project] == lease.Whole {
+		needs = needs.Holding()
+	}
+	lacks := needs.Match(m.Can)
+	if len(lacks) == 0 && m.NoRoom[j.ID] {
+		lacks = append(lacks, lease.Lack{Need: "room for the project", Has: "less than that, as it found when it tried"})
+	}
+	return lacks
+}
+
+// Placement is a task and the machine that should try it.
+type Placement struct {
+	Task lease.TaskID
+	Peer authz.PeerID
+}
+
+// Place fills the machines' free slots. jobs must be in the order of service, as
+// [lease.State.Waiting] lists them. It changes neither argument. Its cost grows
+// with the number of jobs and machines, not with the number of tasks.
+func Place(jobs []*lease.Job, machines []Machine) []Placement {
+	free := slices.DeleteFunc(slices.Clone(machines), func(m Machine) bool { return m.Free < 1 || m.Can.Draining })
+	slices.SortFunc(free, smallestFirst)
+	var placed []Placement
+	for _, j := range jobs {
+		if len(free) == 0 {
+			break
+		}
+		var fit []*Machine
+		slots, local := 0, false
+		project := lease.ShortCID(j.Spec.Project)
+		for i := range free {
+			m := &free[i]
+			if m.Free > 0 && !j.KeptOff(m.Peer) && len(m.lacks(j, project)) == 0 {
+				fit = append(fit, m)
+				slots += m.Free
+				local = local || m.Holds[project] > 0
+			}
+		}
+		if local {
+			slices.SortStableFunc(fit, func(a, b *Machine) int {
+				return cmp.Or(bySize(*a, *b), cmp.Compare(b.Holds[project], a.Holds[project]))
+			})
+		}
+		for _, i := range j.Next(slots) {
+			m := choose(fit, &j.Tasks[i])
+			m.Free--
+			placed = append(placed, Placement{Task: lease.TaskID{Job: j.ID, Index: i}, Peer: m.Peer})
+			fit = slices.DeleteFunc(fit, func(m *Machine) bool { return m.Free == 0 })
+		}
+		free = slices.DeleteFunc(free, func(m Machine) bool { return m.Free < 1 })
+	}
+	return placed
+}
+
+// choose takes the smallest machine that has not failed the task yet, or the
+// smallest of all where each has.
+func choose(fit []*Machine, t *lease.Task) *Machine {
+	for _, m := range fit {
+		if !slices.ContainsFunc(t.Attempts, func(a lease.Attempt) bool {
+			return a.Peer == m.Peer && a.Outcome == lease.OutcomeFailed
+		}) {
+			return m
+		}
+	}
+	return fit[0]
+}
+
+// smallestFirst orders machines by size. One with more slots free goes first
+// among equals, so that work spreads.
+func smallestFirst(a, b Machine) int {
+	return cmp.Or(bySize(a, b), cmp.Compare(b.Free, a.Free), cmp.Compare(a.Peer, b.Peer))
+}
+
+// bySize compares machines by what would be wasted on a job that does not need
+// it: GPUs and their memory first, then RAM, then cores.
+func bySize(a, b Machine) int {
+	return cmp.Or(
+		cmp.Compare(len(a.Can.GPUs), len(b.Can.GPUs)),
+		cmp.Compare(vram(a.Can), vram(b.Can)),
+		cmp.Compare(a.Can.RAM, b.Can.RAM),
+		cmp.Compare(a.Can.Cores, b.Can.Cores),
+	)
+}
+
+func vram(c lease.Capability) int64 {
+	var most int64
+	for _, g := range c.GPUs {
+		most = max(most, g.VRAM)
+	}
+	return most
+}
+
+// aheadFree is what a project that is fetched ahead leaves free of a machine's disk
+// and store, in bytes: the frames and the project of what it renders now come first.
+const aheadFree = 1 << 30
+
+// Ahead is the job that m is likely to need next while it renders others: the
+// first in the order of service that has work waiting, is m's to do and has none
+// of the projects that m renders now. It is nil where there is none, where m holds
+// that one's project already, or where that would leave m too little room.
+func Ahead(jobs []*lease.Job, m Machine, renders map[string]bool) *lease.Job {
+	if m.Can.Draining {
+		return nil
+	}
+	for _, j := range jobs {
+		if renders[j.Spec.Project] || j.KeptOff(m.Peer) || len(m.Lacks(j)) > 0 {
+			continue
+		}
+		needs := j.Spec.Needs
+		if m.Holds[lease.ShortCID(j.Spec.Project)] == lease.Whole || m.Can.FreeDisk < needs.Disk+aheadFree || m.Can.Room != nil && *m.Can.Room < needs.Store+aheadFree {
+			return nil
+		}
+		return j
+	}
+	return nil
+}
+
+// Nearest finds the machine that lacks the least of what j needs, and what that
+// is. It answers a zero Machine where there are none.
+func Nearest(j *lease.Job, machines []Machine) (Machine, []lease.Lack) {
+	var best Machine
+	var lacks []lease.Lack
+	for i, m := range machines {
+		l := m.Lacks(j)
+		if i == 0 || len(l) < len(lacks) || len(l) == len(lacks) && smallestFirst(m, best) < 0 {
+			best, lacks = m, l
+		}
+	}
+	return best, lacks
+}

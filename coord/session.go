@@ -1,0 +1,501 @@
+package coord
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"golang.org/x/time/rate"
+
+	"vizpeer/authz"
+	"vizpeer/coord/sched"
+	"vizpeer/lease"
+)
+
+// session is the leader's end of one member's work stream.
+type session struct {
+	peer  authz.PeerID
+	conn  *Conn
+	out   chan Down
+	done  chan struct{}
+	once  sync.Once
+	addrs []string
+	limit *rate.Limiter // of what it says
+
+	// Guarded by the leader's mu.
+	can     lease.Capability
+	granted map[lease.ID]bool // leases it was given
+	running map[lease.ID]bool // attempts it says it makes, some under leases that have ended
+	asked   map[KeepID]bool   // what it was asked to keep: true until it has answered
+	keeping int               // orders to keep that it has not answered, sent or not
+	later   []Keep            // those that wait until it has answered some
+	holds   map[string]int    // eighths of projects that its ad tells of
+	noRoom  map[lease.JobID]shortage
+	next    Prefetch // what it was told last to fetch ahead, without sources
+	look    bool     // something may be to be fetched ahead
+}
+
+// messages bounds what a member may say and ask in a second: most of it goes into
+// the log, or to every watcher. One that says more waits, and its whole stream with
+// it.
+const messages = 500
+
+// heavy is how many messages one counts for that costs the leader much.
+const heavy = 50
+
+// maxRunning bounds the attempts that a member may say it makes: those of its
+// slots, and as many of which it does not know yet that they have ended.
+const maxRunning = 2 * lease.MaxSlots
+
+// keepWindow is how many orders to keep a member may have at once: one that comes
+// back after a night must not be flooded.
+const keepWindow = 256
+
+// outbox is how many orders a member may be slow to take before it is cut off;
+// it then comes back and is told what still holds.
+const outbox = 1024
+
+// errSlow ends a stream whose member does not read.
+var errSlow = errors.New("the member does not read its orders")
+
+// send queues an order and never waits.
+func (s *session) send(d Down) {
+	select {
+	case s.out <- d:
+	case <-s.done:
+	default:
+		s.close()
+	}
+}
+
+// write sends the orders until the stream ends.
+func (s *session) write() {
+	for {
+		select {
+		case d := <-s.out:
+			if err := s.conn.Send(d); err != nil {
+				s.close()
+				return
+			}
+		case <-s.done:
+			return
+		}
+	}
+}
+
+func (s *session) close() {
+	s.once.Do(func() {
+		close(s.done)
+		_ = s.conn.Close()
+	})
+}
+
+// free is the number of slots without an attempt.
+func (s *session) free() int {
+	busy := len(s.granted)
+	for id := range s.running {
+		if !s.granted[id] {
+			busy++
+		}
+	}
+	return s.can.Slots - busy
+}
+
+// machine is the member as the scheduler sees it.
+func (s *session) machine() sched.Machine {
+	m := sched.Machine{Peer: s.peer, Can: s.can, Free: s.free(), Holds: s.holds, NoRoom: make(map[lease.JobID]bool, len(s.noRoom))}
+	for j := range s.noRoom {
+		m.NoRoom[j] = true
+	}
+	return m
+}
+
+// ServeMember speaks the leader's side of the work protocol with a member until
+// the stream or ctx ends. A machine that does not lead redirects the member to
+// the one that does. The caller has checked that who is a member, and that the
+// stream is who's.
+func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, who authz.PeerID) error {
+	conn := NewConn(rwc)
+	defer conn.Close()
+	var up Up
+	if err := conn.Receive(&up); err != nil {
+		return err
+	}
+	if up.Hello == nil {
+		return errors.New("the first message was not a hello")
+	}
+	if err := up.Hello.validate(); err != nil {
+		return err
+	}
+	l := c.leading.Load()
+	if l == nil {
+		leader, _ := c.log.Leader()
+		if leader == c.self { // elected, but not established yet: ask again soon
+			leader = ""
+		}
+		// The member closes once it has read where to go; the stream must not be
+		// torn down before.
+		if err := conn.Send(Down{Redirect: &Redirect{Leader: Addr{Peer: leader}}}); err != nil {
+			return err
+		}
+		_ = conn.Receive(&up)
+		return nil
+	}
+	return l.serve(ctx, conn, who, *up.Hello)
+}
+
+// housed notes which store a member has, before anything else it says counts.
+func (l *leader) housed(p authz.PeerID, store string) error {
+	was := ""
+	l.c.Read(func(q *lease.State, _ *authz.Roster) { was = q.Store(p) })
+	if store == "" || store == was {
+		return nil
+	}
+	if err := l.propose(lease.Command{Store: &lease.Store{Peer: p, ID: store}}); err != nil {
+		return err
+	}
+	if was != "" {
+		l.c.slog.Warn("a machine's content store is gone, and it has a new one: what it held is copied again", "peer", p.Short())
+		l.mu.Lock()
+		l.plan.again, l.plan.ended = true, true
+		l.mu.Unlock()
+	}
+	return nil
+}
+
+func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello Hello) error {
+	if err := l.housed(who, hello.Store); err != nil {
+		return err
+	}
+	s := &session{
+		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, can: hello.Can,
+		granted: make(map[lease.ID]bool), running: make(map[lease.ID]bool), asked: make(map[KeepID]bool),
+		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
+	}
+	stop := context.AfterFunc(ctx, s.close)
+	defer stop()
+	defer context.AfterFunc(l.ctx, s.close)()
+	defer s.close()
+	unknown := l.join(s, hello)
+	defer l.leave(s)
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	defer s.close()
+	wg.Go(s.write)
+	for _, r := range unknown {
+		l.giveBack(r, "the machine was restarted")
+	}
+	l.signal()
+	for {
+		var up Up
+		if err := conn.Receive(&up); err != nil {
+			select {
+			case <-s.done:
+				if ctx.Err() == nil && l.ctx.Err() == nil && len(s.out) == cap(s.out) {
+					return errSlow
+				}
+			default:
+			}
+			return err
+		}
+		if err := l.heard(s, up); err != nil {
+			return err
+		}
+	}
+}
+
+// join makes s the member's stream and welcomes it. It returns the leases that
+// the queue gives the member and of which the member knows nothing.
+func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if old := l.sessions[s.peer]; old != nil {
+		old.close()
+	}
+	l.sessions[s.peer] = s
+	if t := l.awaited[s.peer]; t != nil {
+		t.Stop()
+		delete(l.awaited, s.peer)
+	}
+	known := make(map[lease.ID]bool)
+	for _, r := range hello.Leases {
+		known[r.Lease] = true
+	}
+	w := Welcome{Term: l.term}
+	var unwanted []Revoke
+	l.c.Read(func(q *lease.State, r *authz.Roster) {
+		w.Roster = r.View()
+		for _, j := range q.Open() {
+			w.Open = append(w.Open, j.ID)
+		}
+		for _, r := range hello.Leases {
+			s.running[r.Lease] = true
+			j, t, err := q.Task(r.Task)
+			// An attempt whose lease has run out may still help: until somebody
+			// else has the task, its frames are taken.
+			if err == nil {
+				if a, ok := t.Live(); ok && a.Lease == r.Lease || !j.State.Ended() && t.State == lease.TaskQueued {
+					continue
+				}
+			}
+			unwanted = append(unwanted, Revoke{Lease: r.Lease, Reason: "the lease has ended"})
+		}
+	})
+	for id, t := range l.leases {
+		switch {
+		case t.peer != s.peer:
+		case known[id]:
+			s.granted[id] = true
+			l.arm(id, t.task, t.peer)
+		default:
+			unknown = append(unknown, lease.Report{Lease: id, Task: t.task, Peer: t.peer})
+		}
+	}
+	s.send(Down{Welcome: &w})
+	for _, r := range unwanted {
+		s.send(Down{Revoke: &r})
+	}
+	s.look = true
+	l.returned(s.peer)
+	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
+	return unknown
+}
+
+func (l *leader) leave(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.sessions[s.peer] != s {
+		return // it has a newer stream
+	}
+	delete(l.sessions, s.peer)
+	l.plan.scarce = l.plan.scarce || s.keeping > 0 // who shall keep it instead, or again?
+	l.seen[s.peer] = time.Now()
+	if l.ctx.Err() == nil {
+		l.await(s.peer)
+	}
+	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+}
+
+// heard carries out one message of a member.
+func (l *leader) heard(s *session, up Up) error {
+	weight := 1
+	if up.Part != nil { // every frame that is remembered is looked at
+		weight = heavy
+	}
+	if err := s.limit.WaitN(l.ctx, weight); err != nil {
+		return err
+	}
+	switch {
+	case up.Renew != nil && len(up.Renew.Leases) > maxRunning:
+		return fmt.Errorf("a renewal of %d leases", len(up.Renew.Leases))
+	case up.Renew != nil:
+		l.renew(s, *up.Renew)
+		s.send(Down{Ack: &Ack{}})
+		return nil
+	case up.Trouble != nil:
+		l.troubled(s, *up.Trouble)
+		return nil
+	case up.May != nil, up.Find != nil, up.Part != nil, up.Recall != nil:
+		s.send(Down{Ack: l.answer(s, up)})
+		return nil
+	}
+	// Who speaks is known from the stream, and how many machines there are from
+	// the leader's own eyes, whatever the message says.
+	cmd := lease.Command{At: time.Now()}
+	var err error
+	l.mu.Lock()
+	machines := l.machines()
+	l.mu.Unlock()
+	switch {
+	case up.Record != nil:
+		up.Record.Peer, up.Record.Machines = s.peer, machines
+		cmd.Record, err = up.Record, resultsMakeSense(up.Record.Frames)
+	case up.Complete != nil:
+		up.Complete.Peer, up.Complete.Machines = s.peer, machines
+		cmd.Complete, err = up.Complete, resultsMakeSense(up.Complete.Frames)
+	case up.Fail != nil:
+		up.Fail.Peer, up.Fail.Others = s.peer, l.others(s, up.Fail.Task)
+		cmd.Fail = up.Fail
+	case up.Release != nil:
+		up.Release.Peer = s.peer
+		cmd.Release = up.Release
+	case up.Hold != nil:
+		up.Hold.Peer, up.Hold.Machines = s.peer, machines
+		cmd.Hold = up.Hold
+	case up.Stock != nil:
+		up.Stock.Peer = s.peer
+		cmd.Stock = up.Stock
+	case up.Unhold != nil:
+		up.Unhold.Peer, up.Unhold.Machines = s.peer, machines
+		cmd.Unhold = up.Unhold
+	default:
+		return fmt.Errorf("a message of an unknown kind: the member may be of a newer version")
+	}
+	if err == nil {
+		err = l.mayHold(s, up)
+	}
+	if up.Release != nil && up.NoRoom {
+		l.full(s, up.Release.Task.Job) // before the task can be granted again
+	}
+	if err == nil {
+		_, err = l.c.log.Apply(l.ctx, Entry{Queue: &cmd})
+	}
+	s.send(Down{Ack: ackOf(up.Seq, err)})
+	l.mu.Lock()
+	switch {
+	case up.Hold != nil:
+		if err == nil && l.trouble[up.Hold.Job].Peer == s.peer {
+			delete(l.trouble, up.Hold.Job)
+		}
+		// What is held is answered; that it is also written comes as a second report,
+		// and a folder that cannot be written must not hold up other orders.
+		for _, write := range []bool{false, true} {
+			l.answered(s, KeepID{Job: up.Hold.Job, Frame: up.Hold.Frame, CID: up.Hold.CID, Write: write})
+		}
+	case up.Stock != nil:
+		l.c.Read(func(q *lease.State, _ *authz.Roster) {
+			if j, ok := q.Job(up.Stock.Job); ok {
+				l.answered(s, KeepID{Job: j.ID, CID: j.Spec.Project, Project: true})
+			}
+		})
+	}
+	l.mu.Unlock()
+	if r := up.Record; r != nil && err == nil {
+		// What came late may be about a task that is done long since.
+		l.c.Read(func(q *lease.State, _ *authz.Roster) {
+			if _, t, err := q.Task(r.Task); err == nil && t.State == lease.TaskDone {
+				s.send(Down{Kept: &Kept{Lease: r.Lease}})
+			}
+		})
+	}
+	l.signal()
+	return nil
+}
+
+// errUnasked refuses copies of what a member has no right to: it can hold them
+// only by a mistake or a lie, and to hold something is a right to it.
+var errUnasked = fmt.Errorf("%w: nobody asked this machine to hold that, or there is no such content", lease.ErrInvalid)
+
+// mayHold refuses reports of copies by a member that has no right to the content.
+func (l *leader) mayHold(s *session, up Up) error {
+	var root string
+	var by lease.Scope
+	switch {
+	case up.Hold != nil:
+		root, by = up.Hold.CID, lease.FrameOf(up.Hold.Job, up.Hold.Frame)
+	case up.Stock != nil:
+		by = lease.ProjectOf(up.Stock.Job)
+		l.c.Read(func(q *lease.State, _ *authz.Roster) {
+			if j, ok := q.Job(by.Job); ok {
+				root = j.Spec.Project
+			}
+		})
+	default:
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.may(s.peer, root, by.String()) {
+		return errUnasked
+	}
+	return nil
+}
+
+// others counts the machines beside s that could try a task.
+func (l *leader) others(s *session, id lease.TaskID) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.c.Read(func(q *lease.State, _ *authz.Roster) {
+		j, ok := q.Job(id.Job)
+		for p, other := range l.sessions {
+			if ok && p != s.peer && !other.can.Draining && !j.KeptOff(p) && len(other.machine().Lacks(j)) == 0 {
+				n++
+			}
+		}
+	})
+	return n
+}
+
+// resultsMakeSense reports a result that names no content: nobody could ever
+// fetch it.
+func resultsMakeSense(results []lease.Result) error {
+	for _, r := range results {
+		if _, err := cid.Decode(r.CID); err != nil {
+			return fmt.Errorf("%w: frame %d: %q is no CID", lease.ErrInvalid, r.Frame, r.CID[:min(len(r.CID), 64)])
+		}
+	}
+	return nil
+}
+
+// renew keeps the member's leases alive and passes its progress on.
+func (l *leader) renew(s *session, r Renew) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	clear(s.running)
+	for _, run := range r.Leases {
+		s.running[run.Lease] = true
+		t := l.leases[run.Lease]
+		if t == nil || t.peer != s.peer {
+			continue
+		}
+		l.arm(run.Lease, t.task, t.peer)
+		if len(run.Progress) > 0 && len(run.Progress) <= maxProgress && json.Valid(run.Progress) {
+			t.progress = run.Progress
+			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress,
+				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
+		}
+	}
+	l.signal()
+}
+
+// maxProgress bounds what an attempt says of its progress, in bytes: it goes to
+// every watcher.
+const maxProgress = 4 << 10
+
+// troubled notes why a machine could not keep something that it was asked to.
+func (l *leader) troubled(s *session, t Trouble) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for id := range s.asked {
+		if id.Job == t.Job {
+			if !t.Writing && l.trouble[t.Job].Peer != s.peer {
+				l.plan.again = true // another machine may keep it
+				l.c.Read(func(q *lease.State, _ *authz.Roster) {
+					if j, ok := q.Job(t.Job); ok && j.State.Ended() {
+						l.plan.ended = true
+					}
+				})
+				l.signal()
+			}
+			l.trouble[t.Job] = Difficulty{Peer: s.peer, Writing: t.Writing, Reason: t.Reason[:min(len(t.Reason), 1000)]}
+			return
+		}
+	}
+}
+
+// validate reports what no honest member says.
+func (h Hello) validate() error {
+	if err := errors.Join(h.Can.Validate(), h.Holds.Validate()); err != nil {
+		return err
+	}
+	if len(h.Store) > lease.MaxStoreID {
+		return fmt.Errorf("a hello with a store's ID of %d bytes", len(h.Store))
+	}
+	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxSlots {
+		return fmt.Errorf("a hello with %d addresses and %d leases", len(h.Addrs), len(h.Leases))
+	}
+	for _, a := range h.Addrs {
+		if len(a) > 256 {
+			return fmt.Errorf("a hello with an address of %d bytes", len(a))
+		}
+	}
+	return nil
+}
+
+// maxAddrs bounds the addresses of one member: they go into every order.
+const maxAddrs = 32

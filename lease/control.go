@@ -1,0 +1,189 @@
+package lease
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+)
+
+// Pause keeps the tasks of a job from being granted. Attempts under way go on, and
+// their results count.
+type Pause struct {
+	Job JobID `json:"job"`
+}
+
+// Resume ends a pause. The job has not waited meanwhile: it ages from now on.
+type Resume struct {
+	Job JobID `json:"job"`
+}
+
+// Prioritise moves a job that has not ended to another tier.
+type Prioritise struct {
+	Job  JobID `json:"job"`
+	Tier Tier  `json:"tier"`
+}
+
+// Retry opens a job again that failed or was cancelled: what was not finished is
+// queued, with no failure counted, and what was finished stays.
+type Retry struct {
+	Job JobID `json:"job"`
+}
+
+var (
+	// ErrPaused: nothing of a job is granted while it is paused.
+	ErrPaused = errors.New("the job is paused")
+	// ErrState: what is wanted of a job is not possible in its state.
+	ErrState = errors.New("the job is in another state")
+)
+
+// opened finds a job that has not ended.
+func (a *applying) opened(id JobID) (*Job, error) {
+	j, ok := a.jobs[id]
+	if !ok {
+		return nil, ErrUnknownJob
+	}
+	if j.State.Ended() {
+		return nil, fmt.Errorf("%w: it is %s", ErrEnded, j.State)
+	}
+	return j, nil
+}
+
+func (a *applying) pause(c Pause) error {
+	j, err := a.opened(c.Job)
+	if err != nil || j.State == JobPaused {
+		return err
+	}
+	j.State = JobPaused
+	a.tell(Event{Type: JobHeld, Job: j.ID, Task: -1, State: string(j.State)})
+	return nil
+}
+
+func (a *applying) resume(c Resume) error {
+	j, err := a.opened(c.Job)
+	if err != nil || j.State != JobPaused {
+		return err
+	}
+	j.State, j.Served = j.openState(), a.at
+	a.tell(Event{Type: JobResumed, Job: j.ID, Task: -1, State: string(j.State)})
+	return nil
+}
+
+// openState is the state of a job that is neither paused nor ended.
+func (j *Job) openState() JobState {
+	if j.Started.IsZero() {
+		return JobQueued
+	}
+	return JobRunning
+}
+
+func (a *applying) prioritise(c Prioritise) error {
+	j, err := a.opened(c.Job)
+	switch {
+	case err != nil:
+		return err
+	case c.Tier.Rank() < 0:
+		return fmt.Errorf("%w: unknown priority %q: use low, normal, high or urgent", ErrInvalid, c.Tier)
+	case j.Tier == c.Tier:
+		return nil
+	}
+	a.delist(j)
+	j.Tier = c.Tier
+	a.enlist(j)
+	a.tell(Event{Type: JobPrioritised, Job: j.ID, Task: -1, State: string(j.Tier)})
+	return nil
+}
+
+func (a *applying) retry(c Retry) error {
+	j, ok := a.jobs[c.Job]
+	switch {
+	case !ok:
+		return ErrUnknownJob
+	case j.State != JobFailed && j.State != JobCancelled:
+		return fmt.Errorf("%w: it is %s, and only one that failed or was cancelled can be tried again", ErrState, j.State)
+	}
+	if err := a.mayOpen(j.Spec.Owner); err != nil {
+		return err
+	}
+	if err := a.mayFollow(j.Spec.After, true); err != nil {
+		return err
+	}
+	j.State, j.Reason, j.Tail, j.Ended, j.Served, j.Faults = j.openState(), "", "", time.Time{}, a.at, nil
+	for at, f := range j.Frames {
+		if f != nil && len(f.Holders) == 0 { // lost after the end
+			a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &f.Result, Reason: "nobody holds it any more"})
+			j.Frames[at] = nil
+		}
+	}
+	for i := range j.Tasks {
+		t := &j.Tasks[i]
+		switch {
+		case len(j.Remaining(t)) > 0:
+			t.State, t.Fails = TaskQueued, 0
+		case t.State != TaskDone:
+			t.State = TaskRendered
+		}
+	}
+	j.derive()
+	a.enlist(j)
+	a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(j.State)})
+	for i := range j.Tasks {
+		a.settle(j, int32(i))
+	}
+	return nil
+}
+
+// mayOpen refuses a person one more open job than is allowed.
+func (s *State) mayOpen(owner string) error {
+	mine := 0
+	for _, j := range s.open {
+		if j.Spec.Owner == owner {
+			mine++
+		}
+	}
+	if mine >= MaxOpenJobs {
+		return fmt.Errorf("%w: %s has %d jobs that have not ended, the most allowed; wait for one or cancel one", ErrLimit, owner, mine)
+	}
+	return nil
+}
+
+// mayFollow refuses jobs to come after that will never be done, or are not there:
+// unless one may be forgotten by now, which had ended long before.
+func (s *State) mayFollow(after []JobID, forgotten bool) error {
+	for _, id := range after {
+		j, ok := s.jobs[id]
+		switch {
+		case !ok && forgotten:
+		case !ok:
+			return fmt.Errorf("%w: the job %s, after which this one is to come, does not exist", ErrInvalid, id)
+		case j.State == JobFailed, j.State == JobCancelled:
+			return fmt.Errorf("%w: the job %s, after which this one is to come, is %s; try it again first", ErrInvalid, id, j.State)
+		}
+	}
+	return nil
+}
+
+// Awaits is the first job that has to be done before j may begin; "" where there
+// is none. A job that was forgotten had ended long before.
+func (s *State) Awaits(j *Job) JobID {
+	for _, id := range j.Spec.After {
+		if first, ok := s.jobs[id]; ok && first.State != JobDone {
+			return id
+		}
+	}
+	return ""
+}
+
+// follow tells the jobs that were to come after one that has ended: they begin to
+// wait for a machine now, or end with it where it will not be done.
+func (a *applying) follow(first *Job) {
+	for _, j := range slices.Clone(a.open) {
+		switch {
+		case j.State.Ended() || !slices.Contains(j.Spec.After, first.ID):
+		case first.State == JobDone:
+			j.Served = a.at
+		default:
+			a.end(j, JobCancelled, fmt.Sprintf("it was to come after job %s, which is %s", first.ID, first.State))
+		}
+	}
+}

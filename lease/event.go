@@ -1,0 +1,42 @@
+package lease
+
+import "vizpeer/authz"
+
+// EventType names what happened.
+type EventType string
+
+// The events that Apply answers with; they are what people and programs watch.
+const (
+	JobSubmitted EventType = "job.submitted"
+	JobStarted   EventType = "job.started"
+	JobEnded     EventType = "job.ended" // State says how
+	JobHeld      EventType = "job.paused"
+	JobResumed   EventType = "job.resumed"
+	// State names the new tier.
+	JobPrioritised EventType = "job.prioritised"
+	TaskGranted    EventType = "task.granted"
+	TaskRequeued   EventType = "task.requeued" // Reason says why
+	TaskEnded      EventType = "task.ended"    // State says how: rendered, done, failed, cancelled
+	LeaseRevoked   EventType = "lease.revoked" // the holder must stop
+	FrameResult    EventType = "frame.rendered"
+	FrameKept      EventType = "frame.done"      // enough machines hold it
+	FrameWritten   EventType = "frame.delivered" // it is in the output folder
+	FrameLost      EventType = "frame.lost"      // its only holder is gone
+	FrameShort     EventType = "frame.short"     // a machine's copy of it is gone
+	ProjectShort   EventType = "project.short"   // a machine's copy of the project is gone
+	TaskProgress   EventType = "task.progress"   // never in the log: sent by the leader
+	PeerChanged    EventType = "peer.changed"    // never in the log: sent by the leader
+)
+
+// Event is one consequence of a command.
+type Event struct {
+	Type   EventType
+	Job    JobID
+	Task   int32 // -1 where the event is about the whole job
+	Frame  *int32
+	Lease  ID
+	Peer   authz.PeerID
+	State  string
+	Reason string
+	Result *Result
+}

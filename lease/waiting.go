@@ -1,0 +1,41 @@
+package lease
+
+import (
+	"slices"
+	"time"
+)
+
+// AgeStep is how long a job waits to be served as if it were of the next tier.
+const AgeStep = 30 * time.Minute
+
+// maxAge bounds by how many tiers waiting raises a job.
+const maxAge = 3
+
+// Rank orders jobs, the higher first: that of the job's tier, one more for every
+// [AgeStep] since it last had a task granted, by maxAge at most, and never above
+// that of Urgent. It rests on the log's time alone, so every leader ranks alike.
+func (j *Job) Rank(now time.Time) int {
+	age := min(max(int(now.Sub(j.Served)/AgeStep), 0), maxAge)
+	return min(j.Tier.Rank()+age, Urgent.Rank())
+}
+
+// Waiting lists the jobs of which a task may be granted now in the order in which
+// they are served: by [Job.Rank], then in log order.
+func (s *State) Waiting(now time.Time) []*Job {
+	var jobs []*Job
+	for _, j := range s.open {
+		if j.State != JobPaused && j.HasQueued() && s.Awaits(j) == "" {
+			jobs = append(jobs, j)
+		}
+	}
+	order := func(a, b *Job) int {
+		if d := b.Rank(now) - a.Rank(now); d != 0 {
+			return d
+		}
+		return bySeq(a, b)
+	}
+	if !slices.IsSortedFunc(jobs, order) { // it is as long as none has aged
+		slices.SortFunc(jobs, order)
+	}
+	return jobs
+}

@@ -1,0 +1,216 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	pubsub "github.com/libp2p/go-libp2p-pubsub"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// maxAd bounds one ad, in bytes. Gossip that is too large is dropped without a
+// word, so it is checked before it is sent.
+const maxAd = 16 << 10
+
+// adPeriod is how often a peer says what it can do.
+const adPeriod = 15 * time.Second
+
+// ads tells the farm what this machine can do, and hears what others can, over
+// gossip. Ads are signed by the machine they are about and believed only of
+// members.
+type ads struct {
+	topic *pubsub.Topic
+	sub   *pubsub.Subscription
+	self  peer.ID
+	slog  *slog.Logger
+	heard func(authz.PeerID, ad)
+	nudge chan struct{} // something changed that others should hear of
+
+	mu   sync.Mutex
+	mine ad // written by send alone
+}
+
+// ad is what a peer says of itself: what it can do, and what it holds.
+type ad struct {
+	lease.Capability
+	Holds lease.Holdings `json:"holds,omitempty"`
+}
+
+func (a ad) validate() error { return errors.Join(a.Capability.Validate(), a.Holds.Validate()) }
+
+// encode writes the ad, without the projects used longest ago where it would be
+// too large with them.
+func (a ad) encode() ([]byte, error) {
+	for {
+		b, err := json.Marshal(a)
+		if err != nil || len(b) <= maxAd {
+			return b, err
+		}
+		if len(a.Holds) == 0 {
+			return nil, fmt.Errorf("it has %d bytes, more than the %d allowed: give it fewer labels or Blender builds", len(b), maxAd)
+		}
+		a.Holds = a.Holds[:len(a.Holds)/2]
+	}
+}
+
+// openAds joins the farm's gossip. It lives until ctx ends.
+func openAds(ctx context.Context, h host.Host, g *gate, farm authz.FarmID, can lease.Capability, log *slog.Logger, heard func(authz.PeerID, ad)) (*ads, error) {
+	ps, err := pubsub.NewGossipSub(ctx, h,
+		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign),
+		pubsub.WithMaxMessageSize(2*maxAd),
+		pubsub.WithPeerFilter(func(p peer.ID, _ string) bool { return g.member(p) }),
+	)
+	if err != nil {
+		return nil, fmt.Errorf("start gossip: %w", err)
+	}
+	name := "/vizpeer/" + string(farm) + "/ads/1"
+	var often pace
+	err = ps.RegisterTopicValidator(name, func(_ context.Context, _ peer.ID, m *pubsub.Message) bool {
+		if len(m.Data) > maxAd || m.GetFrom() != h.ID() && (!g.member(m.GetFrom()) || !often.may(m.GetFrom())) {
+			return false
+		}
+		var said ad
+		if err := json.Unmarshal(m.Data, &said); err != nil || said.validate() != nil {
+			return false
+		}
+		m.ValidatorData = said
+		return true
+	})
+	if err != nil {
+		return nil, err
+	}
+	topic, err := ps.Join(name)
+	if err != nil {
+		return nil, fmt.Errorf("join the farm's gossip: %w", err)
+	}
+	sub, err := topic.Subscribe()
+	if err != nil {
+		return nil, fmt.Errorf("join the farm's gossip: %w", err)
+	}
+	return &ads{topic: topic, sub: sub, self: h.ID(), slog: log, heard: heard, nudge: make(chan struct{}, 1), mine: ad{Capability: can}}, nil
+}
+
+// One member may say so much of itself in a second, and in a burst: twice what an
+// honest one does. What is more is dropped, here and on the way to others.
+const (
+	adRate  = 2
+	adBurst = 10
+)
+
+// pace counts what members say of themselves.
+type pace struct {
+	mu   sync.Mutex
+	said map[peer.ID]*rate.Limiter // of members; who is none any more costs a few bytes
+}
+
+// may tells whether p may speak now.
+func (c *pace) may(p peer.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.said == nil {
+		c.said = make(map[peer.ID]*rate.Limiter)
+	}
+	l := c.said[p]
+	if l == nil {
+		l = rate.NewLimiter(adRate, adBurst)
+		c.said[p] = l
+	}
+	return l.Allow()
+}
+
+// Can is what this machine says of itself.
+func (a *ads) Can() lease.Capability {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.mine.Capability
+}
+
+// Holds is what this machine says that it holds.
+func (a *ads) Holds() lease.Holdings {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.mine.Holds
+}
+
+// Nudge asks for an ad soon: something changed.
+func (a *ads) Nudge() {
+	select {
+	case a.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Run sends and hears ads until ctx ends. refresh updates what changes by itself,
+// before each is sent.
+func (a *ads) Run(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings) error {
+	defer a.topic.Close()
+	defer a.sub.Cancel()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.send(ctx, refresh, holds) })
+	g.Go(func() error { return a.hear(ctx) })
+	return g.Wait()
+}
+
+// adPause is how long a change waits for others to be told with it.
+const adPause = time.Second
+
+// send says what this machine can do and what it holds, every [adPeriod] and soon
+// after a change.
+func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings) error {
+	tick := time.NewTicker(adPeriod)
+	defer tick.Stop()
+	for {
+		mine := ad{Capability: a.Can(), Holds: holds(ctx)}
+		refresh(&mine.Capability) // it may ask the disk: not under the lock
+		a.mu.Lock()
+		a.mine = mine
+		a.mu.Unlock()
+		a.heard(authz.PeerID(a.self.String()), mine)
+		b, err := mine.encode()
+		if err == nil {
+			err = a.topic.Publish(ctx, b)
+		}
+		if err != nil && ctx.Err() == nil {
+			a.slog.Warn("this machine's description could not be sent", "err", err)
+		}
+		select {
+		case <-tick.C:
+			continue
+		case <-a.nudge:
+		case <-ctx.Done():
+			return nil
+		}
+		select {
+		case <-time.After(adPause):
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// hear takes the ads of others, which the topic's validator has checked.
+func (a *ads) hear(ctx context.Context) error {
+	for {
+		m, err := a.sub.Next(ctx)
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, pubsub.ErrSubscriptionCancelled) {
+				return nil
+			}
+			return fmt.Errorf("hear the farm's gossip: %w", err)
+		}
+		if said, ok := m.ValidatorData.(ad); ok && m.GetFrom() != a.self {
+			a.heard(authz.PeerID(m.GetFrom().String()), said)
+		}
+	}
+}

@@ -1,0 +1,325 @@
+// Package farmtest is a whole farm in one test: real peers with real libp2p,
+// gossip, block exchange, stores and raft on a simulated network and, inside a
+// [testing/synctest] bubble, a simulated clock. Only Blender is a stand-in.
+//
+// It promises that a farm of minutes runs in milliseconds, and that peers find
+// each other, join and fail by the same code as on real machines.
+//
+// It does not serve HTTP: the tests call what the HTTP API calls. Only tests
+// import it.
+package farmtest
+
+import (
+	"context"
+	"fmt"
+	"iter"
+	"log/slog"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/x/simlibp2p"
+	"github.com/marcopolo/simnet"
+	"github.com/multiformats/go-multiaddr"
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+	"vizpeer/peer"
+	"vizpeer/peer/httpapi"
+)
+
+// Farm is a simulated farm. Its methods fail the test where something is wrong,
+// and are for the test's own goroutine.
+type Farm struct {
+	t     *testing.T
+	net   *simnet.Simnet
+	log   *slog.Logger
+	Peers []*Member // the founder first
+	addrs int       // handed out so far
+
+	change []func(int, *lease.Capability)
+}
+
+// Member is one machine of a simulated farm.
+type Member struct {
+	*peer.Peer
+	ID      authz.PeerID
+	Name    string
+	Blender *Blender
+
+	farm *Farm
+	cfg  peer.Config
+	can  lease.Capability
+	stop context.CancelFunc
+	done chan error
+}
+
+// Operator is who submits in simulated farms.
+var Operator = authz.Principal{User: "operator", Role: authz.Operator}
+
+// New founds a farm of one coordinator, which also renders, and joins workers to
+// it by tickets. change, if any, alters what each can do, by its place in Peers.
+// The farm is stopped when the test ends. Call it inside a bubble.
+func New(t *testing.T, workers int, change ...func(i int, can *lease.Capability)) *Farm {
+	f := &Farm{t: t, change: change, net: &simnet.Simnet{LatencyFunc: simnet.StaticLatency(time.Millisecond)}, log: logger(t)}
+	f.net.Start()
+	t.Cleanup(f.net.Close)
+	founder := f.machine("founder")
+	founded, err := peer.Init(founder.cfg, peer.Founding{FarmName: "attic", MachineName: founder.Name})
+	require.NoError(t, err)
+	founder.ID = founded.Peer
+	founder.Start()
+	f.Within(10*time.Second, "the founder leads", founder.Leads)
+	admin := authz.Principal{User: "admin", Role: authz.Admin}
+	for i := range workers {
+		m := f.machine(fmt.Sprintf("worker%d", i+1))
+		ticket, err := founder.Queue().Invite(t.Context(), admin, httpapi.Invitation{})
+		require.NoError(t, err)
+		cfg := m.cfg
+		cfg.HostOptions = append(slices.Clone(cfg.HostOptions), libp2p.ListenAddrStrings(cfg.P2PListen...))
+		joined, err := peer.Join(t.Context(), cfg, ticket.Ticket, peer.Joining{Name: m.Name})
+		require.NoError(t, err)
+		m.ID = joined.Peer
+		m.Start()
+	}
+	f.Online(workers + 1)
+	return f
+}
+
+// logger shows the peers' logs where FARMTEST_LOG is set.
+func logger(t *testing.T) *slog.Logger {
+	if os.Getenv("FARMTEST_LOG") == "" {
+		return slog.New(slog.DiscardHandler)
+	}
+	return slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug}))
+}
+
+// machine adds a machine that has not joined yet.
+func (f *Farm) machine(name string) *Member {
+	fast := simnet.LinkSettings{BitsPerSecond: 1e9}
+	m := &Member{Name: name, Blender: &Blender{PerFrame: time.Second}, farm: f, can: lease.Capability{
+		OS: "linux", Arch: "amd64", Cores: 2, RAM: 8 << 30, Slots: 1, FreeDisk: 1 << 40, Backends: []lease.Backend{lease.CPU},
+		Builds: []lease.Build{{Name: "Blender", Version: lease.Version{Major: 3, Minor: 4, Patch: 1}}},
+	}}
+	for _, change := range f.change {
+		change(len(f.Peers), &m.can)
+	}
+	m.cfg = peer.Config{
+		DataDir:   f.t.TempDir(),
+		P2PListen: f.address(),
+		NoMDNS:    true,
+		Logger:    f.log.With("at", name),
+		HostOptions: []libp2p.Option{
+			simlibp2p.QUICSimnet(f.net, simnet.NodeBiDiLinkSettings{Uplink: fast, Downlink: fast}),
+			// It polls without end, which a bubble takes for work.
+			libp2p.DisableIdentifyAddressDiscovery(),
+		},
+	}
+	f.Peers = append(f.Peers, m)
+	return m
+}
+
+// address is one of the network's that nobody has had.
+func (f *Farm) address() []string {
+	f.addrs++
+	return []string{fmt.Sprintf("/ip4/1.0.0.%d/udp/8788/quic-v1", f.addrs)}
+}
+
+// Move gives a machine that is not running another address.
+func (m *Member) Move() { m.cfg.P2PListen = m.farm.address() }
+
+// Start runs the machine's peer.
+func (m *Member) Start() {
+	p, err := peer.New(m.cfg, peer.Machine{Runner: m.Blender, Can: m.can})
+	require.NoError(m.farm.t, err)
+	m.Peer = p
+	ctx, cancel := context.WithCancel(context.Background())
+	m.stop, m.done = cancel, make(chan error, 1)
+	go func() { m.done <- p.Run(ctx) }()
+	m.farm.t.Cleanup(m.Stop)
+}
+
+// Stop shuts the peer down as a service manager would.
+func (m *Member) Stop() {
+	if m.stop == nil {
+		return
+	}
+	m.stop()
+	require.NoError(m.farm.t, <-m.done)
+	m.stop = nil
+}
+
+// Crash takes the machine off the network before it can say anything, then ends
+// the peer: the farm sees what it sees of kill -9 or a pulled plug.
+func (m *Member) Crash() {
+	m.Cut()
+	m.stop()
+	<-m.done
+	m.stop = nil
+}
+
+// Upload gives machine m a project whose texture has that many bytes, which
+// differ from seed to seed, and returns its CID.
+func (f *Farm) Upload(m *Member, seed uint64, texture int) string {
+	p, err := m.Local().ImportProject(f.t.Context(), Operator, project(seed, texture))
+	require.NoError(f.t, err)
+	return p.Project
+}
+
+// Submit submits a job from machine m, of a project that it uploads unless change
+// names another.
+func (f *Farm) Submit(m *Member, frames string, change ...func(*httpapi.Submission)) lease.JobID {
+	s := httpapi.Submission{Frames: frames}
+	for _, c := range change {
+		c(&s)
+	}
+	if s.Project == "" {
+		s.Project = f.Upload(m, 0, 200_000)
+	}
+	spec, _, err := m.Local().Prepare(f.t.Context(), Operator, s)
+	require.NoError(f.t, err)
+	spec.Owner, spec.Submitter = Operator.User, m.ID
+	if spec.Output.Dir != "" {
+		spec.Output.Peer = m.ID
+	}
+	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, spec)
+	require.NoError(f.t, err)
+	return out.Job
+}
+
+// project is a .blend of version 3.4 that nobody will open, and a texture.
+func project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
+	noise := make([]byte, texture)
+	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(noise) // it never fails
+	files := []struct{ path, text string }{
+		{"vizpeer.json", `{"version": 1, "blend": "files/home/ann/shot.blend", "origin": "linux", "complete": true, "scene": {"name": "Scene", "frame_start": 1, "frame_end": 10, "frame_current": 1}}`},
+		{"files/home/ann/shot.blend", "BLENDER-v304" + strings.Repeat("\x00", 1000)},
+		{"files/home/ann/textures/wood.png", string(noise)},
+	}
+	return func(yield func(httpapi.ProjectFile, error) bool) {
+		for _, file := range files {
+			if !yield(httpapi.ProjectFile{Path: file.path, Size: int64(len(file.text)), Body: strings.NewReader(file.text)}, nil) {
+				return
+			}
+		}
+	}
+}
+
+func (f *Farm) leader() *Member {
+	f.t.Helper()
+	for _, m := range f.Peers {
+		if m.stop != nil && m.Leads() {
+			return m
+		}
+	}
+	require.Fail(f.t, "nobody leads")
+	return nil
+}
+
+// Job is the job as its owner sees it.
+func (f *Farm) Job(id lease.JobID) httpapi.Job {
+	f.t.Helper()
+	j, err := f.leader().Queue().Job(f.t.Context(), Operator, id, "")
+	require.NoError(f.t, err)
+	return j
+}
+
+// Await waits until the job is in the state, in simulated time.
+func (f *Farm) Await(id lease.JobID, state lease.JobState, within time.Duration) httpapi.Job {
+	f.t.Helper()
+	f.Within(within, fmt.Sprintf("job %s is %s", id, state), func() bool { return f.Job(id).State == state })
+	return f.Job(id)
+}
+
+// Online waits until that many machines are connected to the leader.
+func (f *Farm) Online(n int) {
+	f.t.Helper()
+	f.Within(30*time.Second, fmt.Sprintf("%d machines are online", n), func() bool { return f.online() == n })
+}
+
+// online counts the machines that are connected to the leader.
+func (f *Farm) online() int {
+	farm, err := f.leader().Queue().Farm(f.t.Context(), authz.Principal{User: "admin", Role: authz.Admin})
+	if err != nil {
+		return 0
+	}
+	return farm.Peers["idle"] + farm.Peers["busy"] + farm.Peers["draining"]
+}
+
+// Within waits for a condition, looking every 50 ms of simulated time.
+func (f *Farm) Within(limit time.Duration, what string, holds func() bool) {
+	f.t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	look := time.NewTicker(50 * time.Millisecond)
+	defer look.Stop()
+	for !holds() {
+		select {
+		case <-look.C:
+		case <-deadline.C:
+			require.Fail(f.t, "it did not happen in time", "%s within %s", what, limit)
+		}
+	}
+}
+
+// Files lists what is in a folder, by name.
+func Files(t *testing.T, dir string) []string {
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	var names []string
+	for _, e := range entries {
+		names = append(names, filepath.Base(e.Name()))
+	}
+	return names
+}
+
+// Join tries to join a new machine, which is not started.
+func (f *Farm) Join(name, ticket string) (peer.Joined, error) {
+	m := f.machine(name)
+	f.Peers = f.Peers[:len(f.Peers)-1]
+	cfg := m.cfg
+	cfg.HostOptions = append(slices.Clone(cfg.HostOptions), libp2p.ListenAddrStrings(cfg.P2PListen...))
+	return peer.Join(f.t.Context(), cfg, ticket, peer.Joining{Name: name})
+}
+
+// Stranger is a host on the farm's network that belongs to nobody, and knows
+// where everybody is.
+func (f *Farm) Stranger() host.Host {
+	m := f.machine("stranger")
+	f.Peers = f.Peers[:len(f.Peers)-1]
+	h, err := libp2p.New(append(slices.Clone(m.cfg.HostOptions), libp2p.ListenAddrStrings(m.cfg.P2PListen...))...)
+	require.NoError(f.t, err)
+	f.t.Cleanup(func() { _ = h.Close() })
+	for _, m := range f.Peers {
+		infos, err := libp2ppeer.AddrInfosFromP2pAddrs(addrs(f.t, m.Addrs())...)
+		require.NoError(f.t, err)
+		for _, i := range infos {
+			h.Peerstore().AddAddrs(i.ID, i.Addrs, time.Hour)
+		}
+	}
+	return h
+}
+
+func addrs(t *testing.T, texts []string) (out []multiaddr.Multiaddr) {
+	for _, text := range texts {
+		m, err := multiaddr.NewMultiaddr(text)
+		require.NoError(t, err)
+		out = append(out, m)
+	}
+	return out
+}
+
+// HostID is the machine's peer ID as libp2p writes it.
+func (m *Member) HostID() libp2ppeer.ID {
+	id, err := libp2ppeer.Decode(string(m.ID))
+	require.NoError(m.farm.t, err)
+	return id
+}

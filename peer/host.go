@@ -1,0 +1,170 @@
+package peer
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"slices"
+	"strings"
+	"syscall"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/gologshim"
+	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	dialler "github.com/libp2p/go-libp2p/p2p/net/swarm"
+	tls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+
+	"vizpeer/authz"
+	"vizpeer/blobs/swarm"
+)
+
+// The network library speaks to its developers: what matters to an operator comes
+// back as an error. GOLOG_LOG_LEVEL lets it speak.
+func init() {
+	if os.Getenv("GOLOG_LOG_LEVEL") == "" {
+		gologshim.SetDefaultHandler(slog.DiscardHandler)
+	}
+}
+
+// newHost builds this machine's libp2p host: TCP with TLS and QUIC, nothing that
+// talks to anyone outside the farm.
+func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option) (host.Host, error) {
+	var raised rcmgr.PartialLimitConfig
+	swarm.RaiseLimits(&raised)
+	limits := rcmgr.DefaultLimits
+	libp2p.SetDefaultServiceLimits(&limits)
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised.Build(limits.AutoScale())))
+	if err != nil {
+		return nil, err
+	}
+	h, err := libp2p.New(append([]libp2p.Option{
+		libp2p.Identity(key),
+		libp2p.ListenAddrStrings(listen...),
+		libp2p.Transport(tcp.NewTCPTransport, tcp.DisableReuseport()), // two peers must not share a port
+		libp2p.Transport(libp2pquic.NewTransport),
+		libp2p.Security(tls.ID, tls.New),
+		libp2p.ConnectionGater(g),
+		libp2p.ResourceManager(resources),
+		libp2p.DisableRelay(),
+		// After many dials in vain these would take all of UDP, or of IPv6, for blocked,
+		// and refuse to dial a member that is back.
+		libp2p.UDPBlackHoleSuccessCounter(nil),
+		libp2p.IPv6BlackHoleSuccessCounter(nil),
+		libp2p.DisableMetrics(),
+		libp2p.UserAgent("vizpeer"),
+	}, more...)...)
+	if err != nil {
+		if errors.Is(err, syscall.EADDRINUSE) || strings.Contains(err.Error(), "address already in use") {
+			return nil, fmt.Errorf("the peer port is in use (%s): another vizpeer may run here; choose another with --p2p-listen, such as /ip4/0.0.0.0/tcp/0", strings.Join(listen, ", "))
+		}
+		return nil, fmt.Errorf("listen for peers on %s: %w", strings.Join(listen, ", "), err)
+	}
+	if missing := unheard(listen, h.Network().ListenAddresses()); missing != "" {
+		return nil, errors.Join(fmt.Errorf("the address for other peers %s cannot be listened on: another vizpeer, or another program, may have it; choose another with --p2p-listen, such as /ip4/0.0.0.0/tcp/0", missing), h.Close())
+	}
+	h.Network().Notify(g)
+	return h, nil
+}
+
+// dialAnew lets the next dial of p try every address at once. libp2p itself leaves
+// an address alone for longer and longer, up to five minutes, once it was dialled in
+// vain: whoever calls this paces itself.
+func dialAnew(h host.Host, p peer.ID) {
+	if n, ok := h.Network().(interface{ Backoff() *dialler.DialBackoff }); ok {
+		n.Backoff().Clear(p)
+	}
+}
+
+// dialError is why a peer could not be dialled, for people: a line for each of its
+// addresses.
+type dialError struct {
+	to  peer.AddrInfo
+	err error
+}
+
+func (e *dialError) Error() string {
+	why, rest := make(map[string]error), e.err
+	var failed *dialler.DialError
+	if errors.As(e.err, &failed) && failed.Cause != nil {
+		rest = failed.Cause
+		for _, one := range failed.DialErrors {
+			why[one.Address.String()] = one.Cause
+		}
+	}
+	var lines []string
+	for _, a := range e.to.Addrs {
+		lines = append(lines, hostPort(a)+": "+plainCause(cmp.Or(why[a.String()], rest)))
+	}
+	if len(lines) == 0 {
+		return authz.PeerID(e.to.ID.String()).Short() + ": no address is known"
+	}
+	return strings.Join(lines, "\n")
+}
+
+func (e *dialError) Unwrap() error { return e.err }
+
+// hostPort writes an address as people do.
+func hostPort(m multiaddr.Multiaddr) string {
+	network, addr, err := manet.DialArgs(m)
+	switch {
+	case err != nil:
+		return m.String()
+	case strings.HasPrefix(network, "udp"):
+		return addr + " (QUIC)"
+	}
+	return addr
+}
+
+// plainCause is the innermost reason that a dial failed for.
+func plainCause(err error) string {
+	var refused syscall.Errno
+	var timeout interface{ Timeout() bool }
+	switch {
+	case errors.As(err, &refused):
+		return refused.Error()
+	case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, context.Canceled):
+		return "no answer in time"
+	}
+	text, _, _ := strings.Cut(err.Error(), "\n")
+	return text
+}
+
+// unheard finds an address that was asked for and is not listened on; "" where
+// there is none. libp2p itself is content with one of many. IPv6 on every
+// interface is not missed: many machines have none.
+func unheard(asked []string, have []multiaddr.Multiaddr) string {
+	for _, a := range asked {
+		want, err := multiaddr.NewMultiaddr(a)
+		if err != nil || strings.HasPrefix(a, "/ip6/::/") {
+			continue
+		}
+		if !slices.ContainsFunc(have, func(m multiaddr.Multiaddr) bool { return sameListener(want, m) }) {
+			return a
+		}
+	}
+	return ""
+}
+
+// sameListener tells whether have is what want asked for; port 0 asks for any.
+func sameListener(want, have multiaddr.Multiaddr) bool {
+	w, h := strings.Split(want.String(), "/"), strings.Split(have.String(), "/")
+	if len(w) > len(h) {
+		return false
+	}
+	for i := range w {
+		if w[i] != h[i] && w[i] != "0" {
+			return false
+		}
+	}
+	return true
+}

@@ -1,0 +1,126 @@
+package httpapi
+
+import (
+	"context"
+	"io"
+	"iter"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// Queue is the farm as its leader knows it. The methods are called on the peer
+// that leads, with the principal that the leader itself authenticated; each
+// applies the rules to that principal, and answers [ErrNotFound] for a job that
+// it may not see. On a peer that has stopped leading they answer a
+// [NotLeaderError]. Safe for concurrent use.
+type Queue interface {
+	// Submit accepts a job. The spec was prepared by the machine that took the
+	// submission; its Owner, Submitter and Output.Peer are proven, and it is
+	// valid by its own account. Submitted.Missing is left to the caller.
+	Submit(context.Context, authz.Principal, lease.Spec) (Submitted, error)
+	Jobs(context.Context, authz.Principal) ([]JobSummary, error)
+	// Job answers with what of it hangs on the machine from, which asks.
+	Job(ctx context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (Job, error)
+	// Frame is one of Job's frames, so that reading a picture does not cost the
+	// reading of the whole job.
+	Frame(context.Context, authz.Principal, lease.JobID, int32) (Frame, error)
+	Tasks(context.Context, authz.Principal, lease.JobID) ([]Task, error)
+	// Task is one of Tasks, by its index.
+	Task(context.Context, authz.Principal, lease.JobID, int32) (Task, error)
+	// Control does to a job what its owner or an admin wants, and answers what it is
+	// now. What a job cannot be in its state is an [ErrConflict].
+	Control(context.Context, authz.Principal, lease.JobID, Control) (JobSummary, error)
+	// Why tells why a job, or one of its tasks where task is not negative, is where
+	// it is.
+	Why(ctx context.Context, p authz.Principal, id lease.JobID, task int32) (Why, error)
+	Peers(context.Context, authz.Principal) ([]Peer, error)
+	Farm(context.Context, authz.Principal) (Farm, error)
+	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
+	// Events follows what the principal may see. It never blocks the leader: a
+	// reader that falls behind is dropped.
+	Events(context.Context, authz.Principal, EventQuery) (*Subscription, error)
+}
+
+// EventQuery is what a reader of events asks for.
+type EventQuery struct {
+	Job lease.JobID // this job's events only; "" for all
+	// Resume asks for the events after the one numbered After first, as far back
+	// as the leader keeps them. IDs rise, and mean the same under every leader.
+	// Without Resume the events begin now.
+	Resume bool
+	After  uint64
+}
+
+// Subscription is a reader's place in the stream of events. It ends with the
+// context that it was made with.
+type Subscription struct {
+	// Events is closed when the subscription ends.
+	Events <-chan Event
+	// Missed tells that events between After and the first one here are no longer
+	// kept: the reader should read the jobs anew.
+	Missed bool
+	// Err tells, once Events is closed, why: nil when the context ended, an error
+	// that wraps [ErrSlowReader], or a [NotLeaderError].
+	Err func() error
+}
+
+// Local is this machine: what it can tell or do without a leader. Safe for
+// concurrent use.
+type Local interface {
+	// Authenticate answers whose token this is, or [ErrUnauthorised]. A
+	// coordinator knows every token of the farm; another machine at least those
+	// in its own token file. A token that this machine does not know is put to
+	// the leader.
+	Authenticate(ctx context.Context, token string) (authz.Principal, error)
+	// ImportProject stores a project. The sequence yields the files of an upload
+	// in order, or one last error, which ImportProject returns (wrapped) and
+	// after which it keeps nothing. A file's Body is valid until the next one.
+	// Paths come as the uploader wrote them, slashes and all: check them. A file
+	// with a receipt that is not, or no longer, good for this caller makes it
+	// answer a [Lacking] with all such files, once a file with bytes or the end
+	// comes.
+	ImportProject(context.Context, authz.Principal, iter.Seq2[ProjectFile, error]) (Project, error)
+	// Prepare turns a submission into what the queue needs to know: it reads the
+	// project's manifest and the version of the file from this machine's own
+	// store and makes sure that the output folder can be written. missing lists
+	// the files that the project lacks; with Submission.Strict they are an error.
+	// The caller sets Owner, Submitter and Output.Peer.
+	Prepare(context.Context, authz.Principal, Submission) (spec lease.Spec, missing []string, err error)
+	// Open reads a frame or a log by its CID, fetching it from its holders where
+	// this machine lacks it, and answers its size in bytes. by says what it is of:
+	// other machines give it only where this one has a right to that. Whoever calls
+	// has checked that the caller may see it.
+	Open(ctx context.Context, cid string, by lease.Scope) (io.ReadSeekCloser, int64, error)
+	Status(context.Context) Status
+	// Identity is this machine's ID and its farm's; it costs nothing.
+	Identity() (authz.PeerID, authz.FarmID)
+	// Ready lists the checks that must pass before this peer is of use.
+	Ready(context.Context) []Check
+	Blobs
+}
+
+// ProjectFile is one file of an upload.
+type ProjectFile struct {
+	Path string // relative, slash-separated, unchecked
+	Size int64  // bytes
+	Body io.Reader
+	// Receipt, if not "", stands for the bytes: see [Project].Receipts.
+	Receipt string
+}
+
+// Check is one condition of readiness.
+type Check struct {
+	Name string // one lower-case word: it is shown to anyone who asks
+	Err  error  // nil where it passes; logged, never sent
+}
+
+// Leader finds the peer that leads the queue.
+type Leader interface {
+	// Find answers who leads now, and whether that is this peer. While an
+	// election goes on it waits for its end or for ctx; where nobody can be
+	// found the error wraps [ErrNoLeader] and says what was tried.
+	Find(ctx context.Context) (id peer.ID, local bool, err error)
+}

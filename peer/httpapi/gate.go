@@ -1,0 +1,327 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"vizpeer/authz"
+)
+
+// side is where requests come from.
+type side int
+
+const (
+	loopback side = iota // a program on this machine
+	stream               // another peer, which passes on a request of its machine
+)
+
+const (
+	maxBody     = 1 << 20          // bytes of a JSON body
+	bodyTimeout = 30 * time.Second // for all of it
+)
+
+// caller is who makes a request, as the gate proved it.
+type caller struct {
+	authz.Principal
+	token string  // goes to the leader with what is asked of it; never logged
+	peer  peer.ID // the machine where the request began
+}
+
+type callerKey struct{}
+
+func callerOf(ctx context.Context) caller { return ctx.Value(callerKey{}).(caller) }
+
+// guard stands in front of every route: it bounds what a request may send and
+// how long it may stall, and refuses pages of other origins and strangers.
+func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
+	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		w := &patientWriter{ResponseWriter: rw, deadlines: http.NewResponseController(rw), stall: s.cfg.Stall}
+		began := time.Now()
+		defer func() {
+			if p := recover(); p != nil {
+				if p == http.ErrAbortHandler {
+					panic(p)
+				}
+				s.log.Error("a request made the API panic", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				if w.status == 0 {
+					writeProblem(w, MapError(fmt.Errorf("panic: %v", p)))
+				}
+			}
+			s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", w.status, "took", time.Since(began))
+		}()
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+		if err := s.admit(from, r); err != nil {
+			writeProblem(w, MapError(err))
+			return
+		}
+		h, pattern := mux.Handler(r)
+		if pattern == uploadProject || pattern == uploadBlob {
+			r.Body = newPatientBody(r.Body, w.deadlines, s.cfg.Stall)
+		} else if err := takeBody(w, r); err != nil {
+			writeProblem(w, MapError(err))
+			return
+		}
+		if pattern == "" {
+			s.unknown(w, r, h, from)
+			return
+		}
+		mux.ServeHTTP(w, r)
+	})
+}
+
+// admit refuses, before anything is read, requests that must not come at all.
+func (s *Server) admit(from side, r *http.Request) error {
+	if from == stream {
+		// The roster may have changed since the stream was accepted.
+		if id, err := remotePeer(r.Context()); err != nil || !s.cfg.Member(id) {
+			return fmt.Errorf("%w: only members of the farm may ask", ErrDenied)
+		}
+		return nil
+	}
+	// A page of a foreign site can make the browser send requests here, under its
+	// own name (then Origin tells) or under a name that it made resolve to this
+	// machine (then Host tells).
+	if !isLoopbackHost(r.Host) {
+		return fmt.Errorf("%w: the Host %q is not this machine: use 127.0.0.1 or localhost", ErrDenied, r.Host)
+	}
+	if origin := r.Header.Values("Origin"); len(origin) > 0 && (len(origin) > 1 || !strings.EqualFold(origin[0], "http://"+r.Host)) {
+		return fmt.Errorf("%w: requests of other origins are refused", ErrDenied)
+	}
+	return nil
+}
+
+func isLoopbackHost(hostport string) bool {
+	name := hostport
+	if h, _, err := net.SplitHostPort(hostport); err == nil {
+		name = h
+	} else {
+		name = strings.TrimSuffix(strings.TrimPrefix(name, "["), "]")
+	}
+	if strings.EqualFold(name, "localhost") {
+		return true
+	}
+	ip, err := netip.ParseAddr(name)
+	return err == nil && ip.IsLoopback()
+}
+
+// takeBody reads all of a small body, so that its deadline ends before the work
+// begins and that it can be sent twice.
+func takeBody(w *patientWriter, r *http.Request) error {
+	if r.Body == nil || r.Body == http.NoBody {
+		return nil
+	}
+	w.deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
+	if err != nil {
+		// The deadline stays: net/http would wait for the rest of the body for ever.
+		w.Header().Set("Connection", "close")
+		return bodyError(err, bodyTimeout)
+	}
+	w.deadlines.SetReadDeadline(time.Time{})
+	r.ContentLength = int64(len(data))
+	r.TransferEncoding = nil
+	r.GetBody = func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil }
+	r.Body, err = r.GetBody()
+	return err
+}
+
+// bodyError says why a body could not be read.
+func bodyError(err error, patience time.Duration) error {
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return fmt.Errorf("%w: the request is larger than the %d bytes allowed", ErrTooLarge, large.Limit)
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		return newProblem(http.StatusRequestTimeout, CodeInvalid, fmt.Sprintf("the rest of the request did not come within %v", patience))
+	case errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):
+		return fmt.Errorf("%w: the request ended before all of it had come: send it again", ErrInvalid)
+	}
+	return fmt.Errorf("reading the request: %w", err)
+}
+
+// gate stands in front of one route, whose rule it applies. It answers what
+// needs no leader or is the leader's own; the rest it passes on.
+func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
+	return func(hc huma.Context, next func(huma.Context)) {
+		rt := hc.Operation().Metadata[routeKey].(*route)
+		if rt.rule.open {
+			next(hc)
+			return
+		}
+		r, w := humago.Unwrap(hc)
+		c, elsewhere, err := s.identify(r, from, rt)
+		switch {
+		case err != nil:
+			writeProblem(w, s.explain(r.Context(), from, rt, err))
+		case elsewhere != "":
+			s.forward(w, r, rt, elsewhere)
+		case rt.rule.allows == nil || !rt.rule.allows(c.Principal):
+			writeProblem(w, MapError(fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, rt.rule.who, c.Role)))
+		default:
+			next(huma.WithValue(hc, callerKey{}, c))
+		}
+	}
+}
+
+// identify finds out who asks or, where another peer must answer, which one.
+func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, elsewhere peer.ID, err error) {
+	ctx := r.Context()
+	if c.token, err = bearer(r); err != nil {
+		return c, "", err
+	}
+	if rt.place == here {
+		c.peer = s.host.ID()
+		c.Principal, err = s.authenticate(ctx, c.token)
+		return c, "", err
+	}
+	leader, local, err := s.findLeader(ctx)
+	switch {
+	case from == loopback && err != nil:
+		return c, "", err
+	case from == loopback && !local:
+		return c, leader, nil
+	case from == loopback:
+		c.peer = s.host.ID()
+	case err != nil || !local:
+		return c, "", &NotLeaderError{Leader: leader}
+	default:
+		if c.peer, err = remotePeer(ctx); err != nil {
+			return c, "", err
+		}
+	}
+	c.Principal, err = verified(s.local.Authenticate(ctx, c.token))
+	return c, "", err
+}
+
+// authenticate asks this machine and, where it does not know the token, the
+// leader: not every machine knows every token of the farm.
+func (s *Server) authenticate(ctx context.Context, token string) (authz.Principal, error) {
+	p, err := s.local.Authenticate(ctx, token)
+	if err != nil && MapError(err).Code == CodeUnauthorised {
+		leader, local, ferr := s.findLeader(ctx)
+		if ferr != nil {
+			return p, fmt.Errorf("this machine does not know the token, and nobody else can be asked: %w", ferr)
+		}
+		if !local {
+			p, err = (&remoteQueue{s, leader, token}).principal(ctx)
+		}
+	}
+	return verified(p, err)
+}
+
+// verified refuses a principal that a backend should never have answered.
+func verified(p authz.Principal, err error) (authz.Principal, error) {
+	if err == nil && (p.User == "" || !slices.Contains(authz.Roles(), p.Role)) {
+		err = ErrUnauthorised
+	}
+	return p, err
+}
+
+func bearer(r *http.Request) (string, error) {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	if !strings.EqualFold(scheme, "Bearer") || token == "" || len(token) > 4096 {
+		return "", unauthorised("a token is needed: send the one in this machine's token file as Authorization: Bearer TOKEN", false)
+	}
+	return token, nil
+}
+
+// findLeader is Leader.Find with a limit.
+func (s *Server) findLeader(ctx context.Context) (peer.ID, bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, s.cfg.LeaderWait)
+	defer cancel()
+	id, local, err := s.leader.Find(ctx)
+	if err != nil && !errors.Is(err, ErrNoLeader) {
+		err = fmt.Errorf("%w: %w", ErrNoLeader, err)
+	}
+	return id, local, err
+}
+
+// explain turns a handler's error into the caller's problem, and logs what the
+// caller does not get to see.
+func (s *Server) explain(ctx context.Context, from side, rt *route, err error) *Problem {
+	var wrong *NotLeaderError
+	if from == stream && errors.As(err, &wrong) {
+		p := newProblem(http.StatusMisdirectedRequest, CodeNoLeader, wrong.Error())
+		if wrong.Leader != "" {
+			p.header.Set(leaderHeader, wrong.Leader.String())
+		}
+		return p
+	}
+	p := MapError(err)
+	if p.Status >= 500 && p.Code != CodeNoLeader && p.Code != CodeNotReady && ctx.Err() == nil {
+		s.log.Warn("a request failed", "method", rt.Method, "route", rt.Path, "code", p.Code, "error", err)
+	}
+	return p
+}
+
+// patientWriter allows a caller a while to take each piece of the answer, and no
+// limit for the whole.
+type patientWriter struct {
+	http.ResponseWriter
+	deadlines *http.ResponseController
+	stall     time.Duration
+	status    int // 0 until the header is written
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (w *patientWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+func (w *patientWriter) WriteHeader(status int) {
+	w.deadlines.SetWriteDeadline(time.Now().Add(w.stall))
+	if status >= 200 {
+		w.status = status
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *patientWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	w.deadlines.SetWriteDeadline(time.Now().Add(w.stall))
+	return w.ResponseWriter.Write(b)
+}
+
+// patientBody allows a caller a while to send each piece of an upload.
+type patientBody struct {
+	io.ReadCloser
+	deadlines *http.ResponseController
+	stall     time.Duration
+}
+
+func newPatientBody(body io.ReadCloser, deadlines *http.ResponseController, stall time.Duration) io.ReadCloser {
+	if body == http.NoBody {
+		return body
+	}
+	// Also for a body that nobody reads: the server drains some of it.
+	deadlines.SetReadDeadline(time.Now().Add(stall))
+	return &patientBody{body, deadlines, stall}
+}
+
+func (b *patientBody) Read(p []byte) (int, error) {
+	b.deadlines.SetReadDeadline(time.Now().Add(b.stall))
+	n, err := b.ReadCloser.Read(p)
+	if err == io.EOF {
+		// From here on the server reads in the background to notice a caller that
+		// leaves, and would take a deadline for that.
+		b.deadlines.SetReadDeadline(time.Time{})
+	}
+	return n, err
+}

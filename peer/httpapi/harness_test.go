@@ -1,0 +1,508 @@
+package httpapi
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net/http"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/p2p/net/gostream"
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// tokens of the fake farm; each is also its user's name.
+var farmTokens = map[string]authz.Role{
+	"root": authz.Admin, "ann": authz.Operator, "bob": authz.Operator, "vic": authz.Viewer, "box": authz.Node,
+}
+
+const someCID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
+
+// farm is a queue in memory, shared by the peers of a test.
+type farm struct {
+	mu     sync.Mutex
+	leader peer.ID
+	specs  []lease.Spec
+	calls  []string
+	subs   []chan Event
+	query  EventQuery
+	ended  []context.Context
+	missed bool
+	subErr error
+	err    error // what every method answers, if set
+}
+
+func (f *farm) call(name string, p authz.Principal) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.calls = append(f.calls, name+" "+p.User)
+	return f.err
+}
+
+func (f *farm) Submit(_ context.Context, p authz.Principal, s lease.Spec) (Submitted, error) {
+	err := f.call("submit", p)
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.specs = append(f.specs, s)
+	return Submitted{Job: "jnew", Project: s.Project, Tasks: 3}, err
+}
+
+func (f *farm) Jobs(_ context.Context, p authz.Principal) ([]JobSummary, error) {
+	return nil, f.call("jobs", p)
+}
+
+func (f *farm) see(name string, p authz.Principal, id lease.JobID) error {
+	err := f.call(name, p)
+	switch {
+	case err != nil:
+		return err
+	case id != "jann":
+		return fmt.Errorf("%w: no job %s", ErrNotFound, id)
+	case !p.MaySee("ann"):
+		return fmt.Errorf("%w: %s belongs to ann", ErrNotFound, id)
+	}
+	return nil
+}
+
+func (f *farm) Job(_ context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (Job, error) {
+	return Job{Submitter: from, JobSummary: JobSummary{ID: id, Name: "shot", State: lease.JobRunning, Tier: lease.Normal, Owner: "ann"}}, f.see("job", p, id)
+}
+
+func (f *farm) Frame(_ context.Context, p authz.Principal, id lease.JobID, n int32) (Frame, error) {
+	fr := Frame{Frame: n, State: lease.TaskQueued}
+	if n == 1 {
+		fr = Frame{Frame: 1, State: lease.TaskDone, CID: someCID, Name: "0001.png", Size: int64(len(picture))}
+	}
+	return fr, f.see("frame", p, id)
+}
+
+func (f *farm) Tasks(_ context.Context, p authz.Principal, id lease.JobID) ([]Task, error) {
+	return []Task{{Index: 0, Frames: "1-5", State: lease.TaskQueued}}, f.see("tasks", p, id)
+}
+
+func (f *farm) Task(_ context.Context, p authz.Principal, id lease.JobID, i int32) (Task, error) {
+	t := Task{Index: i, State: lease.TaskLeased}
+	if i == 0 {
+		t.Attempts = []lease.Attempt{{Lease: "a", Log: "not a CID: an older attempt's"}, {Lease: "b", Log: someCID}, {Lease: "c"}}
+	}
+	return t, f.see("task", p, id)
+}
+
+func (f *farm) Control(_ context.Context, p authz.Principal, id lease.JobID, c Control) (JobSummary, error) {
+	if err := f.see(string(c.Do), p, id); err != nil {
+		return JobSummary{}, err
+	}
+	if !p.MayControl("ann") {
+		return JobSummary{}, fmt.Errorf("%w: it is ann's job", ErrDenied)
+	}
+	return JobSummary{ID: id, State: lease.JobCancelled, Tier: c.Tier}, nil
+}
+
+func (f *farm) Why(_ context.Context, p authz.Principal, id lease.JobID, task int32) (Why, error) {
+	return Why{Job: id, Task: &task, Text: "it waits"}, f.see("why", p, id)
+}
+
+func (f *farm) Peers(_ context.Context, p authz.Principal) ([]Peer, error) {
+	return nil, f.call("peers", p)
+}
+
+func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
+	return Farm{Name: "attic"}, f.call("farm", p)
+}
+
+func (f *farm) Invite(_ context.Context, p authz.Principal, in Invitation) (Invited, error) {
+	return Invited{Ticket: "secret", Role: in.Role, Uses: max(1, in.Uses)}, f.call("invite", p)
+}
+
+func (f *farm) Events(ctx context.Context, p authz.Principal, q EventQuery) (*Subscription, error) {
+	if err := f.call("events", p); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	ch := make(chan Event, 16)
+	f.subs, f.query, f.ended = append(f.subs, ch), q, append(f.ended, ctx)
+	return &Subscription{Events: ch, Missed: f.missed, Err: func() error { f.mu.Lock(); defer f.mu.Unlock(); return f.subErr }}, nil
+}
+
+// follower waits until n readers of events have subscribed, and returns the last.
+func (f *farm) follower(t *testing.T, n int) (chan Event, context.Context) {
+	t.Helper()
+	var ch chan Event
+	var ctx context.Context
+	require.Eventually(t, func() bool {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if len(f.subs) == n {
+			ch, ctx = f.subs[n-1], f.ended[n-1]
+		}
+		return len(f.subs) == n
+	}, 10*time.Second, time.Millisecond)
+	return ch, ctx
+}
+
+func (f *farm) submitted() []lease.Spec {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.specs
+}
+
+const picture = "not really a picture, but its bytes"
+
+// machine is one peer of a test.
+type machine struct {
+	*Server
+	host host.Host
+	farm *farm
+	url  string
+	stop func() // ends both servers and waits for them
+
+	transport *http.Transport // to url; nil is the default
+
+	mu     sync.Mutex
+	tokens map[string]authz.Role // those this machine knows
+	finds  func() (peer.ID, error)
+	opened int
+	files  map[string]string
+	checks []Check
+	spec   func(*lease.Spec)
+	panics bool
+
+	folder   bool // whether the store's root is one
+	storeErr error
+	unpinned []string
+}
+
+func (m *machine) Find(ctx context.Context) (peer.ID, bool, error) {
+	m.mu.Lock()
+	finds := m.finds
+	m.mu.Unlock()
+	if finds != nil {
+		id, err := finds()
+		return id, id == m.host.ID(), err
+	}
+	m.farm.mu.Lock()
+	defer m.farm.mu.Unlock()
+	if m.farm.leader == "" {
+		return "", false, fmt.Errorf("%w: tried nobody", ErrNoLeader)
+	}
+	return m.farm.leader, m.farm.leader == m.host.ID(), nil
+}
+
+func (m *machine) set(change func(*machine)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change(m)
+}
+
+func (m *machine) Authenticate(_ context.Context, token string) (authz.Principal, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r, ok := m.tokens[token]; ok {
+		return authz.Principal{User: token, Role: r}, nil
+	}
+	return authz.Principal{}, fmt.Errorf("%w: unheard of", ErrUnauthorised)
+}
+
+func (m *machine) ImportProject(_ context.Context, _ authz.Principal, files iter.Seq2[ProjectFile, error]) (Project, error) {
+	got := map[string]string{}
+	p := Project{Project: someCID}
+	for f, err := range files {
+		if err != nil {
+			return Project{}, fmt.Errorf("importing: %w", err)
+		}
+		data, err := io.ReadAll(f.Body)
+		if err != nil {
+			return Project{}, fmt.Errorf("importing %s: %w", f.Path, err)
+		}
+		if int64(len(data)) != f.Size {
+			return Project{}, errors.New("a size that is not true")
+		}
+		if f.Receipt == "old" {
+			return Project{}, &Lacking{[]string{f.Path}}
+		}
+		p.Receipts = append(p.Receipts, "for "+f.Path+f.Receipt)
+		got[f.Path] = string(data)
+		p.Files++
+		p.Size += f.Size
+	}
+	m.set(func(m *machine) { m.files = got })
+	return p, nil
+}
+
+func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (lease.Spec, []string, error) {
+	if s.Project != someCID {
+		return lease.Spec{}, nil, fmt.Errorf("%w: there is no project %q here: upload it first", ErrInvalid, s.Project)
+	}
+	spec := lease.Spec{
+		Name: "shot", Owner: "mallory", Submitter: "elsewhere", Project: s.Project, Blend: "files/shot.blend", Tier: lease.Normal, Replicas: 2,
+		Frames: lease.Frames{{First: 1, Last: 10, Step: 1}}, Output: lease.Output{Peer: "victim", Dir: s.Output},
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.spec != nil {
+		m.spec(&spec)
+	}
+	return spec, []string{"/tex/lost.png"}, nil
+}
+
+func (m *machine) Open(_ context.Context, cid string, _ lease.Scope) (io.ReadSeekCloser, int64, error) {
+	m.set(func(m *machine) { m.opened++ })
+	if cid != someCID {
+		return nil, 0, errors.New("no such content")
+	}
+	return nopSeekCloser{strings.NewReader(picture)}, int64(len(picture)), nil
+}
+
+type nopSeekCloser struct{ io.ReadSeeker }
+
+func (nopSeekCloser) Close() error { return nil }
+
+// The store of a fake machine holds one root, which is ann's, and the admin's.
+
+func (m *machine) own(p authz.Principal, cid string) (Root, error) {
+	if cid != someCID || !p.MaySee("ann") {
+		return Root{}, fmt.Errorf("%w: %s", ErrNotFound, cid)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return Root{CID: cid, Folder: m.folder, Files: 1, Size: int64(len(picture)), Whole: true}, nil
+}
+
+func (m *machine) AddBlob(ctx context.Context, p authz.Principal, files iter.Seq2[ProjectFile, error], alone bool) (Blob, error) {
+	project, err := m.ImportProject(ctx, p, files)
+	if alone && project.Files != 1 {
+		err = fmt.Errorf("%w: not one file", ErrInvalid)
+	}
+	return Blob{CID: someCID, Files: project.Files, Size: project.Size, Receipts: project.Receipts}, err
+}
+
+func (m *machine) Roots(_ context.Context, p authz.Principal) iter.Seq2[Root, error] {
+	return func(yield func(Root, error) bool) {
+		if root, err := m.own(p, someCID); err == nil && yield(root, nil) {
+			m.mu.Lock()
+			err := m.storeErr
+			m.mu.Unlock()
+			if err != nil {
+				yield(Root{}, err)
+			}
+		}
+	}
+}
+
+func (m *machine) RootOf(_ context.Context, p authz.Principal, cid string) (Root, error) {
+	return m.own(p, cid)
+}
+
+func (m *machine) FetchBlob(ctx context.Context, p authz.Principal, cid string, progress func(done, total int64)) (Root, error) {
+	root, err := m.own(p, cid)
+	if err == nil {
+		progress(1, 2)
+		m.mu.Lock()
+		err = m.storeErr
+		m.mu.Unlock()
+	}
+	return root, err
+}
+
+func (m *machine) Files(_ context.Context, p authz.Principal, cid string) iter.Seq2[ProjectFile, error] {
+	return func(yield func(ProjectFile, error) bool) {
+		_, err := m.own(p, cid)
+		if !yield(ProjectFile{Path: "a/b.png", Size: int64(len(picture)), Body: strings.NewReader(picture)}, err) {
+			return
+		}
+		m.mu.Lock()
+		err = m.storeErr
+		m.mu.Unlock()
+		if err != nil {
+			yield(ProjectFile{}, err)
+		}
+	}
+}
+
+func (m *machine) OpenBlob(_ context.Context, p authz.Principal, cid string) (io.ReadSeekCloser, int64, error) {
+	root, err := m.own(p, cid)
+	return nopSeekCloser{strings.NewReader(picture)}, root.Size, err
+}
+
+func (m *machine) PinBlob(_ context.Context, p authz.Principal, cid string) (Root, error) {
+	return m.own(p, cid)
+}
+
+func (m *machine) UnpinBlob(_ context.Context, p authz.Principal, cid, user string) (Root, error) {
+	m.set(func(m *machine) { m.unpinned = append(m.unpinned, user) })
+	return m.own(p, cid)
+}
+
+func (m *machine) VerifyBlobs(_ context.Context, _ authz.Principal, cid string, progress func(done, total int64)) (Verified, error) {
+	progress(5, 5)
+	return Verified{Blocks: 1, Bytes: 5}, nil
+}
+
+func (m *machine) CollectBlobs(context.Context, bool) (Collected, error) {
+	return Collected{Blocks: 1}, nil
+}
+
+func (m *machine) StoreStat(context.Context) (StoreStat, error) { return StoreStat{Disk: 1}, nil }
+
+func (m *machine) Identity() (authz.PeerID, authz.FarmID) {
+	return authz.PeerID(m.host.ID().String()), "farm"
+}
+
+func (m *machine) Status(context.Context) Status {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.panics {
+		panic("the status is broken")
+	}
+	return Status{Peer: authz.PeerID(m.host.ID().String()), Farm: "farm"}
+}
+
+func (m *machine) Ready(context.Context) []Check {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.checks
+}
+
+const onTCP, onQUIC = "/ip4/127.0.0.1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"
+
+func newHost(t *testing.T, listen ...string) host.Host {
+	if len(listen) == 0 {
+		listen = []string{onTCP}
+	}
+	h, err := libp2p.New(libp2p.ListenAddrStrings(listen...), libp2p.DisableRelay())
+	require.NoError(t, err)
+	t.Cleanup(func() { h.Close() })
+	return h
+}
+
+// streamAddr is the address of a stream's other end.
+type streamAddr peer.ID
+
+func (streamAddr) Network() string  { return gostream.Network }
+func (a streamAddr) String() string { return peer.ID(a).String() }
+
+// newFarm starts n machines that know each other, the first of which leads.
+func newFarm(t *testing.T, n int, cfg Config, listen ...string) (*farm, []*machine) {
+	f, all := newMachines(t, n, cfg, listen...)
+	for _, m := range all {
+		m.start(t)
+	}
+	return f, all
+}
+
+// newMachines is newFarm without the start.
+func newMachines(t *testing.T, n int, cfg Config, listen ...string) (*farm, []*machine) {
+	f := &farm{}
+	var all []*machine
+	members := map[peer.ID]bool{}
+	for range n {
+		h := newHost(t, listen...)
+		members[h.ID()] = true
+		all = append(all, &machine{host: h, farm: f, tokens: farmTokens})
+	}
+	f.leader = all[0].host.ID()
+	if cfg.Member == nil {
+		cfg.Member = func(id peer.ID) bool { return members[id] }
+	}
+	if cfg.Grace == 0 {
+		cfg.Grace = time.Second
+	}
+	for _, m := range all {
+		for _, o := range all {
+			m.host.Peerstore().AddAddrs(o.host.ID(), o.host.Addrs(), peerstore.PermanentAddrTTL)
+		}
+		m.Server = New(cfg, m, m.farm, m, m.host)
+	}
+	return f, all
+}
+
+func (m *machine) start(t *testing.T) {
+	l, err := Listen("127.0.0.1:0")
+	require.NoError(t, err)
+	m.url = "http://" + l.Addr().String()
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan error, 2)
+	go func() { ended <- m.Serve(ctx, l) }()
+	go func() { ended <- m.ServePeers(ctx) }()
+	m.stop = sync.OnceFunc(func() {
+		cancel()
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Errorf("serving: %v", err)
+			}
+		}
+	})
+	t.Cleanup(m.stop)
+}
+
+// reply is a whole answer.
+type reply struct {
+	*http.Response
+	body []byte
+}
+
+func (r reply) problem(t *testing.T) Problem {
+	t.Helper()
+	var p Problem
+	require.Equal(t, problemType, r.Header.Get("Content-Type"), "body: %s", r.body)
+	require.NoError(t, json.Unmarshal(r.body, &p), "body: %s", r.body)
+	require.Equal(t, r.StatusCode, p.Status)
+	require.Equal(t, http.StatusText(r.StatusCode), p.Title)
+	require.Equal(t, "about:blank", p.Type)
+	return p
+}
+
+// do sends one request; header holds name, value pairs.
+func (m *machine) do(t *testing.T, token, method, path string, body any, header ...string) reply {
+	t.Helper()
+	resp := m.open(t, token, method, path, body, header...)
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	return reply{resp, data}
+}
+
+func (m *machine) open(t *testing.T, token, method, path string, body any, header ...string) *http.Response {
+	t.Helper()
+	var reader io.Reader
+	switch b := body.(type) {
+	case nil:
+	case io.Reader:
+		reader = b
+	default:
+		data, err := json.Marshal(body)
+		require.NoError(t, err)
+		reader = bytes.NewReader(data)
+		header = append([]string{"Content-Type", "application/json"}, header...)
+	}
+	r, err := http.NewRequestWithContext(t.Context(), method, m.url+path, reader)
+	require.NoError(t, err)
+	if token != "" {
+		r.Header.Set("Authorization", "Bearer "+token)
+	}
+	for i := 0; i < len(header); i += 2 {
+		if header[i] == "Host" {
+			r.Host = header[i+1]
+		}
+		r.Header.Add(header[i], header[i+1])
+	}
+	resp, err := cmp.Or(m.transport, http.DefaultTransport.(*http.Transport)).RoundTrip(r)
+	require.NoError(t, err)
+	return resp
+}

@@ -1,0 +1,120 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+type jobInput struct {
+	ID lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+}
+
+func (s *Server) jobs(ctx context.Context, _ *nothing) (*answer[JobList], error) {
+	jobs, err := s.queue.Jobs(ctx, callerOf(ctx).Principal)
+	return answerWith(JobList{list(jobs)}, err)
+}
+
+func (s *Server) job(ctx context.Context, in *jobInput) (*answer[Job], error) {
+	c := callerOf(ctx)
+	job, err := s.queue.Job(ctx, c.Principal, in.ID, authz.PeerID(c.peer.String()))
+	job.Frames = list(job.Frames)
+	return answerWith(job, err)
+}
+
+func (s *Server) tasks(ctx context.Context, in *jobInput) (*answer[TaskList], error) {
+	tasks, err := s.queue.Tasks(ctx, callerOf(ctx).Principal, in.ID)
+	return answerWith(TaskList{list(tasks)}, err)
+}
+
+// control makes a handler of a verb without further words.
+func control(do Verb) func(*Server, context.Context, *jobInput) (*answer[JobSummary], error) {
+	return func(s *Server, ctx context.Context, in *jobInput) (*answer[JobSummary], error) {
+		return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: do}))
+	}
+}
+
+func (s *Server) prioritise(ctx context.Context, in *struct {
+	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Body Priority
+}) (*answer[JobSummary], error) {
+	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: Prioritise, Tier: in.Body.Priority}))
+}
+
+func (s *Server) why(ctx context.Context, in *struct {
+	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Task int32       `query:"task" minimum:"-1" default:"-1" doc:"one task of it; -1: the job as a whole"`
+}) (*answer[Why], error) {
+	return answerWith(s.queue.Why(ctx, callerOf(ctx).Principal, in.ID, in.Task))
+}
+
+// submit takes a job from a program on this machine: what is about the machine
+// is checked here, and the rest by the leader.
+func (s *Server) submit(ctx context.Context, in *struct{ Body Submission }) (*answer[Submitted], error) {
+	c := callerOf(ctx)
+	spec, missing, err := s.local.Prepare(ctx, c.Principal, in.Body)
+	if err != nil {
+		return nil, err
+	}
+	if spec, err = c.prove(spec); err != nil {
+		return nil, err
+	}
+	q, err := s.part(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	out, err := q.Submit(ctx, c.Principal, spec)
+	out.Missing = list(missing)
+	return answerWith(out, err)
+}
+
+// enqueue takes a job that another peer has prepared.
+func (s *Server) enqueue(ctx context.Context, in *struct{ Body lease.Spec }) (*answer[Submitted], error) {
+	c := callerOf(ctx)
+	spec, err := c.prove(in.Body)
+	if err != nil {
+		return nil, err
+	}
+	out, err := s.queue.Submit(ctx, c.Principal, spec)
+	out.Missing = list(out.Missing)
+	return answerWith(out, err)
+}
+
+// prove puts into a spec what the credential and the connection say, whatever
+// it said itself: nobody submits in another's name, and nobody has frames
+// written on a machine that did not take the submission.
+func (c caller) prove(spec lease.Spec) (lease.Spec, error) {
+	spec.Owner = c.User
+	spec.Submitter = authz.PeerID(c.peer.String())
+	if spec.Output.Dir == "" {
+		spec.Output = lease.Output{}
+	} else {
+		spec.Output.Peer = spec.Submitter
+	}
+	if err := spec.Validate(); err != nil {
+		return spec, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	return spec, nil
+}
+
+type frameInput struct {
+	ID    lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Frame int32       `path:"frame"`
+}
+
+type taskInput struct {
+	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Task int32       `path:"task" minimum:"0"`
+}
+
+// frameInfo tells another peer about one frame.
+func (s *Server) frameInfo(ctx context.Context, in *frameInput) (*answer[Frame], error) {
+	return answerWith(s.queue.Frame(ctx, callerOf(ctx).Principal, in.ID, in.Frame))
+}
+
+// taskInfo tells another peer about one task.
+func (s *Server) taskInfo(ctx context.Context, in *taskInput) (*answer[Task], error) {
+	return answerWith(s.queue.Task(ctx, callerOf(ctx).Principal, in.ID, in.Task))
+}

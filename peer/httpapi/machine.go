@@ -1,0 +1,81 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"strings"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"vizpeer/authz"
+)
+
+// answer is a JSON document.
+type answer[T any] struct{ Body T }
+
+func answerWith[T any](doc T, err error) (*answer[T], error) {
+	if err != nil {
+		return nil, err
+	}
+	return &answer[T]{doc}, nil
+}
+
+type nothing struct{}
+
+func (s *Server) healthz(context.Context, *nothing) (*answer[Health], error) {
+	return answerWith(Health{"ok"}, nil)
+}
+
+func (s *Server) readyz(ctx context.Context, _ *nothing) (*answer[Health], error) {
+	var failing []string
+	for _, c := range s.local.Ready(ctx) {
+		if c.Err != nil {
+			failing = append(failing, c.Name)
+			s.log.Debug("not ready", "check", c.Name, "error", c.Err)
+		}
+	}
+	if len(failing) == 0 {
+		return answerWith(Health{"ok"}, nil)
+	}
+	p := newProblem(http.StatusServiceUnavailable, CodeNotReady, "not ready: "+strings.Join(failing, ", "), "Retry-After", "2")
+	p.Failing = failing
+	return nil, p
+}
+
+func (s *Server) document(context.Context, *nothing) (*huma.StreamResponse, error) {
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		hc.SetHeader("Content-Type", "application/openapi+json")
+		hc.BodyWriter().Write(s.openAPI)
+	}}, nil
+}
+
+func (s *Server) status(ctx context.Context, _ *nothing) (*answer[Status], error) {
+	st := s.local.Status(ctx)
+	st.Roles, st.Addrs, st.Running = list(st.Roles), list(st.Addrs), list(st.Running)
+	return answerWith(st, nil)
+}
+
+func (s *Server) whoami(ctx context.Context, _ *nothing) (*answer[Whoami], error) {
+	peer, farm := s.local.Identity()
+	return answerWith(Whoami{Principal: callerOf(ctx).Principal, Peer: peer, Farm: string(farm)}, nil)
+}
+
+// principal tells another peer whose token it was given.
+func (s *Server) principal(ctx context.Context, _ *nothing) (*answer[authz.Principal], error) {
+	return answerWith(callerOf(ctx).Principal, nil)
+}
+
+func (s *Server) peerList(ctx context.Context, _ *nothing) (*answer[PeerList], error) {
+	peers, err := s.queue.Peers(ctx, callerOf(ctx).Principal)
+	return answerWith(PeerList{list(peers)}, err)
+}
+
+func (s *Server) farmInfo(ctx context.Context, _ *nothing) (*answer[Farm], error) {
+	farm, err := s.queue.Farm(ctx, callerOf(ctx).Principal)
+	farm.Coord.Voters, farm.Coord.Standbys = list(farm.Coord.Voters), list(farm.Coord.Standbys)
+	return answerWith(farm, err)
+}
+
+func (s *Server) invite(ctx context.Context, in *struct{ Body Invitation }) (*answer[Invited], error) {
+	return answerWith(s.queue.Invite(ctx, callerOf(ctx).Principal, in.Body))
+}

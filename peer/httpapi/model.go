@@ -1,0 +1,315 @@
+package httpapi
+
+import (
+	"encoding/json"
+	"time"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// The documents of the HTTP API and of the command line's --json: the same
+// types, so that the two cannot differ. Sizes are bytes, durations are seconds,
+// times are RFC 3339 in UTC.
+
+// Project is the answer to POST /v1/projects, whose body is a tar of the
+// project (application/x-tar).
+type Project struct {
+	Project  string   `json:"project"` // root CID
+	Files    int      `json:"files"`
+	Size     int64    `json:"size"`
+	NewBytes int64    `json:"new_bytes"` // what this machine did not hold yet
+	Missing  []string `json:"missing"`
+	// FileVersion is the Blender version that saved the .blend.
+	FileVersion lease.Version `json:"file_version,omitzero"`
+	// Receipts prove, file by file in the order sent, that this caller sent it: a
+	// later upload may send the receipt instead of the bytes. They are for nobody
+	// else, and for this machine alone.
+	Receipts []string `json:"receipts,omitempty" doc:"with ?receipts=true: for each file in the order sent, what proves that the caller sent it"`
+}
+
+// Submission is the body of POST /v1/jobs.
+type Submission struct {
+	Name     string             `json:"name,omitempty" maxLength:"200"`
+	Project  string             `json:"project" doc:"root CID that POST /v1/projects answered"`
+	Frames   string             `json:"frames,omitempty" doc:"1-40,50,60-80x2; the scene's own range if absent"`
+	Chunk    int                `json:"chunk,omitempty" minimum:"0"`
+	Priority lease.Tier         `json:"priority,omitempty"`
+	Order    lease.Order        `json:"order,omitempty" doc:"preview (the first, the middle and the last frames first) or linear"`
+	After    []lease.JobID      `json:"after,omitempty" maxItems:"64" doc:"jobs that must be done before this one begins"`
+	Needs    lease.Requirements `json:"needs,omitzero"`
+	Settings lease.Settings     `json:"settings,omitzero"`
+	Replicas int                `json:"replicas,omitempty" minimum:"0" maximum:"16"`
+	// Output is an absolute folder on the machine that takes the submission.
+	Output      string  `json:"output,omitempty"`
+	TaskTimeout float64 `json:"task_timeout,omitempty" minimum:"0" doc:"seconds an attempt may take; 0 for a day a frame"`
+	// Strict refuses a project with missing files.
+	Strict bool `json:"strict,omitempty"`
+}
+
+// Submitted is the answer to POST /v1/jobs.
+type Submitted struct {
+	Job     lease.JobID `json:"job"`
+	Project string      `json:"project"`
+	Tasks   int         `json:"tasks"`
+	Missing []string    `json:"missing"`
+}
+
+// Verb is something that can be done to a job.
+type Verb string
+
+// What can be done to a job.
+const (
+	Cancel     Verb = "cancel"
+	Pause      Verb = "pause"
+	Resume     Verb = "resume"
+	Retry      Verb = "retry"
+	Prioritise Verb = "priority"
+)
+
+// Control is what somebody wants of a job.
+type Control struct {
+	Do   Verb
+	Tier lease.Tier // to Prioritise
+}
+
+// Priority is the body of POST /v1/jobs/{id}/priority.
+type Priority struct {
+	Priority lease.Tier `json:"priority" enum:"low,normal,high,urgent"`
+}
+
+// Why is GET /v1/jobs/{id}/why.
+type Why struct {
+	Job   lease.JobID `json:"job"`
+	Task  *int32      `json:"task,omitempty"`
+	State string      `json:"state"`
+	Text  string      `json:"text"` // the answer, in words
+	// Ahead counts the jobs with waiting tasks that are served first.
+	Ahead int `json:"ahead"`
+	// Nearest is the machine that comes nearest to what the job needs, where none
+	// meets it.
+	Nearest *Nearest `json:"nearest,omitempty"`
+}
+
+// Nearest is a machine and what it lacks.
+type Nearest struct {
+	Peer  authz.PeerID `json:"peer"`
+	Name  string       `json:"name"`
+	Lacks []lease.Lack `json:"lacks"`
+}
+
+// TaskCounts counts a job's tasks by state.
+type TaskCounts struct {
+	Total     int `json:"total"`
+	Queued    int `json:"queued"`
+	Leased    int `json:"leased"`
+	Rendered  int `json:"rendered"`
+	Done      int `json:"done"`
+	Failed    int `json:"failed"`
+	Cancelled int `json:"cancelled"`
+}
+
+// JobSummary is one line of GET /v1/jobs.
+type JobSummary struct {
+	ID        lease.JobID    `json:"id"`
+	Name      string         `json:"name"`
+	State     lease.JobState `json:"state"`
+	Reason    string         `json:"reason"` // why it is in that state, in words; "" where that is plain
+	Tier      lease.Tier     `json:"tier"`
+	After     []lease.JobID  `json:"after,omitempty"` // jobs that must be done first
+	Owner     string         `json:"owner"`
+	Tasks     TaskCounts     `json:"tasks"`
+	CreatedAt time.Time      `json:"created_at"`
+	StartedAt *time.Time     `json:"started_at,omitempty"`
+	EndedAt   *time.Time     `json:"ended_at,omitempty"`
+}
+
+// JobList is GET /v1/jobs: the newest first, those that the caller may see.
+type JobList struct {
+	Jobs []JobSummary `json:"jobs"`
+}
+
+// Job is GET /v1/jobs/{id}.
+type Job struct {
+	JobSummary
+	Project     string       `json:"project"`
+	FrameList   string       `json:"frame_list"`
+	Submitter   authz.PeerID `json:"submitter"`
+	Output      string       `json:"output,omitempty"`
+	OutputError string       `json:"output_error,omitempty"` // why frames could not be written there
+	Replicas    int          `json:"replicas"`
+	// ProjectHolders counts the machines that hold all of the project: from two on
+	// the submitter's may be switched off.
+	ProjectHolders int                `json:"project_holders"`
+	Needs          lease.Requirements `json:"needs,omitzero"`
+	Frames         []Frame            `json:"frames"`
+	// Log is the last words of Blender, where the job failed.
+	Log string `json:"log,omitempty"`
+	// Parting tells what of this job hangs on the machine that asks.
+	Parting *lease.Parting `json:"parting,omitempty" doc:"whether the machine that asks may be switched off now without harm to this job"`
+}
+
+// Frame is one frame of a job.
+type Frame struct {
+	Frame   int32           `json:"frame"`
+	State   lease.TaskState `json:"state"`
+	CID     string          `json:"cid,omitempty"`
+	Name    string          `json:"name,omitempty"` // file name in the output folder
+	Size    int64           `json:"size,omitempty"`
+	Peer    authz.PeerID    `json:"peer,omitempty"` // who rendered it
+	Seconds float64         `json:"seconds,omitempty"`
+	Holders int             `json:"holders,omitempty"` // machines that hold all of it
+	// Delivered tells that the frame was written to the job's output folder.
+	Delivered bool `json:"delivered,omitempty"`
+}
+
+// Task is one line of GET /v1/jobs/{id}/tasks.
+type Task struct {
+	Index    int32           `json:"index"`
+	Frames   string          `json:"frames"`
+	State    lease.TaskState `json:"state"`
+	Tries    int             `json:"tries"` // failures so far
+	Peer     authz.PeerID    `json:"peer,omitempty"`
+	Progress json.RawMessage `json:"progress,omitempty"` // of the attempt that runs now: see render.Progress
+	Attempts []lease.Attempt `json:"attempts,omitempty"`
+}
+
+// TaskList is GET /v1/jobs/{id}/tasks.
+type TaskList struct {
+	Tasks []Task `json:"tasks"`
+}
+
+// Peer is one line of GET /v1/peers.
+type Peer struct {
+	ID         authz.PeerID      `json:"id"`
+	Name       string            `json:"name"`
+	Roles      []string          `json:"roles"` // worker, coordinator, submitter
+	State      string            `json:"state"` // idle, busy, offline, draining
+	Slots      int               `json:"slots"`
+	Busy       int               `json:"busy"`
+	TasksDone  int               `json:"tasks_done"`
+	Full       string            `json:"full,omitempty" doc:"why it takes no more work, in words"`
+	Capability *lease.Capability `json:"capability"`
+	Addrs      []string          `json:"addrs,omitempty"`
+	LastSeen   *time.Time        `json:"last_seen"`
+}
+
+// PeerList is GET /v1/peers.
+type PeerList struct {
+	Peers []Peer `json:"peers"`
+}
+
+// Coordination is who leads the queue: GET /v1/farm holds it, and `vizpeer coord
+// status` prints it.
+type Coordination struct {
+	Leader       authz.PeerID   `json:"leader"`
+	Term         uint64         `json:"term"`
+	Voters       []authz.PeerID `json:"voters"`
+	Standbys     []authz.PeerID `json:"standbys"`
+	AppliedIndex uint64         `json:"applied_index"`
+}
+
+// Farm is GET /v1/farm: what anyone admitted may know.
+type Farm struct {
+	Farm  string         `json:"farm"`
+	Name  string         `json:"name"`
+	Peers map[string]int `json:"peers"` // by state
+	Jobs  map[string]int `json:"jobs"`  // by state, the caller's own unless an admin asks
+	Coord Coordination   `json:"coord"`
+}
+
+// Status is GET /v1/status: this machine, answered by itself even when no
+// coordinator can be reached.
+type Status struct {
+	Peer       authz.PeerID     `json:"peer"`
+	Name       string           `json:"name"`
+	Farm       string           `json:"farm"`
+	FarmName   string           `json:"farm_name"`
+	Version    string           `json:"version"`
+	Roles      []string         `json:"roles"`
+	Leader     authz.PeerID     `json:"leader"` // "" while none can be reached
+	Connected  int              `json:"connected"`
+	Addrs      []string         `json:"addrs"`
+	Running    []RunningTask    `json:"running"`
+	Capability lease.Capability `json:"capability"`
+	Store      StoreStatus      `json:"store"`
+	// Full says in words why this machine takes no more work; "" while it has room.
+	Full string `json:"full,omitempty" doc:"why this machine takes no more work, in words"`
+	// Unkept is the number of finished frames that, as far as this machine knows,
+	// only it holds.
+	Unkept int `json:"unkept"`
+	// Parting tells whether this machine may be switched off now, as the leader
+	// knows it; absent while none can be asked.
+	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
+}
+
+// RunningTask is an attempt that this machine makes now.
+type RunningTask struct {
+	Job      lease.JobID     `json:"job"`
+	Task     int32           `json:"task"`
+	Progress json.RawMessage `json:"progress,omitempty"`
+}
+
+// StoreStatus is how full the content store is.
+type StoreStatus struct {
+	Bytes int64 `json:"bytes"` // on disk
+	Quota int64 `json:"quota"` // what it may take there
+	Free  int64 `json:"free"`  // on its disk
+}
+
+// Invitation is the body of POST /v1/tickets.
+type Invitation struct {
+	Role      authz.Role `json:"role,omitempty"` // node if absent
+	Uses      int        `json:"uses,omitempty" minimum:"0" maximum:"10000"`
+	ExpiresIn float64    `json:"expires_in,omitempty" doc:"seconds; 24 h if absent"`
+}
+
+// Invited is the answer to POST /v1/tickets.
+type Invited struct {
+	Ticket    string     `json:"ticket"`
+	Role      authz.Role `json:"role"`
+	Uses      int        `json:"uses"`
+	ExpiresAt time.Time  `json:"expires_at"`
+}
+
+// Whoami is GET /v1/auth/whoami.
+type Whoami struct {
+	authz.Principal
+	Peer authz.PeerID `json:"peer"`
+	Farm string       `json:"farm"`
+}
+
+// Health is GET /healthz and GET /readyz where all is well.
+type Health struct {
+	Status string `json:"status"` // ok
+}
+
+// Events about the stream itself, beside those of package lease. They carry no
+// ID and a Reason in words.
+const (
+	// StreamMissed comes first where events after Last-Event-ID are no longer
+	// kept: read the jobs anew.
+	StreamMissed lease.EventType = "stream.missed"
+	// StreamEnded comes last where the server ends the stream: connect again with
+	// the last ID.
+	StreamEnded lease.EventType = "stream.ended"
+)
+
+// Event is one line of GET /v1/events (server-sent events; the event's id is the
+// SSE id, its type the SSE event name).
+type Event struct {
+	ID   uint64          `json:"id,omitempty"` // 0 for progress, which is not replayed
+	Type lease.EventType `json:"type"`
+	Time time.Time       `json:"time"`
+	Job  lease.JobID     `json:"job,omitempty"`
+	Task *int32          `json:"task,omitempty"`
+	// Frame is set for frame events.
+	Frame    *int32          `json:"frame,omitempty"`
+	Peer     authz.PeerID    `json:"peer,omitempty"`
+	PeerName string          `json:"peer_name,omitempty"`
+	State    string          `json:"state,omitempty"` // the new state of what the event is about
+	Reason   string          `json:"reason,omitempty"`
+	CID      string          `json:"cid,omitempty"`
+	Seconds  float64         `json:"seconds,omitempty"`
+	Progress json.RawMessage `json:"progress,omitempty"`
+}

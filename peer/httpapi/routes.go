@@ -1,0 +1,239 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"maps"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+
+	"vizpeer/authz"
+	"vizpeer/peer/render"
+)
+
+// place is where a route is answered.
+type place int
+
+const (
+	here     place = iota // by the peer that is asked, on loopback only
+	atLeader              // by the leader: others pass it on
+	internal              // by the leader, for other peers only: it is in no document
+)
+
+// rule says who may use a route. The zero rule lets nobody in.
+type rule struct {
+	who    string
+	open   bool // needs no token
+	allows func(authz.Principal) bool
+}
+
+var (
+	everybody  = rule{who: "everybody, without a token", open: true}
+	members    = rule{who: "everybody with a token", allows: func(authz.Principal) bool { return true }}
+	people     = rule{who: "admins, operators and viewers", allows: func(p authz.Principal) bool { return p.Role != authz.Node }}
+	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
+	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
+)
+
+// route is one line of the API.
+type route struct {
+	Method, Path string
+	place        place
+	rule         rule
+	id           string
+	summary      string
+	status       int    // of success; 0: 200
+	answers      string // the content type of an answer that is not JSON
+	add          endpoint
+}
+
+// The routes whose body is a stream of any length.
+const (
+	uploadProject = "POST /v1/projects"
+	uploadBlob    = "POST /v1/blobs"
+)
+
+// routes is the whole API: what is not here does not exist. A role decides
+// whether a route may be used at all; whose job it is about, Queue decides.
+func routes() []*route {
+	const get, post = http.MethodGet, http.MethodPost
+	return []*route{
+		{get, "/healthz", here, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
+		{get, "/readyz", here, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
+		{get, "/openapi.json", here, everybody, "openapi", "This document", 0, "application/openapi+json", bind((*Server).document)},
+
+		{get, "/v1/status", here, members, "status", "This machine, answered without a coordinator", 0, "", bind((*Server).status)},
+		{get, "/v1/auth/whoami", here, members, "whoami", "Who the token belongs to", 0, "", bind((*Server).whoami)},
+		{post, "/v1/projects", here, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
+		{post, "/v1/jobs", here, submitters, "submit-job", "Submit a job; its output folder is on this machine", http.StatusCreated, "", bind((*Server).submit)},
+		{get, "/v1/jobs/{id}/frames/{frame}", here, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID)", 0, "image/*", bind((*Server).frame)},
+		{get, "/v1/jobs/{id}/logs", here, people, "task-log", "Blender's output in the latest attempt at a task that left one", 0, "text/plain", bind((*Server).taskLog)},
+
+		{get, "/v1/blobs", here, people, "list-blobs", "The content that this machine holds, a Root a line: all of it for an admin, what one has pinned oneself for others", 0, linesType, bind((*Server).roots)},
+		{post, "/v1/blobs", here, submitters, "add-blob", "Store a tar of plain files as a folder, and pin it for the caller", 0, "", takesTar(bind((*Server).addBlob))},
+		{get, "/v1/blobs/stat", here, people, "blob-stat", "How full this machine's store is, and of what", 0, "", bind((*Server).storeStat)},
+		{post, "/v1/blobs/gc", here, submitters, "collect-blobs", "Remove what nothing needs", 0, "", bind((*Server).collectBlobs)},
+		{post, "/v1/blobs/verify", here, submitters, "verify-blobs", "Read content, drop what is damaged and fetch it again; a Step a line, the last with a Verified", 0, linesType, bind((*Server).verifyBlobs)},
+		{get, "/v1/blobs/{cid}", here, people, "blob", "Content that this machine holds: the bytes of a file (GET and HEAD; ranges), a tar of a folder", 0, "application/octet-stream", bind((*Server).blob)},
+		{post, "/v1/blobs/{cid}/fetch", here, people, "fetch-blob", "Bring content here from the farm; a Step a line, the last with a Root", 0, linesType, bind((*Server).fetchBlob)},
+		{post, "/v1/blobs/{cid}/pin", here, submitters, "pin-blob", "Keep content that is here for the caller", 0, "", bind((*Server).pinBlob)},
+		{post, "/v1/blobs/{cid}/unpin", here, submitters, "unpin-blob", "Take the caller's pin back", 0, "", bind((*Server).unpinBlob)},
+
+		{get, "/v1/jobs", atLeader, people, "list-jobs", "The jobs that the caller may see", 0, "", bind((*Server).jobs)},
+		{get, "/v1/jobs/{id}", atLeader, people, "job", "One job with its frames", 0, "", bind((*Server).job)},
+		{get, "/v1/jobs/{id}/tasks", atLeader, people, "tasks", "A job's tasks with their attempts", 0, "", bind((*Server).tasks)},
+		{post, "/v1/jobs/{id}/cancel", atLeader, submitters, "cancel-job", "Cancel a job", 0, "", bind(control(Cancel))},
+		{post, "/v1/jobs/{id}/pause", atLeader, submitters, "pause-job", "Grant nothing more of a job; what is being rendered goes on", 0, "", bind(control(Pause))},
+		{post, "/v1/jobs/{id}/resume", atLeader, submitters, "resume-job", "End a pause", 0, "", bind(control(Resume))},
+		{post, "/v1/jobs/{id}/retry", atLeader, submitters, "retry-job", "Open a job again that failed or was cancelled; finished frames stay", 0, "", bind(control(Retry))},
+		{post, "/v1/jobs/{id}/priority", atLeader, submitters, "prioritise-job", "Move a job that has not ended to another tier", 0, "", bind((*Server).prioritise)},
+		{get, "/v1/jobs/{id}/why", atLeader, people, "why", "Why a job, or one of its tasks, is where it is", 0, "", bind((*Server).why)},
+		{get, "/v1/peers", atLeader, members, "list-peers", "The machines of the farm: all of them for an admin, one's own for others (GET /v1/farm has the numbers for all)", 0, "", bind((*Server).peerList)},
+		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
+		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
+		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
+
+		{post, "/v1/queue/jobs", internal, submitters, "queue-job", "", http.StatusCreated, "", bind((*Server).enqueue)},
+		{get, "/v1/queue/jobs/{id}/frames/{frame}", internal, people, "queue-frame", "", 0, "", bind((*Server).frameInfo)},
+		{get, "/v1/queue/jobs/{id}/tasks/{task}", internal, people, "queue-task", "", 0, "", bind((*Server).taskInfo)},
+		{get, "/v1/queue/principal", internal, members, "queue-principal", "", 0, "", bind((*Server).principal)},
+	}
+}
+
+// served tells whether a route answers requests that come from that side.
+func (rt *route) served(from side) bool {
+	if from == loopback {
+		return rt.place != internal
+	}
+	return rt.place != here
+}
+
+// endpoint adds a route to an API.
+type endpoint func(s *Server, from side, rt *route, api huma.API, op huma.Operation)
+
+// bind makes an endpoint of a method, whose errors are explained to the caller.
+func bind[In, Out any](method func(*Server, context.Context, *In) (*Out, error)) endpoint {
+	return func(s *Server, from side, rt *route, api huma.API, op huma.Operation) {
+		huma.Register(api, op, func(ctx context.Context, in *In) (*Out, error) {
+			out, err := method(s, ctx, in)
+			if err != nil {
+				return nil, s.explain(ctx, from, rt, err)
+			}
+			return out, nil
+		})
+	}
+}
+
+const routeKey = "route"
+
+// handler serves the routes of one side behind their guards.
+func (s *Server) handler(from side) http.Handler {
+	mux := http.NewServeMux()
+	api := humago.New(mux, huma.Config{
+		OpenAPI: &huma.OpenAPI{
+			OpenAPI: "3.1.0",
+			Info: &huma.Info{
+				Title:       "vizpeer",
+				Version:     s.cfg.Version,
+				Description: "The API of a vizpeer peer. Sizes are bytes, durations seconds, times RFC 3339 in UTC.",
+				License:     &huma.License{Name: "Apache-2.0", Identifier: "Apache-2.0"},
+			},
+			Components: &huma.Components{
+				Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				SecuritySchemes: map[string]*huma.SecurityScheme{"token": {Type: "http", Scheme: "bearer"}},
+			},
+		},
+		Formats:                      map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},
+		DefaultFormat:                "application/json",
+		RejectUnknownQueryParameters: true, // a misspelt filter must not answer as if it were not there
+	})
+	api.UseMiddleware(s.gate(from))
+	for _, rt := range routes() {
+		if rt.served(from) {
+			rt.add(s, from, rt, api, rt.operation())
+		}
+	}
+	if from == loopback {
+		doc, err := json.Marshal(api.OpenAPI())
+		if err != nil {
+			panic(fmt.Sprintf("httpapi: the OpenAPI document: %v", err)) // it is made of constants
+		}
+		s.openAPI = doc
+	}
+	return s.guard(from, mux)
+}
+
+func (rt *route) operation() huma.Operation {
+	op := huma.Operation{
+		OperationID:   rt.id,
+		Method:        rt.Method,
+		Path:          rt.Path,
+		Summary:       rt.summary,
+		Description:   "For " + rt.rule.who + ".",
+		DefaultStatus: rt.status,
+		Hidden:        rt.place == internal,
+		Metadata:      map[string]any{routeKey: rt},
+		// The guard has read and bounded the body already. Without this, huma
+		// would leave a read deadline on the connection.
+		BodyReadTimeout: -1,
+		MaxBodyBytes:    maxBody + 1,
+	}
+	if !rt.rule.open {
+		op.Security = []map[string][]string{{"token": {}}}
+	}
+	if rt.answers != "" {
+		op.Responses = map[string]*huma.Response{"200": {
+			Description: "OK",
+			Content:     map[string]*huma.MediaType{rt.answers: {Schema: &huma.Schema{Type: huma.TypeString}}},
+		}}
+	}
+	return op
+}
+
+// unknown answers a path or a method that no route has.
+func (s *Server) unknown(w http.ResponseWriter, r *http.Request, h http.Handler, from side) {
+	// The mux knows which methods the path would take; its own answer is text.
+	verdict := headerOnly{header: http.Header{}}
+	h.ServeHTTP(&verdict, r)
+	if verdict.status == http.StatusMethodNotAllowed {
+		allow := verdict.header.Get("Allow")
+		writeProblem(w, newProblem(verdict.status, CodeInvalid, fmt.Sprintf("%s is not possible here: use %s", r.Method, allow), "Allow", allow))
+		return
+	}
+	p := newProblem(http.StatusNotFound, CodeNotFound, "there is no such path: see routes, or /openapi.json for all about them")
+	for _, rt := range routes() {
+		if rt.served(from) && rt.place != internal {
+			p.Routes = append(p.Routes, rt.Method+" "+rt.Path)
+		}
+	}
+	writeProblem(w, p)
+}
+
+// headerOnly is a response of which only the status and the header matter.
+type headerOnly struct {
+	header http.Header
+	status int
+}
+
+func (h *headerOnly) Header() http.Header         { return h.header }
+func (h *headerOnly) WriteHeader(status int)      { h.status = status }
+func (h *headerOnly) Write(b []byte) (int, error) { return len(b), nil }
+
+// writeProblem answers with a problem outside of huma.
+func writeProblem(w http.ResponseWriter, p *Problem) {
+	maps.Copy(w.Header(), p.header)
+	w.Header().Set("Content-Type", problemType)
+	w.WriteHeader(p.Status)
+	json.NewEncoder(w).Encode(p)
+}
+
+// list is a slice that is [] and not null in JSON.
+func list[T any](l []T) []T {
+	if l == nil {
+		return []T{}
+	}
+	return l
+}

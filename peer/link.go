@@ -1,0 +1,441 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"vizpeer/authz"
+	"vizpeer/coord"
+	"vizpeer/lease"
+)
+
+// link is this machine's work stream to whoever leads the queue. It is opened
+// again for ever, with growing pauses that any sign of life cuts short.
+type link struct {
+	host   host.Host
+	self   authz.PeerID
+	gate   *gate
+	coord  *coord.Coordinator // nil where this machine does not hold the queue
+	slog   *slog.Logger
+	orders orders
+	nudge  chan struct{} // a reason to try, or to renew, at once
+
+	mu      sync.Mutex
+	changed chan struct{} // closed and replaced when leader or conn change
+	leader  peer.ID       // "" while there is no stream
+	conn    *coord.Conn
+	seq     uint64
+	waiting map[uint64]chan coord.Ack
+}
+
+// orders is what the stream needs of the rest of the peer. Its methods are
+// called from the stream's goroutine and must not block.
+type orders interface {
+	hello() coord.Hello
+	running() []coord.Running
+	welcome(coord.Welcome)
+	roster(*authz.View)
+	grant(coord.Order)
+	revoke(coord.Revoke)
+	keep(coord.Keep)
+	drop(coord.Drop)
+	kept(lease.ID)
+	ended(lease.JobID)
+	prefetch(coord.Prefetch)
+}
+
+func newLink(h host.Host, g *gate, c *coord.Coordinator, log *slog.Logger, o orders) *link {
+	return &link{
+		host: h, self: authz.PeerID(h.ID().String()), gate: g, coord: c, slog: log, orders: o, nudge: make(chan struct{}, 1),
+		changed: make(chan struct{}), waiting: make(map[uint64]chan coord.Ack),
+	}
+}
+
+// Nudge asks the link to try, or to renew its leases, without waiting.
+func (l *link) Nudge() {
+	select {
+	case l.nudge <- struct{}{}:
+	default:
+	}
+}
+
+// Run keeps the stream open until ctx ends.
+func (l *link) Run(ctx context.Context) error {
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
+	var hint peer.ID
+	for ctx.Err() == nil {
+		served := false
+		for _, p := range l.candidates(hint) {
+			next, welcomed, err := l.session(ctx, p)
+			served = served || welcomed
+			if ctx.Err() != nil {
+				return nil
+			}
+			if err != nil {
+				l.slog.Debug("no work stream", "peer", l.gate.name(p), "err", err)
+				l.hangUp(p, err)
+			}
+			switch {
+			case !welcomed:
+			case p == l.host.ID():
+				l.slog.Warn("this machine does not lead any more, looking for who does")
+			default:
+				l.slog.Warn("the leader is out of reach, trying again", "leader", l.gate.name(p))
+			}
+			if hint = next; welcomed || next != "" {
+				break
+			}
+		}
+		if served {
+			pause.Reset()
+		}
+		select {
+		case <-time.After(pause.NextBackOff()):
+		case <-l.nudge:
+		case <-ctx.Done():
+		}
+	}
+	return nil
+}
+
+// hangUp drops the connection to a peer that has gone silent, so that the next
+// try dials it anew, perhaps at another address, instead of waiting for the dead
+// connection to be noticed.
+func (l *link) hangUp(p peer.ID, err error) {
+	var timeout interface{ Timeout() bool }
+	if p != l.host.ID() && errors.As(err, &timeout) && timeout.Timeout() {
+		_ = l.host.Network().ClosePeer(p)
+	}
+}
+
+// candidates lists whom to ask: whoever was named as the leader, this machine
+// itself, and every coordinator of the roster, or everybody it remembers where the
+// roster is lost.
+func (l *link) candidates(hint peer.ID) []peer.ID {
+	var ids []peer.ID
+	seen := map[peer.ID]bool{"": true}
+	add := func(p peer.ID) {
+		if !seen[p] {
+			seen[p] = true
+			ids = append(ids, p)
+		}
+	}
+	add(hint)
+	if l.coord != nil {
+		add(l.host.ID())
+	}
+	v := l.gate.view()
+	if v == nil {
+		// Without a roster, whoever was a member when this machine last looked may
+		// say who leads.
+		for _, p := range l.host.Peerstore().PeersWithAddrs() {
+			add(p)
+		}
+		return ids
+	}
+	for _, c := range v.Coordinators() {
+		if p, err := peer.Decode(string(c)); err == nil {
+			add(p)
+		}
+	}
+	return ids
+}
+
+// open connects to p's side of the work protocol. With itself a machine speaks
+// through a pipe.
+func (l *link) open(ctx context.Context, p peer.ID) (io.ReadWriteCloser, error) {
+	if p != l.host.ID() {
+		ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		defer cancel()
+		dialAnew(l.host, p)
+		return l.host.NewStream(ctx, p, coord.WorkProtocol)
+	}
+	if l.coord == nil || !l.coord.Leading() {
+		return nil, errors.New("this machine does not lead")
+	}
+	here, there := net.Pipe()
+	go func() { _ = l.coord.ServeMember(ctx, there, l.self) }()
+	return here, nil
+}
+
+// session holds one stream with p for as long as it lasts. It answers who leads
+// instead where p does not.
+func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed bool, err error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	rwc, err := l.open(ctx, p)
+	if err != nil {
+		return "", false, err
+	}
+	conn := coord.NewConn(rwc)
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { _ = conn.Close() })()
+	hello := l.orders.hello()
+	if err := conn.Send(coord.Up{Hello: &hello}); err != nil {
+		return "", false, err
+	}
+	var down coord.Down
+	if err := conn.Receive(&down); err != nil {
+		return "", false, err
+	}
+	switch {
+	case down.Redirect != nil:
+		next, err := peer.Decode(string(down.Redirect.Leader.Peer))
+		if err != nil || next == p {
+			return "", false, errors.New("not leader, and it does not know who is")
+		}
+		return next, false, fmt.Errorf("not leader, try %s", l.gate.name(next))
+	case down.Welcome == nil:
+		return "", false, errors.New("the answer was no welcome")
+	}
+	l.orders.roster(down.Welcome.Roster)
+	l.slog.Info("joined the queue", "leader", l.gate.name(p), "term", down.Welcome.Term)
+	l.orders.welcome(*down.Welcome)
+	l.set(p, conn)
+	defer l.set("", nil)
+	go l.renew(ctx, conn)
+	for {
+		var down coord.Down
+		if err := conn.Receive(&down); err != nil {
+			return "", true, err
+		}
+		l.obey(down)
+	}
+}
+
+func (l *link) obey(d coord.Down) {
+	switch {
+	case d.Ack != nil:
+		l.mu.Lock()
+		ack := l.waiting[d.Ack.Seq]
+		delete(l.waiting, d.Ack.Seq)
+		l.mu.Unlock()
+		if ack != nil {
+			ack <- *d.Ack
+		}
+	case d.Grant != nil:
+		l.orders.grant(*d.Grant)
+	case d.Revoke != nil:
+		l.orders.revoke(*d.Revoke)
+	case d.Keep != nil:
+		l.orders.keep(*d.Keep)
+	case d.Drop != nil:
+		l.orders.drop(*d.Drop)
+	case d.Kept != nil:
+		l.orders.kept(d.Kept.Lease)
+	case d.Ended != nil:
+		l.orders.ended(d.Ended.Job)
+	case d.Prefetch != nil:
+		l.orders.prefetch(*d.Prefetch)
+	case d.Roster != nil:
+		l.orders.roster(d.Roster)
+	}
+}
+
+// renew sends the state of the attempts every [coord.Renewal] and whenever it is
+// nudged.
+func (l *link) renew(ctx context.Context, conn *coord.Conn) {
+	tick := time.NewTicker(coord.Renewal)
+	defer tick.Stop()
+	for {
+		if err := conn.Send(coord.Up{Renew: &coord.Renew{Leases: l.orders.running()}}); err != nil {
+			_ = conn.Close()
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-l.nudge:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// set notes the stream in use and wakes whoever waits for one.
+func (l *link) set(p peer.ID, conn *coord.Conn) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.leader, l.conn = p, conn
+	if conn == nil {
+		for seq, ack := range l.waiting {
+			delete(l.waiting, seq)
+			close(ack)
+		}
+	}
+	close(l.changed)
+	l.changed = make(chan struct{})
+}
+
+// Report sends a report and waits for its answer, over as many streams and
+// leaders as it takes. The error is ctx's.
+func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
+	for {
+		l.mu.Lock()
+		conn, changed := l.conn, l.changed
+		if conn != nil {
+			l.seq++
+			up.Seq = l.seq
+			ack := make(chan coord.Ack, 1)
+			l.waiting[up.Seq] = ack
+			l.mu.Unlock()
+			if err := conn.Send(up); errors.Is(err, coord.ErrTooLarge) {
+				return coord.Ack{Seq: up.Seq, Code: "invalid", Reason: err.Error()}, nil
+			} else if err != nil {
+				_ = conn.Close()
+			}
+			select {
+			case a, ok := <-ack:
+				if ok && a.Code != coord.CodeLeader {
+					return a, nil
+				}
+			case <-ctx.Done():
+				l.mu.Lock()
+				delete(l.waiting, up.Seq)
+				l.mu.Unlock()
+				return coord.Ack{}, ctx.Err()
+			}
+		} else {
+			l.mu.Unlock()
+		}
+		// Nothing was committed: say it again to the next leader, or to the same
+		// one where it was only too busy.
+		var again <-chan time.Time
+		if conn != nil {
+			again = time.After(coord.Renewal)
+		}
+		select {
+		case <-changed:
+		case <-again:
+		case <-ctx.Done():
+			return coord.Ack{}, ctx.Err()
+		}
+	}
+}
+
+// errNoLeader says that there is nobody to ask.
+var errNoLeader = errors.New("no leader is connected: it is tried again and again")
+
+// Ask puts a question to the leader of now and waits for its answer. Unlike a
+// report it is asked once: whoever asked knows better whether it still matters.
+func (l *link) Ask(ctx context.Context, up coord.Up) (coord.Ack, error) {
+	l.mu.Lock()
+	conn := l.conn
+	if conn == nil {
+		l.mu.Unlock()
+		return coord.Ack{}, errNoLeader
+	}
+	l.seq++
+	up.Seq = l.seq
+	answer := make(chan coord.Ack, 1)
+	l.waiting[up.Seq] = answer
+	l.mu.Unlock()
+	if err := conn.Send(up); err != nil {
+		_ = conn.Close() // the answer's channel is closed with the stream
+	}
+	select {
+	case a, ok := <-answer:
+		if !ok {
+			return a, errNoLeader
+		}
+		return a, nil
+	case <-ctx.Done():
+		l.mu.Lock()
+		delete(l.waiting, up.Seq)
+		l.mu.Unlock()
+		return coord.Ack{}, ctx.Err()
+	}
+}
+
+// Find asks the leader who has content now.
+func (l *link) Find(ctx context.Context, root cid.Cid, by lease.Scope) ([]coord.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	ack, err := l.Ask(ctx, coord.Up{Find: &coord.Find{Root: root.String(), By: by.String()}})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("ask the leader who has it: %w", err)
+	case ack.Code != "":
+		return nil, fmt.Errorf("ask the leader who has it: %s", ack.Reason)
+	}
+	return ack.From, nil
+}
+
+// Recall asks the leader which of some jobs the farm remembers.
+func (l *link) Recall(ctx context.Context, jobs []lease.JobID) ([]lease.JobID, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	ack, err := l.Ask(ctx, coord.Up{Recall: &coord.Recall{Jobs: jobs}})
+	switch {
+	case err != nil:
+		return nil, fmt.Errorf("ask the leader which jobs it remembers: %w", err)
+	case ack.Code != "":
+		return nil, fmt.Errorf("ask the leader which jobs it remembers: %s", ack.Reason)
+	}
+	return ack.Known, nil
+}
+
+// Parting asks the leader what would be lost if this machine were switched off
+// now.
+func (l *link) Parting(ctx context.Context) (lease.Parting, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
+	ack, err := l.Ask(ctx, coord.Up{Part: &coord.Part{}})
+	switch {
+	case err != nil:
+		return lease.Parting{}, fmt.Errorf("ask the leader what hangs on this machine: %w", err)
+	case ack.Parting == nil:
+		return lease.Parting{}, fmt.Errorf("ask the leader what hangs on this machine: %s", ack.Reason)
+	}
+	return *ack.Parting, nil
+}
+
+// Tell sends a message that needs no answer, if there is a stream.
+func (l *link) Tell(up coord.Up) {
+	l.mu.Lock()
+	conn := l.conn
+	l.mu.Unlock()
+	if conn != nil {
+		_ = conn.Send(up)
+	}
+}
+
+// Leader waits until it is known who leads, or for ctx.
+func (l *link) Leader(ctx context.Context) (peer.ID, error) {
+	for {
+		leader, changed := l.Watch()
+		if leader != "" {
+			return leader, nil
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return "", ctx.Err()
+		}
+	}
+}
+
+// Watch is the leader that the stream is with now, or "", and what is closed when
+// that is over.
+func (l *link) Watch() (leader peer.ID, changed <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.leader, l.changed
+}
+
+// Current is the leader that the stream is with now, or "".
+func (l *link) Current() peer.ID {
+	leader, _ := l.Watch()
+	return leader
+}

@@ -1,0 +1,315 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"vizpeer/authz"
+	"vizpeer/blobs"
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+	"vizpeer/peer/render"
+)
+
+// local is this machine's side of the HTTP API.
+type local struct{ *Peer }
+
+var _ httpapi.Local = local{}
+
+// minFree is the free disk, in bytes, below which a machine takes nothing new.
+const minFree = httpapi.MinDisk
+
+// maxManifest bounds a project's manifest, in bytes.
+const maxManifest = 8 << 20
+
+// Authenticate knows the keys of the roster that this machine goes by.
+func (l local) Authenticate(_ context.Context, token string) (authz.Principal, error) {
+	v := l.gate.view()
+	if v == nil {
+		return authz.Principal{}, fmt.Errorf("%w: this machine has not seen the farm's roster yet", httpapi.ErrUnauthorised)
+	}
+	p, err := v.Authenticate(token)
+	if err != nil {
+		return authz.Principal{}, fmt.Errorf("%w: %w", httpapi.ErrUnauthorised, err)
+	}
+	return p, nil
+}
+
+// ImportProject stores an upload as it comes. Nothing of it touches the disk
+// but the content store.
+func (l local) ImportProject(ctx context.Context, p authz.Principal, files iter.Seq2[httpapi.ProjectFile, error]) (httpapi.Project, error) {
+	tree := l.store.NewTree()
+	defer tree.Abort()
+	_, receipts, err := l.take(ctx, p, tree, files)
+	if err != nil {
+		return httpapi.Project{}, err
+	}
+	root, sum, err := tree.Commit(ctx)
+	if err != nil {
+		return httpapi.Project{}, err
+	}
+	// The pin keeps the upload from being collected until a job holds it, and tells
+	// whose it is.
+	if err := l.store.Pin(ctx, root, uploadPin(p.User)); err != nil {
+		return httpapi.Project{}, err
+	}
+	m, version, err := l.project(ctx, root)
+	if err != nil {
+		return httpapi.Project{}, err
+	}
+	return httpapi.Project{
+		Project: root.String(), Files: sum.Files, Size: sum.Bytes, NewBytes: sum.NewBytes, Missing: m.Missing, FileVersion: version,
+		Receipts: receipts,
+	}, nil
+}
+
+// project reads the manifest of a project and the version of its .blend.
+func (l local) project(ctx context.Context, root cid.Cid) (render.Manifest, lease.Version, error) {
+	var m render.Manifest
+	var none lease.Version
+	bad := func(format string, args ...any) (render.Manifest, lease.Version, error) {
+		return m, none, fmt.Errorf("%w: the project %w", httpapi.ErrInvalid, fmt.Errorf(format, args...))
+	}
+	c, err := l.store.Lookup(ctx, root, render.ManifestName)
+	if err != nil {
+		return bad("has no %s: upload it with `vizpeer render` or the add-on", render.ManifestName)
+	}
+	r, size, err := l.store.OpenFile(ctx, c)
+	if err != nil {
+		return m, none, err
+	}
+	defer r.Close()
+	if size > maxManifest {
+		return bad("has a manifest of %d bytes, more than the %d allowed", size, maxManifest)
+	}
+	if err := json.NewDecoder(r).Decode(&m); err != nil {
+		return bad("has a manifest that cannot be read: %w", err)
+	}
+	if m.Version != 1 {
+		return bad("has a manifest of version %d, this vizpeer reads 1", m.Version)
+	}
+	if blobs.CheckPath(m.Blend) != nil || !strings.HasPrefix(m.Blend, "files/") {
+		return bad("names its .blend %q, which is no path below files/", m.Blend)
+	}
+	if c, err = l.store.Lookup(ctx, root, m.Blend); err != nil {
+		return bad("lacks its .blend, %s", m.Blend)
+	}
+	blend, _, err := l.store.OpenFile(ctx, c)
+	if err != nil {
+		return bad("has no file at %s: %w", m.Blend, err)
+	}
+	defer blend.Close()
+	version, err := render.Header(blend)
+	if err != nil {
+		return bad("has a file that is not a .blend, %s: %w", path.Base(m.Blend), err)
+	}
+	return m, version, nil
+}
+
+// mayUse tells whether p may render a project by naming it: whoever sees a render
+// sees what is in the project. It must have been uploaded, or kept, here by p.
+func (l local) mayUse(ctx context.Context, p authz.Principal, root cid.Cid) (ok bool, err error) {
+	for pin, err := range l.store.Pins(ctx) {
+		if err != nil {
+			return false, err
+		}
+		if pin.Root == root && (pin.Holder == uploadPin(p.User) || pin.Holder == userPin(p.User)) {
+			ok = true
+		}
+	}
+	return ok || p.Role == authz.Admin, nil
+}
+
+// Prepare turns a submission into a spec for the queue.
+func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submission) (lease.Spec, []string, error) {
+	invalid := func(format string, args ...any) (lease.Spec, []string, error) {
+		return lease.Spec{}, nil, fmt.Errorf("%w: %w", httpapi.ErrInvalid, fmt.Errorf(format, args...))
+	}
+	root, err := blobs.ParseCID(s.Project)
+	if err != nil {
+		return invalid("the project: %w", err)
+	}
+	// Another's project looks like one that is not here.
+	may, err := l.mayUse(ctx, p, root)
+	if err == nil && may {
+		may, err = l.store.Has(ctx, root)
+	}
+	if err != nil {
+		return lease.Spec{}, nil, err
+	}
+	if !may {
+		return invalid("this machine does not hold the project %s: upload it first", s.Project)
+	}
+	m, version, err := l.project(ctx, root)
+	if err != nil {
+		return lease.Spec{}, nil, err
+	}
+	if s.Strict && len(m.Missing) > 0 {
+		return invalid("%d files are missing, the first is %s", len(m.Missing), m.Missing[0])
+	}
+	spec := lease.Spec{
+		Name: s.Name, Project: s.Project, Blend: m.Blend, Chunk: s.Chunk, Tier: s.Priority, Order: s.Order, After: s.After, Needs: s.Needs, Settings: s.Settings,
+		Replicas: s.Replicas, Output: lease.Output{Dir: s.Output}, TaskTimeout: time.Duration(s.TaskTimeout * float64(time.Second)),
+	}
+	if spec.Name == "" {
+		spec.Name = strings.TrimSuffix(path.Base(m.Blend), ".blend")
+	}
+	if spec.Tier == "" {
+		spec.Tier = lease.Normal
+	}
+	if spec.Replicas == 0 {
+		spec.Replicas = lease.DefaultReplica
+	}
+	spec.Needs.FileVersion = version
+	size, err := l.store.Size(ctx, root)
+	if err != nil {
+		return lease.Spec{}, nil, err
+	}
+	// A worker holds the project twice: as blocks, and unpacked for Blender.
+	spec.Needs.Disk, spec.Needs.Store = 2*size.Bytes+minFree, size.Bytes
+	// The file's own engine is asked for only where Blender does not bring it: the
+	// names of the others change from release to release, and Blender adapts.
+	if spec.Needs.Engine = spec.Settings.Engine; spec.Needs.Engine == "" && !strings.HasPrefix(m.Scene.Engine, "BLENDER_") {
+		spec.Needs.Engine = m.Scene.Engine
+	}
+	spec.Needs.Denoise = m.Scene.Denoise(spec.Settings)
+	switch {
+	case s.Frames != "":
+		if spec.Frames, err = lease.ParseFrames(s.Frames); err != nil {
+			return invalid("%w", err)
+		}
+	case m.Scene == (render.Scene{}):
+		return invalid("no Blender looked into the file, so its frame range is not known: say which frames to render")
+	default:
+		spec.Frames = lease.Frames{{First: m.Scene.FrameStart, Last: m.Scene.FrameEnd, Step: max(1, m.Scene.FrameStep)}}
+	}
+	if s.Output != "" {
+		if err := checkOutput(s.Output, l.dir); err != nil {
+			return invalid("%w", err)
+		}
+	}
+	return spec, m.Missing, nil
+}
+
+// Open reads a frame or a log, from wherever in the farm it is.
+func (l local) Open(ctx context.Context, text string, by lease.Scope) (io.ReadSeekCloser, int64, error) {
+	c, err := blobs.ParseCID(text)
+	if err != nil {
+		return nil, 0, err
+	}
+	fetching, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	if err := l.bring(fetching, c, by, nil); err != nil {
+		return nil, 0, err
+	}
+	return l.store.OpenFile(ctx, c)
+}
+
+// everybody lists all members, with where they were last seen.
+func (p *Peer) everybody() []peer.AddrInfo {
+	var out []peer.AddrInfo
+	if v := p.gate.view(); v != nil {
+		for _, m := range v.Members() {
+			if id, err := peer.Decode(string(m.ID)); err == nil && id != p.host.ID() {
+				out = append(out, p.host.Peerstore().PeerInfo(id))
+			}
+		}
+	}
+	return out
+}
+
+// members lists the machines that this one is connected with and may ask.
+func (p *Peer) members() []peer.AddrInfo {
+	var out []peer.AddrInfo
+	for _, id := range p.host.Network().Peers() {
+		if p.gate.member(id) {
+			out = append(out, peer.AddrInfo{ID: id})
+		}
+	}
+	return out
+}
+
+// Identity is this machine's ID and its farm's.
+func (l local) Identity() (authz.PeerID, authz.FarmID) { return l.self, l.farm }
+
+// Status tells what this machine is and does.
+func (l local) Status(ctx context.Context) httpapi.Status {
+	s := httpapi.Status{
+		Peer: l.self, Name: l.name, Farm: string(l.farm), Version: l.cfg.Version, Roles: []string{},
+		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.ads.Can(),
+		Unkept: l.worker.results.frames(),
+	}
+	if v := l.gate.view(); v != nil {
+		s.FarmName = v.Name()
+		if m, ok := v.Member(l.self); ok {
+			s.Roles = m.RoleNames()
+		}
+	}
+	if leader := l.link.Current(); leader != "" {
+		s.Leader = authz.PeerID(leader.String())
+	}
+	l.worker.mu.Lock()
+	for _, a := range l.worker.attempts {
+		s.Running = append(s.Running, httpapi.RunningTask{Job: a.order.Task.Job, Task: a.order.Task.Index, Progress: a.progress})
+	}
+	l.worker.mu.Unlock()
+	s.Store.Free = s.Capability.FreeDisk
+	if st, err := l.store.Stat(ctx); err == nil {
+		s.Store.Bytes, s.Store.Quota = st.Disk, st.Quota
+	}
+	s.Full = httpapi.Full(&s.Capability)
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	if p, err := l.link.Parting(ctx); err == nil {
+		s.Parting = &p
+	}
+	return s
+}
+
+// Ready lists what must be well for this peer to be of use.
+func (l local) Ready(context.Context) []httpapi.Check {
+	checks := []httpapi.Check{{Name: "roster"}, {Name: "leader"}, {Name: "store"}}
+	if v := l.gate.view(); v == nil {
+		checks[0].Err = errors.New("the farm's roster has not been seen")
+	}
+	if l.link.Current() == "" {
+		checks[1].Err = httpapi.ErrNoLeader
+	}
+	if can := l.ads.Can(); httpapi.Full(&can) != "" {
+		checks[2].Err = errors.New(httpapi.Full(&can))
+	}
+	return checks
+}
+
+// finder finds the leader for the HTTP API.
+type finder struct{ *Peer }
+
+func (f finder) Find(ctx context.Context) (peer.ID, bool, error) {
+	if f.coord != nil && f.coord.Leading() {
+		return f.host.ID(), true, nil
+	}
+	id, err := f.link.Leader(ctx)
+	if err != nil {
+		tried := []string{}
+		for _, p := range f.link.candidates("") {
+			if p != f.host.ID() {
+				tried = append(tried, f.gate.name(p))
+			}
+		}
+		if len(tried) == 0 {
+			return "", false, fmt.Errorf("%w: nobody leads the queue yet; try again in a few seconds", httpapi.ErrNoLeader)
+		}
+		return "", false, fmt.Errorf("%w: tried %s; is `vizpeer up` running there?", httpapi.ErrNoLeader, strings.Join(tried, ", "))
+	}
+	return id, id == f.host.ID(), nil
+}

@@ -1,0 +1,446 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"github.com/libp2p/go-libp2p/core/host"
+	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/semaphore"
+
+	"vizpeer/authz"
+	"vizpeer/blobs"
+	"vizpeer/blobs/swarm"
+	"vizpeer/coord"
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+	"vizpeer/peer/probe"
+	"vizpeer/peer/render"
+)
+
+// ErrRunning says that a process uses the data folder already.
+var ErrRunning = errors.New("this machine's peer is running already")
+
+// Machine is what a peer does its work with. [Run] makes the real one.
+type Machine struct {
+	Runner render.Runner
+	Can    lease.Capability // Slots 0 keeps the machine from rendering
+	// Refresh updates what changes by itself, before each ad; nil: nothing does.
+	Refresh func(*lease.Capability)
+}
+
+// Peer is one machine's daemon. Make it with [New], then call [Peer.Run] once.
+type Peer struct {
+	cfg  Config
+	dir  dataDir
+	farm authz.FarmID
+	name string
+	self authz.PeerID
+	slog *slog.Logger
+	has  Machine
+
+	host       host.Host
+	gate       *gate
+	store      *blobs.Store
+	unroute    func() error // ends what makes host find members; nil before
+	exchange   *swarm.Exchange
+	coord      *coord.Coordinator // nil where this machine does not hold the queue
+	link       *link
+	ads        *ads
+	worker     *worker
+	keeper     *keeper
+	rights     *rights
+	holdings   *holdings
+	neighbours *neighbours
+	receipts   receipts
+
+	scrubber *scrubber
+
+	newRoster chan struct{}
+	freed     chan struct{} // pins were taken back
+	damaged   chan struct{} // pinned content may lack something
+}
+
+// Ready says where a peer that runs can be reached.
+type Ready struct {
+	Peer authz.PeerID
+	API  string // base URL
+	P2P  []string
+}
+
+// Run runs the peer of cfg.DataDir until ctx ends. ready is called once, when
+// the peer serves. It fails with [ErrNotMember] where the folder is no member's.
+func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
+	cfg = cfg.withDefaults()
+	d := dataDir(cfg.DataDir)
+	m, err := d.membership()
+	if err != nil {
+		return err
+	}
+	// The address that people and programs use is taken first: it tells best
+	// that another peer runs.
+	api, err := httpapi.Listen(cfg.APIListen)
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	can, err := probe.Probe(ctx, probe.Config{
+		Blender: cfg.Blender, Labels: cfg.Labels, Slots: cfg.Slots, NoWork: cfg.NoWork || m.NoWork, DataDir: cfg.DataDir, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return fmt.Errorf("find out what this machine can do: %w", err)
+	}
+	can.Version = cfg.Version
+	p, err := New(cfg, Machine{
+		Runner: render.NewBlender(render.Config{Dir: d.path("work", "attempts"), Logger: cfg.Logger}),
+		Can:    can,
+		Refresh: func(c *lease.Capability) {
+			if free, err := probe.FreeDisk(cfg.DataDir); err == nil {
+				// What the store leaves alone is free for nobody's work.
+				c.FreeDisk = max(0, free-max(0, cfg.MinFree-minFree))
+			}
+		},
+	})
+	if err != nil {
+		return err
+	}
+	return p.serve(ctx, api, ready)
+}
+
+// New opens the peer of cfg.DataDir on the given machine: its host listens, its
+// store is open, and nothing runs yet. [Peer.Run] closes what it opened.
+func New(cfg Config, has Machine) (_ *Peer, err error) {
+	cfg = cfg.withDefaults()
+	d := dataDir(cfg.DataDir)
+	m, err := d.membership()
+	if err != nil {
+		return nil, err
+	}
+	identity, err := d.identity()
+	if err != nil {
+		return nil, err
+	}
+	id, err := libp2ppeer.IDFromPrivateKey(identity)
+	if err != nil {
+		return nil, err
+	}
+	view, err := d.roster(m.Farm)
+	if err != nil {
+		return nil, err
+	}
+	p := &Peer{cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has}
+	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
+	p.gate = newGate(p.self, p.farm, view)
+	p.rights = newRights(p.gate)
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.store, err = blobs.Open(d.path("store"), blobs.Config{
+		Quota: cfg.Quota, High: cfg.High, Low: cfg.Low, MinFree: cfg.MinFree, Logger: cfg.Logger, Dropped: p.hurt,
+	}); err != nil {
+		if strings.Contains(err.Error(), "acquire directory lock") {
+			return nil, fmt.Errorf("%w: see `vizpeer status`, or use another --data-dir (data folder %s)", ErrRunning, cfg.DataDir)
+		}
+		return nil, fmt.Errorf("open the content store: %w", err)
+	}
+	if p.receipts, err = openReceipts(d); err != nil {
+		return nil, err
+	}
+	if p.host, err = newHost(identity, p.gate, cfg.P2PListen, cfg.HostOptions...); err != nil {
+		return nil, err
+	}
+	if p.host, p.unroute, err = routed(p.host, p.gate); err != nil {
+		return nil, err
+	}
+	if p.exchange, err = swarm.New(p.host, p.store, swarm.Config{Allow: p.rights.MayFetch, Caps: cfg.Caps, Logger: cfg.Logger}); err != nil {
+		return nil, err
+	}
+	genesis, err := d.genesis()
+	if err != nil {
+		return nil, err
+	}
+	if genesis != nil {
+		// The founder knows who belongs to the farm before the queue is up.
+		if err := p.foresee(*genesis); err != nil {
+			return nil, err
+		}
+		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
+			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge() },
+		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger}); err != nil {
+			return nil, err
+		}
+	}
+	res, err := openResults(d.path("results"))
+	if err != nil {
+		return nil, err
+	}
+	proj, err := newProjects(d.path("work", "projects"), p.store, cfg.Logger)
+	if err != nil {
+		return nil, err
+	}
+	p.link = newLink(p.host, p.gate, p.coord, cfg.Logger, p)
+	p.rights.open(p.coord, p.link.Ask)
+	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
+	p.worker = &worker{
+		store: p.store, fetch: p.exchange, runner: has.Runner, link: p.link, results: res, projects: proj, holdings: p.holdings, slog: cfg.Logger,
+		attempts: make(map[lease.ID]*attempt), can: func() lease.Capability { return p.ads.Can() },
+	}
+	p.worker.ahead.w, p.worker.letGo = p.worker, p.letGo
+	p.keeper = &keeper{
+		store: p.store, fetch: p.exchange, link: p.link, slog: cfg.Logger, slots: semaphore.NewWeighted(keepers),
+		pending: make(map[coord.KeepID]*keeping), stocked: func(root cid.Cid) { p.holdings.has(root, 1, 1) },
+	}
+	p.scrubber = newScrubber(p.store, d, cfg.Logger, p.repair)
+	p.neighbours = newNeighbours(p.host, p.gate, d, p.link, cfg.Logger)
+	return p, nil
+}
+
+// foresee takes the roster as the farm's first entry makes it, unless a later one
+// is known.
+func (p *Peer) foresee(genesis authz.Command) error {
+	r := authz.NewRoster()
+	if _, err := r.Apply(genesis); err != nil {
+		return fmt.Errorf("%s is damaged: %w", p.dir.path("genesis.json"), err)
+	}
+	_, _ = p.gate.update(r.View())
+	return nil
+}
+
+// Run runs the peer without HTTP until ctx ends.
+func (p *Peer) Run(ctx context.Context) error { return p.serve(ctx, nil, nil) }
+
+// Queue is the queue's API. Only the peer that leads answers.
+func (p *Peer) Queue() httpapi.Queue { return queue{p} }
+
+// Local is this machine's API.
+func (p *Peer) Local() httpapi.Local { return local{p} }
+
+// Leads tells whether this peer leads the queue.
+func (p *Peer) Leads() bool { return p.coord != nil && p.coord.Leading() }
+
+// serve runs every part until ctx ends or one fails, then stops them in the
+// order in which they need each other.
+func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (err error) {
+	defer func() { err = errors.Join(err, p.close()) }()
+	// The parts outlive ctx for a moment: the worker hands its tasks back over
+	// the work stream.
+	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	g, parts := errgroup.WithContext(parts)
+	work, stopWork := context.WithCancelCause(parts)
+	defer stopWork(nil)
+	p.worker.ctx, p.keeper.ctx = work, work
+
+	refresh := func(c *lease.Capability) {
+		if p.has.Refresh != nil {
+			p.has.Refresh(c)
+		}
+		c.Room = p.holdings.room(parts)
+		full := httpapi.Full(c) != ""
+		if c.Draining = p.has.Can.Draining || full; full {
+			p.worker.crew.Go(func() { p.worker.ahead.giveWay(work) })
+		}
+	}
+	can := p.has.Can
+	refresh(&can) // the leader hears of it before the first ad
+	if p.ads, err = openAds(parts, p.host, p.gate, p.farm, can, p.slog, p.heard); err != nil {
+		return err
+	}
+	var url string
+	if api != nil {
+		url = "http://" + api.Addr().String()
+		if err := p.dir.write("api", []byte(url+"\n"), 0o644); err != nil {
+			return err
+		}
+		defer os.Remove(p.dir.path("api"))
+	}
+	server := httpapi.New(httpapi.Config{Version: p.cfg.Version, Member: p.gate.member, Logger: p.slog}, local{p}, queue{p}, finder{p}, p.host)
+	if p.coord != nil {
+		admit(parts, p.host, p.coord)
+		g.Go(func() error { return p.coord.Run(parts) })
+	}
+	g.Go(func() error { return server.ServePeers(parts) })
+	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list) })
+	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
+	g.Go(func() error { return p.neighbours.Seek(parts) })
+	g.Go(func() error { return p.link.Run(parts) })
+	g.Go(func() error { return p.remember(parts) })
+	g.Go(func() error { return p.sweep(work) })
+	g.Go(func() error { return p.scrubber.Run(work) })
+	g.Go(func() error { return p.mend(work) })
+	if api != nil {
+		g.Go(func() error { return server.Serve(parts, api) })
+		// Whoever reads the line will ask something of the farm at once. The leader may
+		// be out of reach, but a sole voter is sure to lead, however slow its disk.
+		wait := 3 * time.Second
+		if p.coord != nil && slices.Equal(p.coord.Status().Voters, []authz.PeerID{p.self}) {
+			wait = time.Minute
+		}
+		joining, cancel := context.WithTimeout(ctx, wait)
+		context.AfterFunc(parts, cancel)
+		_, _ = p.link.Leader(joining)
+		cancel()
+		ready(Ready{Peer: p.self, API: url, P2P: p.Addrs()})
+	}
+	select {
+	case <-ctx.Done():
+	case <-parts.Done():
+	}
+	stopWork(errShutdown)
+	p.worker.crew.Dismiss()
+	p.keeper.crew.Dismiss()
+	stop()
+	return g.Wait()
+}
+
+// Addrs lists where this peer listens, as multiaddrs with its ID.
+func (p *Peer) Addrs() []string {
+	var out []string
+	for _, a := range p.host.Addrs() {
+		out = append(out, a.String()+"/p2p/"+p.host.ID().String())
+	}
+	return out
+}
+
+// close closes what New opened.
+func (p *Peer) close() error {
+	var errs []error
+	if p.coord != nil {
+		errs = append(errs, p.coord.Close())
+	}
+	if p.exchange != nil {
+		errs = append(errs, p.exchange.Close())
+	}
+	if p.store != nil {
+		errs = append(errs, p.store.Close())
+	}
+	if p.unroute != nil {
+		errs = append(errs, p.unroute())
+	}
+	if p.host != nil {
+		errs = append(errs, p.host.Close())
+	}
+	return errors.Join(errs...)
+}
+
+// heard takes a member's ad, this machine's own too.
+func (p *Peer) heard(who authz.PeerID, said ad) {
+	if p.coord != nil {
+		p.coord.Advertise(who, said.Capability, said.Holds)
+	}
+}
+
+// The orders of the work stream.
+
+func (p *Peer) hello() coord.Hello {
+	return coord.Hello{Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID()}
+}
+
+func (p *Peer) running() []coord.Running { return p.worker.running() }
+
+func (p *Peer) welcome(w coord.Welcome) {
+	// This leader says itself what is to be kept.
+	p.keeper.drop(func(coord.KeepID) bool { return true })
+	p.worker.offer()
+	open := make(map[lease.JobID]bool, len(w.Open))
+	for _, j := range w.Open {
+		open[j] = true
+	}
+	// Jobs that ended while this machine was away need their projects no more.
+	// They are listed before the next order comes, which may pin a newer job's.
+	stale := make(map[lease.JobID]bool)
+	var ahead []string
+	for pin, err := range p.store.Pins(p.worker.ctx) {
+		if err != nil {
+			return
+		}
+		if job, ok := strings.CutPrefix(pin.Holder, jobPin("")); ok && !open[lease.JobID(job)] {
+			stale[lease.JobID(job)] = true
+		}
+		// What an earlier process fetched ahead is cached now and no more.
+		if job, ok := strings.CutPrefix(pin.Holder, nextPin("")); ok && !p.worker.ahead.orders(lease.JobID(job)) {
+			ahead = append(ahead, pin.Holder)
+		}
+	}
+	for job := range stale {
+		p.ended(job)
+	}
+	for _, holder := range ahead {
+		p.worker.crew.Go(func() { p.worker.unpin(holder) })
+	}
+}
+
+func (p *Peer) roster(v *authz.View) {
+	removed, newer := p.gate.update(v)
+	if !newer {
+		return
+	}
+	p.rights.forget("")
+	for _, id := range removed {
+		p.slog.Info("no member any more: its connections are closed", "peer", p.gate.name(id))
+		p.exchange.Drop(id)
+		_ = p.host.Network().ClosePeer(id)
+	}
+	p.exchange.Recheck()
+	select {
+	case p.newRoster <- struct{}{}:
+	default:
+	}
+}
+
+// remember writes the latest roster to disk, until ctx ends.
+func (p *Peer) remember(ctx context.Context) error {
+	for {
+		select {
+		case <-p.newRoster:
+			if err := p.dir.writeJSON("roster.json", p.gate.view(), 0o600); err != nil {
+				p.slog.Warn("the roster could not be remembered", "err", err)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (p *Peer) grant(o coord.Order) { p.worker.start(o) }
+
+func (p *Peer) revoke(r coord.Revoke) { p.worker.revoke(r) }
+
+func (p *Peer) keep(k coord.Keep) { p.keeper.keep(k) }
+
+func (p *Peer) drop(d coord.Drop) {
+	p.keeper.drop(func(id coord.KeepID) bool {
+		return !id.Project && id.Job == d.Job && id.Frame == d.Frame && id.CID == d.CID
+	})
+}
+
+func (p *Peer) kept(id lease.ID) { p.worker.crew.Go(func() { p.worker.results.forget(id) }) }
+
+func (p *Peer) prefetch(o coord.Prefetch) { p.worker.ahead.begin(o) }
+
+func (p *Peer) ended(j lease.JobID) {
+	p.rights.forget(j)
+	p.exchange.Recheck()
+	p.worker.ahead.ended(j)
+	p.keeper.drop(func(id coord.KeepID) bool { return id.Project && id.Job == j })
+	p.worker.crew.Go(func() {
+		p.worker.results.forgetJob(j)
+		p.worker.unpin(jobPin(j))
+		p.worker.unpin(nextPin(j))
+	})
+}
+
+// Cut takes the peer off the network for good, without a word to anyone. It is
+// for tests of what others then do.
+func (p *Peer) Cut() { _ = p.host.Close() }

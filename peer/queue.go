@@ -1,0 +1,458 @@
+package peer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/peer"
+
+	"vizpeer/authz"
+	"vizpeer/blobs"
+	"vizpeer/coord"
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+)
+
+// queue is the leader's side of the HTTP API: it applies the rules of who may
+// see and do what, and turns the state into documents.
+type queue struct{ *Peer }
+
+var _ httpapi.Queue = queue{}
+
+// mustLead is the answer of a machine that does not lead; nil on one that does.
+func (q queue) mustLead() error {
+	if q.coord == nil {
+		return &httpapi.NotLeaderError{}
+	}
+	if !q.coord.Leading() {
+		return answer(coord.ErrNotLeader{Leader: q.coord.Status().Leader})
+	}
+	return nil
+}
+
+// answer turns an error of the log into one of the API.
+func answer(err error) error {
+	var elsewhere coord.ErrNotLeader
+	switch {
+	case errors.As(err, &elsewhere):
+		id, _ := peer.Decode(string(elsewhere.Leader)) // "" where it is not known
+		return &httpapi.NotLeaderError{Leader: id}
+	case err != nil && !coord.Refused(err):
+		return fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
+	}
+	return err
+}
+
+// read looks at the state of the queue and at what its leader knows beside it.
+func (q queue) read(see func(*lease.State, *authz.Roster, coord.Knowledge) error) (err error) {
+	if err := q.mustLead(); err != nil {
+		return err
+	}
+	known := q.coord.Knowledge()
+	q.coord.Read(func(s *lease.State, r *authz.Roster) { err = see(s, r, known) })
+	return err
+}
+
+// visible finds a job that p may see; any other does not exist.
+func visible(s *lease.State, p authz.Principal, id lease.JobID) (*lease.Job, error) {
+	j, ok := s.Job(id)
+	if !ok || !p.MaySee(j.Spec.Owner) {
+		return nil, httpapi.ErrNotFound
+	}
+	return j, nil
+}
+
+func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec) (httpapi.Submitted, error) {
+	if err := q.mustLead(); err != nil {
+		return httpapi.Submitted{}, err
+	}
+	if !p.MaySubmit() || spec.Owner != p.User {
+		return httpapi.Submitted{}, fmt.Errorf("%w: a %s may not submit jobs", httpapi.ErrDenied, p.Role)
+	}
+	if free := q.ads.Can().FreeDisk; free < minFree {
+		return httpapi.Submitted{}, fmt.Errorf("%w: the coordinator %s has %d MiB left for the queue; make room there and submit again", blobs.ErrDiskFull, q.name, free>>20)
+	}
+	err := q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+		for _, id := range spec.After {
+			if _, err := visible(s, p, id); err != nil {
+				return fmt.Errorf("%w: the job %s, after which this one is to come, does not exist", httpapi.ErrInvalid, id)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return httpapi.Submitted{}, err
+	}
+	id, tasks, err := q.coord.Submit(ctx, spec)
+	if err != nil {
+		return httpapi.Submitted{}, answer(err)
+	}
+	q.slog.Info("a job was submitted", "job", id, "user", p.User, "tasks", tasks)
+	return httpapi.Submitted{Job: id, Project: spec.Project, Tasks: tasks}, nil
+}
+
+func (q queue) Jobs(_ context.Context, p authz.Principal) (out []httpapi.JobSummary, err error) {
+	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+		jobs := s.Jobs()
+		for _, j := range slices.Backward(jobs) {
+			if p.MaySee(j.Spec.Owner) {
+				out = append(out, summary(j))
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func summary(j *lease.Job) httpapi.JobSummary {
+	s := httpapi.JobSummary{
+		ID: j.ID, Name: j.Spec.Name, State: j.State, Reason: j.Reason, Tier: j.Tier, After: j.Spec.After, Owner: j.Spec.Owner, CreatedAt: j.Created,
+		Tasks: httpapi.TaskCounts{
+			Total: len(j.Tasks), Queued: j.Count(lease.TaskQueued), Leased: j.Count(lease.TaskLeased), Rendered: j.Count(lease.TaskRendered),
+			Done: j.Count(lease.TaskDone), Failed: j.Count(lease.TaskFailed), Cancelled: j.Count(lease.TaskCancelled),
+		},
+	}
+	if !j.Started.IsZero() {
+		s.StartedAt = &j.Started
+	}
+	if !j.Ended.IsZero() {
+		s.EndedAt = &j.Ended
+	}
+	return s
+}
+
+func (q queue) Job(_ context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (out httpapi.Job, err error) {
+	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		if err != nil {
+			return err
+		}
+		out = httpapi.Job{
+			JobSummary: summary(j), Project: j.Spec.Project, FrameList: j.Spec.Frames.String(), Submitter: j.Spec.Submitter,
+			Output: j.Spec.Output.Dir, Replicas: j.Spec.Replicas, ProjectHolders: len(j.Holders), Needs: j.Spec.Needs, Log: j.Tail,
+			Frames: make([]httpapi.Frame, 0, len(j.Frames)),
+		}
+		for i := range j.Tasks {
+			for k := j.Tasks[i].Lo; k < j.Tasks[i].Hi; k++ {
+				out.Frames = append(out.Frames, frame(j, &j.Tasks[i], int(k)))
+			}
+		}
+		if out.Reason == "" {
+			out.Reason = outlook{s, r, known}.idle(j).Text
+		}
+		if d := known.Trouble[id]; d.Writing {
+			out.OutputError = d.Reason
+		} else if out.Reason == "" && d.Reason != "" {
+			m, _ := r.Member(d.Peer)
+			out.Reason = fmt.Sprintf("%s tries again and again: %s", m.Name, d.Reason)
+		}
+		if _, member := r.Member(from); member {
+			parting := j.Parting(from, known.Presence())
+			out.Parting = &parting
+		}
+		return nil
+	})
+	return out, err
+}
+
+func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
+	out := httpapi.Frame{Frame: j.Numbers()[place], State: t.State}
+	f := j.Frames[place]
+	if f == nil {
+		return out
+	}
+	out.CID, out.Name, out.Size, out.Peer, out.Seconds = f.CID, f.Name, f.Size, f.Peer, f.Seconds
+	out.Holders, out.Delivered = len(f.Holders), f.Delivered
+	if out.State = lease.TaskRendered; f.Done {
+		out.State = lease.TaskDone
+	}
+	return out
+}
+
+func (q queue) Frame(_ context.Context, p authz.Principal, id lease.JobID, number int32) (out httpapi.Frame, err error) {
+	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		if err != nil {
+			return err
+		}
+		place, ok := j.Place(number)
+		if !ok {
+			return httpapi.ErrNotFound
+		}
+		out = frame(j, &j.Tasks[j.TaskOf(place)], place)
+		return nil
+	})
+	return out, err
+}
+
+func (q queue) Tasks(_ context.Context, p authz.Principal, id lease.JobID) (out []httpapi.Task, err error) {
+	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		if err != nil {
+			return err
+		}
+		for i := range j.Tasks {
+			out = append(out, task(j, int32(i), known))
+		}
+		return nil
+	})
+	return out, err
+}
+
+func (q queue) Task(_ context.Context, p authz.Principal, id lease.JobID, i int32) (out httpapi.Task, err error) {
+	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		if err != nil {
+			return err
+		}
+		if i < 0 || int(i) >= len(j.Tasks) {
+			return httpapi.ErrNotFound
+		}
+		out = task(j, i, known)
+		return nil
+	})
+	return out, err
+}
+
+func task(j *lease.Job, i int32, known coord.Knowledge) httpapi.Task {
+	t := &j.Tasks[i]
+	out := httpapi.Task{Index: i, Frames: span(j.TaskFrames(t)), State: t.State, Tries: t.Fails, Attempts: slices.Clone(t.Attempts)}
+	if n := len(t.Attempts); n > 0 {
+		out.Peer = t.Attempts[n-1].Peer
+	}
+	if a, ok := t.Live(); ok {
+		out.Progress = known.Progress[a.Lease]
+	}
+	return out
+}
+
+// span writes a task's frames as a list of ranges.
+func span(frames []int32) string {
+	var list lease.Frames
+	for _, f := range frames {
+		if n := len(list); n > 0 && list[n-1].Last == f-1 {
+			list[n-1].Last = f
+			continue
+		}
+		list = append(list, lease.Range{First: f, Last: f, Step: 1})
+	}
+	return list.String()
+}
+
+func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c httpapi.Control) (out httpapi.JobSummary, err error) {
+	var cmd lease.Command
+	switch c.Do {
+	case httpapi.Cancel:
+		cmd.Cancel = &lease.Cancel{Job: id, Reason: "cancelled by " + p.User}
+	case httpapi.Pause:
+		cmd.Pause = &lease.Pause{Job: id}
+	case httpapi.Resume:
+		cmd.Resume = &lease.Resume{Job: id}
+	case httpapi.Retry:
+		cmd.Retry = &lease.Retry{Job: id}
+	case httpapi.Prioritise:
+		cmd.Prioritise = &lease.Prioritise{Job: id, Tier: c.Tier}
+	default:
+		return out, fmt.Errorf("%w: a job cannot be told to %q", httpapi.ErrInvalid, c.Do)
+	}
+	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		switch {
+		case err != nil:
+			return err
+		case !p.MayControl(j.Spec.Owner):
+			return fmt.Errorf("%w: a %s may not %s jobs", httpapi.ErrDenied, p.Role, c.Do)
+		}
+		return nil
+	})
+	if err != nil {
+		return out, err
+	}
+	if err := q.coord.Control(ctx, cmd); err != nil {
+		return out, answer(err)
+	}
+	q.slog.Info("a job was told what to do", "job", id, "user", p.User, "do", c.Do)
+	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		if err == nil {
+			out = summary(j)
+		}
+		return err
+	})
+	return out, err
+}
+
+func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, err error) {
+	// Everybody may see the farm's counts, in Farm; names and hardware are for
+	// admins, and for each machine's owner.
+	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+		for _, m := range r.Members() {
+			if p.MaySeeMachines() || m.User == p.User {
+				out = append(out, member(s, m, known.Members[m.ID]))
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
+func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
+	out := httpapi.Peer{
+		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Finished(m.ID),
+		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can),
+	}
+	if known.Can != nil {
+		out.Slots = known.Can.Slots
+	}
+	if !known.Seen.IsZero() {
+		seen := known.Seen.UTC()
+		out.LastSeen = &seen
+	}
+	return out
+}
+
+func state(m coord.Member) string {
+	switch {
+	case !m.Connected:
+		return "offline"
+	case m.Can != nil && m.Can.Draining:
+		return "draining"
+	case m.Busy > 0:
+		return "busy"
+	}
+	return "idle"
+}
+
+func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err error) {
+	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}}
+		for _, m := range r.Members() {
+			out.Peers[state(known.Members[m.ID])]++
+		}
+		for _, j := range s.Jobs() {
+			if p.MaySee(j.Spec.Owner) {
+				out.Jobs[string(j.State)]++
+			}
+		}
+		return nil
+	})
+	if err == nil {
+		st := q.coord.Status()
+		out.Coord = httpapi.Coordination{Leader: st.Leader, Term: st.Term, Voters: st.Voters, Standbys: st.Standbys, AppliedIndex: st.AppliedIndex}
+	}
+	return out, err
+}
+
+func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitation) (httpapi.Invited, error) {
+	if !p.MayInvite() {
+		return httpapi.Invited{}, fmt.Errorf("%w: only an admin may invite machines", httpapi.ErrDenied)
+	}
+	if in.Role == "" {
+		in.Role = authz.Node
+	}
+	role, err := authz.ParseRole(string(in.Role))
+	if err != nil {
+		return httpapi.Invited{}, fmt.Errorf("%w: %w", httpapi.ErrInvalid, err)
+	}
+	uses, life := max(in.Uses, 1), TicketLife
+	if in.ExpiresIn > 0 {
+		if in.ExpiresIn > float64(365*24*time.Hour/time.Second) {
+			return httpapi.Invited{}, fmt.Errorf("%w: a ticket lives a year at most", httpapi.ErrInvalid)
+		}
+		life = time.Duration(in.ExpiresIn * float64(time.Second))
+	}
+	t, err := authz.NewTicket(rand.Reader, q.farm, role, false, bestFirst(q.Addrs()))
+	if err != nil {
+		return httpapi.Invited{}, err
+	}
+	now := time.Now()
+	record := t.Record(uses, now.Add(life).UTC(), p.User)
+	if err := q.coord.Admit(ctx, authz.Command{At: now, Mint: &authz.Mint{Ticket: record}}); err != nil {
+		return httpapi.Invited{}, answer(err)
+	}
+	return httpapi.Invited{Ticket: t.String(), Role: role, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
+}
+
+func (q queue) Events(ctx context.Context, p authz.Principal, in httpapi.EventQuery) (*httpapi.Subscription, error) {
+	if err := q.mustLead(); err != nil {
+		return nil, err
+	}
+	after := uint64(0)
+	if in.Resume {
+		after = max(in.After, 1)
+	}
+	w := q.coord.Watch(after)
+	out := make(chan httpapi.Event)
+	go func() {
+		defer close(out)
+		defer w.Stop()
+		for {
+			select {
+			case e, ok := <-w.C:
+				if !ok {
+					return
+				}
+				if !q.maySeeEvent(p, in.Job, e) {
+					continue
+				}
+				select {
+				case out <- q.event(e):
+				case <-ctx.Done():
+					return
+				}
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return &httpapi.Subscription{Events: out, Missed: w.Gap, Err: func() error {
+		switch err := w.Err(); {
+		case errors.Is(err, coord.ErrSlow):
+			return httpapi.ErrSlowReader
+		case err != nil:
+			return &httpapi.NotLeaderError{}
+		}
+		return nil
+	}}, nil
+}
+
+// maySeeEvent keeps others' jobs, and others' machines, out of the stream.
+func (q queue) maySeeEvent(p authz.Principal, only lease.JobID, e coord.Event) (ok bool) {
+	if only != "" && e.Job != only {
+		return false
+	}
+	q.coord.Read(func(s *lease.State, r *authz.Roster) {
+		if e.Job == "" {
+			m, known := r.Member(e.Peer)
+			ok = p.MaySeeMachines() || known && m.User == p.User
+			return
+		}
+		_, err := visible(s, p, e.Job)
+		ok = err == nil
+	})
+	return ok
+}
+
+func (q queue) event(e coord.Event) httpapi.Event {
+	out := httpapi.Event{
+		ID: e.ID, Type: e.Type, Time: e.At.UTC(), Job: e.Job, Frame: e.Frame, Peer: e.Peer, State: e.State, Reason: e.Reason,
+		Progress: json.RawMessage(e.Progress),
+	}
+	if e.Job != "" && e.Task >= 0 {
+		out.Task = &e.Task
+	}
+	if e.Result != nil {
+		out.CID, out.Seconds = e.Result.CID, e.Result.Seconds
+	}
+	if v := q.gate.view(); v != nil {
+		if m, ok := v.Member(e.Peer); ok {
+			out.PeerName = m.Name
+		}
+	}
+	return out
+}

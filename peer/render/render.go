@@ -1,0 +1,99 @@
+// Package render runs Blender for one attempt at a task: it builds the sandbox,
+// drives Blender with a script of its own, reads its progress, and checks every
+// image before it calls it a frame.
+//
+// It promises that whatever the .blend holds, nothing outside the attempt's
+// folder is written (where the machine has bubblewrap; elsewhere the guards are
+// Blender's own and [SandboxKind] says so), that a frame it reports is a whole image,
+// and that no Blender outlives its attempt.
+//
+// It does not fetch projects, store frames or talk to the farm: package peer
+// does.
+package render
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"vizpeer/lease"
+)
+
+// Attempt is one task to try.
+type Attempt struct {
+	ID      lease.ID
+	Project string // folder that holds the project's tree, read only
+	Blend   string // path of the .blend inside Project
+	Build   lease.Build
+	Frames  []int32
+	Needs   lease.Requirements
+	Set     lease.Settings
+	// Timeout bounds the whole attempt; 0 is a day for each frame.
+	Timeout time.Duration
+}
+
+// Progress is what an attempt is doing now. It is for people: it never decides
+// anything.
+type Progress struct {
+	Frame   int32   `json:"frame"`
+	Done    int     `json:"done"`            // frames of this attempt that are finished
+	Total   int     `json:"total"`           // frames of this attempt
+	Phase   string  `json:"phase,omitempty"` // "loading", "rendering", "saving"
+	Sample  int     `json:"sample,omitempty"`
+	Samples int     `json:"samples,omitempty"`
+	Memory  int64   `json:"memory,omitempty"`  // bytes Blender says it uses
+	Elapsed float64 `json:"elapsed,omitempty"` // seconds since the attempt began
+}
+
+// Frame is one finished image in the attempt's folder. The file is the caller's
+// to move or read until Run returns.
+type Frame struct {
+	Frame   int32
+	Path    string
+	Name    string // as Blender names it in the job's output folder
+	Seconds float64
+}
+
+// Sink takes what an attempt gives while it runs. Its methods are called from
+// one goroutine, in order, and must not block for long.
+type Sink interface {
+	Progress(Progress)
+	// Frame reports a finished and verified image. An error ends the attempt.
+	Frame(context.Context, Frame) error
+}
+
+// Kind tells failures apart, so that the farm can react to each in its own way.
+type Kind string
+
+// The kinds of failure.
+const (
+	KindCrash   Kind = "crash"   // Blender died by a signal it did not handle
+	KindError   Kind = "error"   // Blender or the driver said no
+	KindTimeout Kind = "timeout" // the attempt ran past its time
+	KindMemory  Kind = "memory"  // the machine ran out of memory
+	KindImage   Kind = "image"   // an image is missing, empty or cut short
+	KindMachine Kind = "machine" // this machine cannot render it; the task is not to blame
+)
+
+// Error is why an attempt failed.
+type Error struct {
+	Kind   Kind
+	Reason string // one sentence for people
+	Tail   string // Blender's last lines
+}
+
+func (e *Error) Error() string { return e.Reason }
+
+// ErrStopped is returned by Run when its context ended first.
+var ErrStopped = errors.New("render: the attempt was stopped")
+
+// Runner renders. The real one is [Blender]; package farmtest has a simulated
+// one.
+type Runner interface {
+	// Run renders the attempt's frames and returns when Blender has ended. It
+	// gives each finished frame to sink as it comes. log is the path of the whole
+	// of Blender's output, in a folder that the caller removes with the returned
+	// cleanup, which is never nil. The error is nil, an [*Error], or wraps
+	// [ErrStopped]. Safe for concurrent use.
+	Run(ctx context.Context, a Attempt, sink Sink) (log string, cleanup func(), err error)
+}

@@ -1,0 +1,403 @@
+package peer
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/ipfs/go-cid"
+
+	"vizpeer/blobs"
+	"vizpeer/blobs/swarm"
+	"vizpeer/coord"
+	"vizpeer/lease"
+	"vizpeer/peer/render"
+)
+
+// worker renders what this machine holds leases for.
+type worker struct {
+	store    *blobs.Store
+	fetch    fetcher
+	runner   render.Runner
+	link     *link
+	results  *results
+	projects *projects
+	holdings *holdings
+	letGo    func() // pins were taken back; must not block
+	ahead    ahead
+	can      func() lease.Capability
+	slog     *slog.Logger
+
+	ctx  context.Context // the peer's
+	crew crew
+
+	mu       sync.Mutex
+	attempts map[lease.ID]*attempt
+}
+
+// attempt is one try under way.
+type attempt struct {
+	order    coord.Order
+	cancel   context.CancelCauseFunc
+	progress json.RawMessage
+	// over tells that Blender has ended and only the report is under way: the
+	// slot is free, and the leader may know it before the report is answered.
+	over bool
+}
+
+var (
+	errRevoked  = errors.New("the lease was taken back")
+	errShutdown = errors.New("this peer is stopping")
+)
+
+// running lists the attempts under way, for the renewal of their leases.
+func (w *worker) running() []coord.Running {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]coord.Running, 0, len(w.attempts))
+	for id, a := range w.attempts {
+		out = append(out, coord.Running{Lease: id, Progress: a.progress})
+	}
+	return out
+}
+
+// reports lists the same attempts with the tasks that they try.
+func (w *worker) reports() []lease.Report {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	out := make([]lease.Report, 0, len(w.attempts))
+	for _, a := range w.attempts {
+		out = append(out, a.order.Report)
+	}
+	return out
+}
+
+func (w *worker) runs(id lease.ID) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.attempts[id] != nil
+}
+
+// start begins an attempt. It does not block.
+func (w *worker) start(o coord.Order) {
+	ctx, cancel := context.WithCancelCause(w.ctx)
+	a := &attempt{order: o, cancel: cancel}
+	w.mu.Lock()
+	making := 0
+	for _, other := range w.attempts {
+		if !other.over {
+			making++
+		}
+	}
+	busy := making >= w.can().Slots
+	if !busy {
+		w.attempts[o.Lease] = a
+	}
+	w.mu.Unlock()
+	w.crew.Go(func() {
+		defer cancel(nil)
+		if busy {
+			w.report(w.ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: "no free slot"}})
+			return
+		}
+		w.try(ctx, a)
+		w.mu.Lock()
+		delete(w.attempts, o.Lease)
+		w.mu.Unlock()
+		w.link.Nudge()
+	})
+}
+
+// revoke stops an attempt whose lease was taken back.
+func (w *worker) revoke(r coord.Revoke) {
+	w.mu.Lock()
+	a := w.attempts[r.Lease]
+	w.mu.Unlock()
+	if a != nil {
+		a.cancel(fmt.Errorf("%w: %s", errRevoked, r.Reason))
+	}
+}
+
+// try makes the attempt and reports how it ended.
+func (w *worker) try(ctx context.Context, a *attempt) {
+	o := a.order
+	log := w.slog.With("task", o.Task.String(), "lease", o.Lease)
+	log.Info("rendering", "frames", len(o.Frames))
+	logCID, err := w.render(ctx, a)
+	w.mu.Lock()
+	a.over = true
+	w.mu.Unlock()
+	var up coord.Up
+	var failed *render.Error
+	switch cause := context.Cause(ctx); {
+	case err == nil:
+		log.Info("rendered")
+		up.Complete = &lease.Complete{Report: o.Report, Log: logCID}
+	case errors.Is(cause, errRevoked):
+		log.Info("stopped", "why", cause)
+		w.results.forget(o.Lease)
+		return
+	case ctx.Err() != nil:
+		// The peer is stopping. It hands the task back if it still can, and offers
+		// the frames it has when it is back; otherwise the lease runs out.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		w.report(ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: "the machine's vizpeer was stopped"}})
+		return
+	case isFull(err):
+		// It is the machine's lack and not the task's fault: another one may try.
+		log.Warn("there is no room for the attempt", "err", err)
+		up.Release = &lease.Release{Report: o.Report, Reason: err.Error()}
+		up.NoRoom = true
+	case errors.As(err, &failed):
+		log.Warn("the attempt failed", "err", err)
+		up.Fail = &lease.Fail{Report: o.Report, Reason: failed.Reason, Tail: failed.Tail, Log: logCID, Machine: failed.Kind == render.KindMachine}
+	default:
+		log.Warn("the attempt could not be made", "err", err)
+		up.Fail = &lease.Fail{Report: o.Report, Reason: err.Error(), Log: logCID, Machine: true}
+	}
+	if w.report(ctx, up) == refused {
+		w.results.forget(o.Lease)
+	}
+}
+
+// verdict is what became of a report.
+type verdict int
+
+const (
+	unanswered verdict = iota // ctx ended first
+	taken
+	refused // there is no more to say about it
+)
+
+// report sends a report until somebody answers, over as many leaders as it
+// takes.
+func (w *worker) report(ctx context.Context, up coord.Up) verdict {
+	ack, err := w.link.Report(ctx, up)
+	switch {
+	case err != nil:
+		return unanswered
+	case ack.Code != "":
+		w.slog.Debug("a report was refused", "code", ack.Code, "reason", ack.Reason)
+		return refused
+	}
+	return taken
+}
+
+// offer reports what attempts that have ended rendered, and of which it is not
+// known that others hold it: this machine may have been cut off.
+func (w *worker) offer() {
+	for _, up := range w.results.orphans(w.runs) {
+		w.crew.Go(func() {
+			up.Record.Frames = w.held(up.Record.Frames)
+			if len(up.Record.Frames) == 0 || w.report(w.ctx, up) == refused {
+				w.results.forget(up.Record.Lease)
+			}
+		})
+	}
+}
+
+// held are those of the frames that the store has: it may have lost others since
+// they were rendered.
+func (w *worker) held(frames []lease.Result) (held []lease.Result) {
+	for _, f := range frames {
+		c, err := cid.Decode(f.CID)
+		if err != nil {
+			continue
+		}
+		if whole, err := w.store.Has(w.ctx, c); whole || err != nil {
+			held = append(held, f)
+		}
+	}
+	return held
+}
+
+// render fetches the project, runs Blender and stores its log, whose CID it
+// returns. Errors that are not a [render.Error] are this machine's own.
+func (w *worker) render(ctx context.Context, a *attempt) (string, error) {
+	o := a.order
+	can := w.can()
+	root, err := cid.Decode(o.Spec.Project)
+	if err != nil {
+		return "", fmt.Errorf("the project's CID: %w", err)
+	}
+	whole, err := w.store.Has(ctx, root)
+	if err != nil {
+		return "", err
+	}
+	// The leader has matched this machine by its ad. It is checked again here,
+	// by who owns the machine.
+	needs := o.Spec.Needs
+	if whole {
+		needs = needs.Holding()
+	}
+	if lacks := needs.Match(can); len(lacks) > 0 {
+		if needs.Disk, needs.Store = 0, 0; len(needs.Match(can)) == 0 {
+			return "", fmt.Errorf("%w: this machine %s", blobs.ErrDiskFull, lacks[0])
+		}
+		return "", fmt.Errorf("this machine %s", lacks[0])
+	}
+	build, _ := o.Spec.Needs.Build(can)
+	if err := w.store.Pin(ctx, root, jobPin(o.Task.Job)); err != nil {
+		return "", err
+	}
+	total := len(o.Frames)
+	w.say(a, render.Progress{Phase: "fetching", Total: total})
+	if err := w.project(ctx, root, o); err != nil {
+		return "", fmt.Errorf("fetch the project: %w", err)
+	}
+	if !o.Stocked {
+		w.crew.Go(func() { w.report(w.ctx, coord.Up{Stock: &lease.Stock{Job: o.Task.Job}}) })
+	}
+	dir, release, err := w.projects.open(ctx, root)
+	if err != nil {
+		return "", fmt.Errorf("unpack the project: %w", err)
+	}
+	defer release()
+	s := &sink{w: w, a: a, ctx: ctx}
+	log, cleanup, err := w.runner.Run(ctx, render.Attempt{
+		ID: o.Lease, Project: dir, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
+		Needs: o.Spec.Needs, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
+	}, s)
+	defer cleanup()
+	s.wg.Wait()
+	if s.full != nil {
+		err = s.full
+	}
+	if log == "" || ctx.Err() != nil {
+		return "", err
+	}
+	logCID, lost := w.keepLog(ctx, o.Task.Job, log)
+	if lost != nil {
+		// A log is worth less than the frames: the attempt stands without it.
+		w.slog.Warn("Blender's log could not be kept", "task", o.Task.String(), "err", lost)
+	}
+	return logCID, err
+}
+
+// project brings an attempt's project here.
+func (w *worker) project(ctx context.Context, root cid.Cid, o coord.Order) error {
+	defer w.ahead.waits()()
+	by := lease.ProjectOf(o.Task.Job)
+	f := swarm.Request{Root: root, Scope: by.String(), Progress: func(done, total int64) { w.holdings.has(root, done, total) }}
+	s := &sources{link: w.link, root: root, by: by, from: o.From}
+	err := w.bring(ctx, f, s)
+	if isFull(err) && w.ahead.giveWay(ctx) {
+		err = w.bring(ctx, f, s)
+	}
+	if err != nil {
+		return err
+	}
+	w.holdings.has(root, 1, 1)
+	return nil
+}
+
+// unpin takes back all pins of one holder.
+func (w *worker) unpin(holder string) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(w.ctx), 10*time.Second)
+	defer cancel()
+	n, err := w.store.UnpinAll(ctx, holder)
+	if err != nil {
+		w.slog.Warn("a pin could not be taken back", "holder", holder, "err", err)
+	}
+	if n > 0 {
+		w.letGo()
+	}
+}
+
+// importFile stores a file of an attempt, for which what was fetched ahead gives way.
+func (w *worker) importFile(ctx context.Context, file *os.File) (cid.Cid, int64, error) {
+	c, size, err := w.store.ImportFile(ctx, file)
+	if isFull(err) && w.ahead.giveWay(ctx) {
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
+			return c, 0, err
+		}
+		c, size, err = w.store.ImportFile(ctx, file)
+	}
+	return c, size, err
+}
+
+// keepLog stores Blender's output and returns its CID.
+func (w *worker) keepLog(ctx context.Context, job lease.JobID, path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	c, _, err := w.importFile(ctx, f)
+	if err != nil {
+		return "", err
+	}
+	return c.String(), w.store.Pin(ctx, c, framePin(job))
+}
+
+// say notes the attempt's progress; the next renewal carries it.
+func (w *worker) say(a *attempt, p render.Progress) {
+	b, err := json.Marshal(p)
+	if err != nil {
+		return
+	}
+	w.mu.Lock()
+	first := a.progress == nil
+	a.progress = b
+	w.mu.Unlock()
+	if first {
+		w.link.Nudge()
+	}
+}
+
+// sink takes frames from Blender, stores them and reports them at once, so that
+// they survive this machine.
+type sink struct {
+	w *worker
+	a *attempt
+	// ctx is the attempt's: the runner's own ends with Blender, which may be long
+	// before a leader is there to take the last frames.
+	ctx  context.Context
+	wg   sync.WaitGroup
+	full error // why a frame found no room here: no fault of Blender's or the job's
+}
+
+func (s *sink) Progress(p render.Progress) { s.w.say(s.a, p) }
+
+func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
+	defer func() {
+		if isFull(err) {
+			s.full = err
+		}
+	}()
+	file, err := os.Open(f.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	o := s.a.order
+	c, size, err := s.w.importFile(ctx, file)
+	if err != nil {
+		return fmt.Errorf("store frame %d: %w", f.Frame, err)
+	}
+	if err := s.w.store.Pin(ctx, c, framePin(o.Task.Job)); err != nil {
+		return fmt.Errorf("store frame %d: %w", f.Frame, err)
+	}
+	r := lease.Result{Frame: f.Frame, CID: c.String(), Name: f.Name, Size: size, Seconds: f.Seconds}
+	if err := s.w.results.add(o.Report, r); err != nil {
+		return fmt.Errorf("note frame %d: %w", f.Frame, err)
+	}
+	s.wg.Go(func() {
+		s.w.report(s.ctx, coord.Up{Record: &lease.Record{Report: o.Report, Frames: []lease.Result{r}}})
+	})
+	s.w.link.Nudge()
+	return nil
+}
+
+// The holders of pins: uploads for a while, by whoever sent them, projects while
+// their job is open, frames and logs for a while after.
+func uploadPin(user string) string  { return "upload:" + user }
+func jobPin(j lease.JobID) string   { return "job:" + string(j) }
+func framePin(j lease.JobID) string { return "frames:" + string(j) }
