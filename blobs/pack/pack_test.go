@@ -48,6 +48,13 @@ func requireBytes(t testing.TB, f *Files, e *Extent, x byte, n int) {
 	require.Equal(t, bytes.Repeat([]byte{x}, n), got)
 }
 
+// requireAllocated allows for what a file system adds to a file for its own
+// bookkeeping: ext4 counts a block once a file lies in more than four pieces.
+func requireAllocated(t testing.TB, bytes int64, f *Files) {
+	t.Helper()
+	require.InDelta(t, bytes, f.Allocated(), float64(2*Align*len(f.List())))
+}
+
 func TestBuffersAreAligned(t *testing.T) {
 	for _, n := range []int{1, Align, Align + 1, 1 << 20} {
 		b := NewBuffer(n)
@@ -72,7 +79,7 @@ func TestAppendAndReopen(t *testing.T) {
 		require.Error(t, err)
 
 		f = open(t, dir, cfg)
-		require.Equal(t, total, f.Allocated())
+		requireAllocated(t, total, f)
 		for i, e := range es {
 			requireBytes(t, f, e, byte(i), 1+i*300)
 		}
@@ -154,7 +161,7 @@ func TestPunch(t *testing.T) {
 	if left == 1<<20 {
 		t.Skip("no holes on this file system")
 	}
-	require.EqualValues(t, 512<<10+Align, left)
+	requireAllocated(t, 512<<10+Align, f)
 	require.Equal(t, left, f.Allocated())
 	got := make([]byte, 1<<20)
 	require.NoError(t, f.ReadAt(got, e.File, 0))
