@@ -112,45 +112,59 @@ func (f *fsm) read(see func(*lease.State, *authz.Roster)) uint64 {
 	return f.index
 }
 
-// snapshot is the whole state as bytes. Writing them out needs no lock.
-type snapshot []byte
+// snapshot is the whole state at one moment.
+type snapshot struct {
+	index  uint64
+	queue  *lease.Frozen
+	roster []byte
+}
 
-// snapshotHeader precedes the two parts: format, index of the last entry
-// applied, sizes of the queue and of the roster in bytes.
-const snapshotHeader = "vizpeer queue 1 %d %d %d\n"
+// snapshotHeader precedes the roster and, after that, the queue: format, index of the
+// last entry applied, size of the roster in bytes.
+const snapshotHeader = "vizpeer queue 2 %d %d\n"
 
-// maxSnapshotPart bounds what Restore takes into memory for each part.
-const maxSnapshotPart = 4 << 30
+// maxRoster bounds what Restore takes into memory for the roster, in bytes.
+const maxRoster = 1 << 30
 
-// Snapshot serialises the state in memory. Applying waits for that; readers do
-// not, and writing the bytes to disk holds nobody up.
+// Snapshot takes the state as it is. Applying waits only for that: the queue is
+// written out while it goes on.
 func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
-	f.mu.RLock()
-	defer f.mu.RUnlock()
+	f.mu.Lock()
+	defer f.mu.Unlock()
 	if f.broken != nil {
 		return nil, f.broken
 	}
-	var queue, roster bytes.Buffer
-	if err := f.queue.Snapshot(&queue); err != nil {
-		return nil, fmt.Errorf("writing the queue's snapshot: %w", err)
-	}
+	var roster bytes.Buffer
 	if err := f.roster.Snapshot(&roster); err != nil {
 		return nil, fmt.Errorf("writing the roster's snapshot: %w", err)
 	}
-	b := fmt.Appendf(nil, snapshotHeader, f.index, queue.Len(), roster.Len())
-	return snapshot(slices.Concat(b, queue.Bytes(), roster.Bytes())), nil
+	return &snapshot{index: f.index, queue: f.queue.Freeze(), roster: roster.Bytes()}, nil
 }
 
 // Persist writes the snapshot to sink.
-func (s snapshot) Persist(sink raft.SnapshotSink) error {
-	if _, err := sink.Write(s); err != nil {
+func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	if err := s.write(sink); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
 	return sink.Close()
 }
 
-// Release has nothing to let go: the bytes are the collector's.
-func (snapshot) Release() {}
+func (s *snapshot) write(to io.Writer) error {
+	w := bufio.NewWriterSize(to, 1<<20)
+	if _, err := fmt.Fprintf(w, snapshotHeader, s.index, len(s.roster)); err != nil {
+		return err
+	}
+	if _, err := w.Write(s.roster); err != nil {
+		return err
+	}
+	if err := s.queue.Write(w); err != nil {
+		return err
+	}
+	return w.Flush()
+}
+
+// Release has nothing to let go.
+func (*snapshot) Release() {}
 
 // Restore replaces the whole state, or fails and leaves it as it was.
 func (f *fsm) Restore(in io.ReadCloser) error {
@@ -171,29 +185,22 @@ func readSnapshot(in io.Reader) (index uint64, queue *lease.State, roster *authz
 	if err != nil {
 		return 0, nil, nil, fmt.Errorf("reading its header: %w", err)
 	}
-	var sizes [2]int64
-	if _, err := fmt.Sscanf(string(header), snapshotHeader, &index, &sizes[0], &sizes[1]); err != nil {
+	var size int64
+	if _, err := fmt.Sscanf(string(header), snapshotHeader, &index, &size); err != nil {
 		return 0, nil, nil, fmt.Errorf("its header %.64q is not one that this vizpeer writes: update vizpeer", header)
 	}
-	var parts [2][]byte
-	for i, size := range sizes {
-		if size < 0 || size > maxSnapshotPart {
-			return 0, nil, nil, fmt.Errorf("a part of %d bytes is not possible", size)
-		}
-		// The buffer grows with what really comes, not with what the header says.
-		var part bytes.Buffer
-		if _, err := io.CopyN(&part, r, size); err != nil {
-			return 0, nil, nil, fmt.Errorf("it is cut short: %w", err)
-		}
-		parts[i] = part.Bytes()
+	if size < 0 || size > maxRoster {
+		return 0, nil, nil, fmt.Errorf("a roster of %d bytes is not possible", size)
 	}
-	if _, err := r.ReadByte(); err != io.EOF {
-		return 0, nil, nil, errors.New("it goes on after its end")
+	// The buffer grows with what really comes, not with what the header says.
+	var part bytes.Buffer
+	if _, err := io.CopyN(&part, r, size); err != nil {
+		return 0, nil, nil, fmt.Errorf("it is cut short: %w", err)
 	}
-	if queue, err = lease.Restore(bytes.NewReader(parts[0])); err != nil {
+	if roster, err = authz.Restore(&part); err != nil {
 		return 0, nil, nil, err
 	}
-	if roster, err = authz.Restore(bytes.NewReader(parts[1])); err != nil {
+	if queue, err = lease.Restore(r); err != nil {
 		return 0, nil, nil, err
 	}
 	return index, queue, roster, nil

@@ -86,19 +86,11 @@ func (a *applying) submit(c Submit) error {
 	if err := a.mayFollow(c.Spec.After, false); err != nil {
 		return err
 	}
-	if c.Spec.Chunk == 0 {
-		c.Spec.Chunk = DefaultChunk
-	}
 	j := &Job{ID: c.Job, Seq: a.seq + 1, Spec: c.Spec, State: JobQueued, Tier: c.Spec.Tier, Created: a.at, Served: a.at, Holders: []authz.PeerID{c.Spec.Submitter}}
-	frames, chunk := len(c.Spec.Frames.Expand()), c.Spec.Chunk
-	tasks := (frames-1)/chunk + 1
-	if tasks > MaxTasks {
-		return fmt.Errorf("%w: the job would have %d tasks, more than the %d allowed; use larger chunks or fewer frames", ErrLimit, tasks, MaxTasks)
-	}
-	j.Tasks = make([]Task, tasks)
-	for i := range j.Tasks {
-		lo := i * chunk
-		j.Tasks[i] = Task{State: TaskQueued, Lo: int32(lo), Hi: int32(min(lo+chunk, frames))}
+	frames := len(c.Spec.Frames.Expand())
+	var err error
+	if j.Tasks, err = c.Spec.layout(frames); err != nil {
+		return err
 	}
 	j.Frames = make([]*Frame, frames)
 	j.derive()
@@ -111,51 +103,48 @@ func (a *applying) submit(c Submit) error {
 }
 
 func (a *applying) grant(c Grant) error {
-	j, t, err := a.Task(c.Task)
+	j, t, err := a.editTask(c.Task)
 	switch {
 	case err != nil:
 		return err
 	case c.Lease == "" || c.Peer == "":
 		return fmt.Errorf("%w: a grant names a lease and a machine", ErrInvalid)
+	case c.Frames < 0 || c.Frames > 0 && (c.Second || !j.Spec.Adaptive()):
+		return fmt.Errorf("%w: a task can be cut only while it waits, and where the farm chooses the chunks", ErrInvalid)
 	case j.State.Ended():
 		return ErrEnded
 	case j.State == JobPaused:
 		return ErrPaused
 	case a.Awaits(j) != "":
 		return fmt.Errorf("%w: it comes after job %s", ErrNotQueued, a.Awaits(j))
-	case t.State != TaskQueued:
+	case c.Second && !t.mayHaveSecond(c.Peer):
+		return ErrNotStuck
+	case !c.Second && t.State != TaskQueued:
 		return ErrNotQueued
+	case t.attempt(c.Lease) >= 0:
+		return fmt.Errorf("%w: lease %s", ErrExists, c.Lease)
 	}
-	for _, old := range t.Attempts {
-		if old.Lease == c.Lease {
-			return fmt.Errorf("%w: lease %s", ErrExists, c.Lease)
-		}
+	i := c.Task.Index
+	if 0 < c.Frames && c.Frames < t.Hi-t.Lo && len(j.Tasks) < MaxTasks {
+		i = j.cut(i, c.Frames)
 	}
-	if len(t.Attempts) >= maxAttempts {
-		t.Attempts = slices.Delete(t.Attempts, 0, 1)
-	}
-	t.Attempts = append(t.Attempts, Attempt{Lease: c.Lease, Peer: c.Peer, Granted: a.at})
-	j.setTask(c.Task.Index, TaskLeased)
+	j.begin(i, Attempt{Lease: c.Lease, Peer: c.Peer, Granted: a.at})
 	j.Served = a.at
 	if j.State == JobQueued {
 		j.State, j.Started = JobRunning, a.at
 		a.tell(Event{Type: JobStarted, Job: j.ID, Task: -1, State: string(JobRunning)})
 	}
-	a.tell(Event{Type: TaskGranted, Job: j.ID, Task: c.Task.Index, Lease: c.Lease, Peer: c.Peer, State: string(TaskLeased)})
+	a.tell(Event{Type: TaskGranted, Job: j.ID, Task: i, Lease: c.Lease, Peer: c.Peer, State: string(TaskLeased)})
 	return nil
 }
 
 // attempt finds what r reports about. live tells whether its lease still is.
-func (a *applying) attempt(r Report) (j *Job, t *Task, at *Attempt, live bool, err error) {
-	if j, t, err = a.Task(r.Task); err != nil {
+func (a *applying) attempt(r Report) (j *Job, t *Task, k int, live bool, err error) {
+	if j, t, err = a.editTask(r.Task); err != nil {
 		return
 	}
-	for i := range t.Attempts {
-		if t.Attempts[i].Lease == r.Lease && t.Attempts[i].Peer == r.Peer {
-			at = &t.Attempts[i]
-		}
-	}
-	if at == nil {
+	k = t.attempt(r.Lease)
+	if k < 0 || t.Attempts[k].Peer != r.Peer {
 		err = ErrStale
 		return
 	}
@@ -163,26 +152,32 @@ func (a *applying) attempt(r Report) (j *Job, t *Task, at *Attempt, live bool, e
 		err = ErrEnded
 		return
 	}
-	return j, t, at, t.live() == at, nil
+	_, live = t.Live(r.Lease)
+	return
 }
+
+// maxSeconds is the longest time of a frame that makes sense, in seconds: a year.
+const maxSeconds = 366 * 24 * 3600
 
 // maxFrameSize is the largest picture, in bytes: whoever keeps it makes room for as
 // much as the machine says that rendered it.
 const maxFrameSize = 16 << 30
 
 // take checks results of a task and, unless one is malformed, stores those that
-// are still open.
+// are still open. A task may have been cut after the lease ended: what was cut off
+// remembers the attempt too.
 func (a *applying) take(j *Job, r Report, results []Result, machines int) error {
-	t := &j.Tasks[r.Task.Index]
 	for _, f := range results {
 		at, ok := j.Place(f.Frame)
 		switch {
-		case !ok || at < int(t.Lo) || at >= int(t.Hi):
+		case !ok || j.Tasks[j.TaskOf(at)].attempt(r.Lease) < 0:
 			return fmt.Errorf("%w: frame %d is not in task %s", ErrInvalid, f.Frame, r.Task)
 		case f.CID == "" || len(f.CID) > maxCID || f.Size <= 0:
 			return fmt.Errorf("%w: frame %d has no content", ErrInvalid, f.Frame)
 		case f.Size > maxFrameSize:
 			return fmt.Errorf("%w: frame %d has %d GiB, more than the %d allowed", ErrInvalid, f.Frame, f.Size>>30, maxFrameSize>>30)
+		case !(f.Seconds >= 0 && f.Seconds <= maxSeconds):
+			return fmt.Errorf("%w: frame %d took %g s", ErrInvalid, f.Frame, f.Seconds)
 		case !pictureName(f.Name, f.Frame):
 			return fmt.Errorf("%w: frame %d has the file name %q", ErrInvalid, f.Frame, f.Name)
 		}
@@ -190,16 +185,43 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 	for _, f := range results {
 		at, _ := j.Place(f.Frame)
 		have := j.Frames[at]
-		if have == nil {
-			j.Frames[at] = &Frame{Result: f, Peer: r.Peer}
-			j.rendered++
-			a.tell(Event{Type: FrameResult, Job: j.ID, Task: r.Task.Index, Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
-			a.holder(j, at, r.Peer, machines)
-		} else if have.CID == f.CID {
-			a.holder(j, at, r.Peer, machines)
+		switch {
+		case have == nil || have.Again && have.CID != f.CID:
+			if have != nil {
+				a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &have.Result, Reason: "it was rendered again"})
+			}
+			j.setFrame(at, &Frame{Result: f, Peer: r.Peer})
+			j.measured(r.Peer, f.Seconds)
+			a.tell(Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
+		case have.CID != f.CID:
+			continue
+		case have.Again: // the same to the byte
+			same := have.with()
+			same.Again = false
+			j.setFrame(at, same)
+			a.tell(Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
 		}
+		a.holder(j, at, r.Peer, machines)
 	}
 	return nil
+}
+
+// taken ends the tasks that an attempt's results complete while nobody has them, and
+// settles them.
+func (a *applying) taken(j *Job, r Report, results []Result) {
+	tasks := []int32{r.Task.Index}
+	for _, f := range results {
+		at, _ := j.Place(f.Frame)
+		if i := j.TaskOf(at); !slices.Contains(tasks, i) {
+			tasks = append(tasks, i)
+		}
+	}
+	for _, i := range tasks {
+		if t := &j.Tasks[i]; t.State == TaskQueued && j.complete(t) {
+			a.rendered(j, i, t.attempt(r.Lease), "")
+		}
+		a.settle(j, i)
+	}
 }
 
 // pictureName tells whether a frame may be written into a folder of pictures
@@ -217,22 +239,19 @@ var pictureExtensions = []string{
 }
 
 func (a *applying) record(c Record) error {
-	j, t, at, _, err := a.attempt(c.Report)
+	j, _, _, _, err := a.attempt(c.Report)
 	if err != nil {
 		return err
 	}
 	if err := a.take(j, c.Report, c.Frames, c.Machines); err != nil {
 		return err
 	}
-	if t.State == TaskQueued && len(j.Remaining(t)) == 0 {
-		a.rendered(j, c.Task.Index, at, "")
-	}
-	a.settle(j, c.Task.Index)
+	a.taken(j, c.Report, c.Frames)
 	return nil
 }
 
 func (a *applying) complete(c Complete) error {
-	j, t, at, live, err := a.attempt(c.Report)
+	j, t, k, live, err := a.attempt(c.Report)
 	if err != nil {
 		return err
 	}
@@ -255,25 +274,48 @@ func (a *applying) complete(c Complete) error {
 	if len(missing) > 0 {
 		// Frames that were there when the lease was granted were lost meanwhile: the
 		// machine did its part, and the rest is for the next attempt.
-		at.Ended, at.Outcome, at.Log = a.at, OutcomeReleased, cut(c.Log, maxCID)
-		at.Reason = fmt.Sprintf("%d frames of the task are still to be rendered", len(missing))
-		a.requeue(j, c.Task.Index, c.Report, at.Reason)
+		reason := fmt.Sprintf("%d frames of the task are still to be rendered", len(missing))
+		a.finish(j, c.Report, OutcomeReleased, reason, c.Log)
+		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
 	}
-	a.rendered(j, c.Task.Index, at, c.Log)
-	a.settle(j, c.Task.Index)
+	a.rendered(j, c.Task.Index, k, c.Log)
+	a.taken(j, c.Report, c.Frames)
 	return nil
 }
 
-func (a *applying) rendered(j *Job, i int32, at *Attempt, log string) {
-	at.Ended, at.Outcome, at.Log, at.Reason = a.at, OutcomeRendered, cut(log, maxCID), ""
+// rendered ends a task of which every frame is there, by its attempt k. Whoever else
+// tries it is told to stop.
+func (a *applying) rendered(j *Job, i int32, k int, log string) {
+	t := &j.Tasks[i]
+	first := t.Attempts[k]
+	j.amend(i, k, func(at *Attempt) {
+		at.Ended, at.Outcome, at.Log, at.Reason = a.at, OutcomeRendered, cut(log, maxCID), ""
+	})
+	a.revoke(j, i, "another machine was first", "another machine was first")
 	j.setTask(i, TaskRendered)
-	a.finished[at.Peer]++
-	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: at.Lease, Peer: at.Peer, State: string(TaskRendered)})
+	j.overheads(t)
+	a.finished[first.Peer]++
+	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: first.Lease, Peer: first.Peer, State: string(TaskRendered)})
+}
+
+// revoke ends all leases of a task that live.
+func (a *applying) revoke(j *Job, i int32, reason, told string) {
+	for _, at := range j.Tasks[i].Lives() {
+		a.finish(j, Report{Lease: at.Lease, Task: TaskID{Job: j.ID, Index: i}, Peer: at.Peer}, OutcomeRevoked, reason, "")
+		a.tell(Event{Type: LeaseRevoked, Job: j.ID, Task: i, Lease: at.Lease, Peer: at.Peer, Reason: told})
+	}
+}
+
+// finish ends an attempt that did not render its task.
+func (a *applying) finish(j *Job, r Report, outcome Outcome, reason, log string) {
+	j.amend(r.Task.Index, j.Tasks[r.Task.Index].attempt(r.Lease), func(at *Attempt) {
+		at.Ended, at.Outcome, at.Reason, at.Log = a.at, outcome, cut(reason, maxReason), cut(log, maxCID)
+	})
 }
 
 func (a *applying) fail(c Fail) error {
-	j, t, at, live, err := a.attempt(c.Report)
+	j, t, _, live, err := a.attempt(c.Report)
 	if err != nil {
 		return err
 	}
@@ -281,7 +323,13 @@ func (a *applying) fail(c Fail) error {
 		return ErrStale
 	}
 	reason := cut(cmp.Or(c.Reason, "the attempt failed"), maxReason)
-	at.Ended, at.Outcome, at.Reason, at.Log = a.at, OutcomeFailed, reason, cut(c.Log, maxCID)
+	a.finish(j, c.Report, OutcomeFailed, reason, c.Log)
+	if c.Others > 0 && c.Had != (Memory{}) {
+		// A machine with more memory is there: neither the task nor this one is to blame.
+		j.Above = Memory{RAM: max(j.Above.RAM, c.Had.RAM), VRAM: max(j.Above.VRAM, c.Had.VRAM)}
+		a.requeue(j, c.Task.Index, c.Report, reason)
+		return nil
+	}
 	if j.Faults == nil {
 		j.Faults = map[authz.PeerID]int{}
 	}
@@ -291,7 +339,7 @@ func (a *applying) fail(c Fail) error {
 		return nil
 	}
 	alone := !slices.ContainsFunc(t.Attempts, func(other Attempt) bool { return other.Outcome == OutcomeFailed && other.Peer != c.Peer })
-	if t.Fails++; t.Fails < MaxTries || alone && c.Others > 0 {
+	if t.Fails++; t.Fails < MaxTries || alone && c.Others > 0 || len(t.Lives()) > 0 {
 		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
 	}
@@ -302,26 +350,33 @@ func (a *applying) fail(c Fail) error {
 	return nil
 }
 
+// requeue makes a task wait for the next machine after an attempt at it has ended,
+// unless another one still tries it.
 func (a *applying) requeue(j *Job, i int32, r Report, reason string) {
+	t := &j.Tasks[i]
+	if len(t.Lives()) > 0 {
+		a.tell(Event{Type: LeaseEnded, Job: j.ID, Task: i, Lease: r.Lease, Peer: r.Peer, State: string(t.State), Reason: reason})
+		return
+	}
 	j.setTask(i, TaskQueued)
 	a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, Lease: r.Lease, Peer: r.Peer, State: string(TaskQueued), Reason: reason})
-	if t := &j.Tasks[i]; len(j.Remaining(t)) == 0 {
+	if j.complete(t) {
 		// Every frame was recorded before the attempt ended without saying so.
-		a.rendered(j, i, &t.Attempts[len(t.Attempts)-1], "")
+		a.rendered(j, i, len(t.Attempts)-1, "")
 		a.settle(j, i)
 	}
 }
 
 func (a *applying) release(c Release) error {
-	j, _, at, live, err := a.attempt(c.Report)
+	j, _, _, live, err := a.attempt(c.Report)
 	if err != nil {
 		return err
 	}
 	if !live {
 		return ErrStale
 	}
-	at.Ended, at.Outcome, at.Reason = a.at, OutcomeReleased, cut(c.Reason, maxReason)
-	a.requeue(j, c.Task.Index, c.Report, at.Reason)
+	a.finish(j, c.Report, OutcomeReleased, c.Reason, "")
+	a.requeue(j, c.Task.Index, c.Report, cut(c.Reason, maxReason))
 	return nil
 }
 
@@ -329,32 +384,33 @@ func (a *applying) release(c Release) error {
 const silent = "the machine was not heard from"
 
 func (a *applying) expire(c Expire) error {
-	j, t, err := a.Task(c.Task)
+	j, t, err := a.editTask(c.Task)
 	if err != nil {
 		return err
 	}
-	at := t.live()
-	if at == nil || at.Lease != c.Lease {
+	at, live := t.Live(c.Lease)
+	if !live {
 		return ErrStale
 	}
-	at.Ended, at.Outcome, at.Reason = a.at, OutcomeExpired, silent
-	a.requeue(j, c.Task.Index, Report{Lease: at.Lease, Peer: at.Peer}, at.Reason)
+	r := Report{Lease: at.Lease, Task: c.Task, Peer: at.Peer}
+	a.finish(j, r, OutcomeExpired, silent, "")
+	a.requeue(j, c.Task.Index, r, silent)
 	return nil
 }
 
 func (a *applying) hold(c Hold) error {
-	j, ok := a.jobs[c.Job]
-	if !ok {
-		return ErrUnknownJob
+	j, err := a.edit(c.Job)
+	if err != nil {
+		return err
 	}
 	at, ok := j.Place(c.Frame)
 	if !ok || j.Frames[at] == nil || j.Frames[at].CID != c.CID || c.Peer == "" {
 		return fmt.Errorf("%w: frame %d of job %s has no such content", ErrInvalid, c.Frame, c.Job)
 	}
-	f := j.Frames[at]
-	if c.Delivered && !f.Delivered && c.Peer == j.Spec.Output.Peer {
+	if f := j.Frames[at]; c.Delivered && !f.Delivered && c.Peer == j.Spec.Output.Peer {
+		f = f.with()
 		f.Delivered = true
-		j.delivered++
+		j.setFrame(at, f)
 		a.tell(Event{Type: FrameWritten, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: c.Peer})
 	}
 	a.holder(j, at, c.Peer, c.Machines)
@@ -363,10 +419,10 @@ func (a *applying) hold(c Hold) error {
 }
 
 func (a *applying) stock(c Stock) error {
-	j, ok := a.jobs[c.Job]
+	j, err := a.edit(c.Job)
 	switch {
-	case !ok:
-		return ErrUnknownJob
+	case err != nil:
+		return err
 	case j.State.Ended():
 		return ErrEnded
 	case c.Peer == "":
@@ -378,18 +434,25 @@ func (a *applying) stock(c Stock) error {
 	return nil
 }
 
-// TaskOf is the index of the task that a place in the job's list of frames
-// belongs to.
-func (j *Job) TaskOf(place int) int32 { return int32(place / j.Spec.Chunk) }
-
 // holder notes that p holds a frame, which may make the frame done.
 func (a *applying) holder(j *Job, at int, p authz.PeerID, machines int) {
 	f := j.Frames[at]
-	if p != "" && !slices.Contains(f.Holders, p) {
+	more := p != "" && !slices.Contains(f.Holders, p)
+	holders := len(f.Holders)
+	if more {
+		holders++
+	}
+	done := !f.Done && holders >= min(j.Spec.Replicas, max(machines, 1))
+	if !more && !done {
+		return
+	}
+	f = f.with()
+	if more {
 		f.Holders = append(f.Holders, p)
 	}
-	if !f.Done && len(f.Holders) >= min(j.Spec.Replicas, max(machines, 1)) {
-		f.Done = true
+	f.Done = f.Done || done
+	j.setFrame(at, f)
+	if done {
 		r := f.Result
 		a.tell(Event{Type: FrameKept, Job: j.ID, Task: j.TaskOf(at), Frame: &r.Frame, Peer: f.Peer, State: string(TaskDone), Result: &r})
 	}
@@ -418,10 +481,10 @@ func (a *applying) settle(j *Job, i int32) {
 // unhold takes p's copies of a content back. It answers without an error where
 // there are none: the report may have been made twice.
 func (a *applying) unhold(c Unhold) error {
-	j, ok := a.jobs[c.Job]
+	j, err := a.edit(c.Job)
 	switch {
-	case !ok:
-		return ErrUnknownJob
+	case err != nil:
+		return err
 	case c.Peer == "" || c.CID == "":
 		return fmt.Errorf("%w: a copy that is gone is some machine's, of some content", ErrInvalid)
 	}
@@ -436,8 +499,7 @@ func (a *applying) unhold(c Unhold) error {
 		if f == nil || f.CID != c.CID || !slices.Contains(f.Holders, c.Peer) {
 			continue
 		}
-		f.Holders = without(f.Holders, c.Peer)
-		if len(f.Holders) == 0 && !j.State.Ended() {
+		if j.unheld(at, c.Peer) == 0 && !j.State.Ended() {
 			a.lost(j, at, c.Peer, unheld)
 			continue
 		}
@@ -460,12 +522,10 @@ func (a *applying) store(c Store) error {
 		return nil
 	}
 	for _, j := range a.list {
+		j.own()
 		j.Holders = without(j.Holders, c.Peer)
 		for at, f := range j.Frames {
-			if f == nil || !slices.Contains(f.Holders, c.Peer) {
-				continue
-			}
-			if f.Holders = without(f.Holders, c.Peer); len(f.Holders) == 0 && !j.State.Ended() {
+			if f != nil && slices.Contains(f.Holders, c.Peer) && j.unheld(at, c.Peer) == 0 && !j.State.Ended() {
 				a.lost(j, at, c.Peer, unheld)
 			}
 		}
@@ -488,11 +548,7 @@ func without(list []authz.PeerID, p authz.PeerID) []authz.PeerID {
 // rendered again.
 func (a *applying) lost(j *Job, at int, p authz.PeerID, why string) {
 	f, i := j.Frames[at], j.TaskOf(at)
-	j.Frames[at] = nil
-	j.rendered--
-	if f.Delivered {
-		j.delivered--
-	}
+	j.setFrame(at, nil)
 	a.tell(Event{Type: FrameLost, Job: j.ID, Task: i, Frame: &f.Frame, Peer: p, Result: &f.Result, Reason: why})
 	if s := j.Tasks[i].State; s == TaskRendered || s == TaskDone {
 		j.setTask(i, TaskQueued)
@@ -504,48 +560,76 @@ func (a *applying) lose(c Lose) {
 	if c.Removed {
 		delete(a.stores, c.Peer)
 		for _, j := range a.list {
-			if j.State.Ended() {
-				for _, f := range j.Frames {
-					if f != nil {
-						f.Holders = without(f.Holders, c.Peer)
-					}
+			if !j.State.Ended() {
+				continue
+			}
+			j.own()
+			j.Holders = without(j.Holders, c.Peer)
+			for at, f := range j.Frames {
+				if f != nil {
+					j.unheld(at, c.Peer)
 				}
-				j.Holders = without(j.Holders, c.Peer)
 			}
 		}
 	}
 	// settle may end a job and so remove it from the list that is walked here.
 	for _, j := range slices.Clone(a.open) {
-		if j.State.Ended() {
-			continue
+		if !j.State.Ended() {
+			a.loseOf(j, c)
 		}
-		// The submitter's stays the place to ask: nobody else may have it yet.
-		if c.Peer != j.Spec.Submitter || c.Removed {
-			j.Holders = without(j.Holders, c.Peer)
-		}
+	}
+}
+
+// loseOf is lose for one open job. It costs nothing where the machine has no part
+// in it.
+func (a *applying) loseOf(j *Job, c Lose) {
+	j.own()
+	// The submitter's stays the place to ask: nobody else may have it yet.
+	if c.Peer != j.Spec.Submitter || c.Removed {
+		j.Holders = without(j.Holders, c.Peer)
+	}
+	if j.undone > 0 || c.Removed {
 		for at, f := range j.Frames {
-			if f == nil || f.Done && !c.Removed {
-				continue
-			}
-			f.Holders = without(f.Holders, c.Peer)
-			if len(f.Holders) > 0 {
+			switch {
+			case f == nil || f.Done && !c.Removed:
+			case j.unheld(at, c.Peer) > 0:
 				a.holder(j, at, "", c.Machines)
-				continue
-			}
-			a.lost(j, at, c.Peer, "its only holder is gone")
-		}
-		// Only now are its leases taken back, so that whoever gets a task next is
-		// asked for the frames that went with the machine.
-		for i := range j.Tasks {
-			if at := j.Tasks[i].live(); at != nil && at.Peer == c.Peer {
-				at.Ended, at.Outcome, at.Reason = a.at, OutcomeExpired, silent
-				a.requeue(j, int32(i), Report{Lease: at.Lease, Peer: at.Peer}, silent)
-			}
-			if a.settle(j, int32(i)); j.State.Ended() {
-				break
+			default:
+				a.lost(j, at, c.Peer, "its only holder is gone")
 			}
 		}
 	}
+	// Only now are its leases taken back, so that whoever gets a task next is
+	// asked for the frames that went with the machine.
+	if j.Renders(c.Peer) {
+		for i := range j.Tasks {
+			for _, at := range j.Tasks[i].Lives() {
+				if at.Peer == c.Peer {
+					r := Report{Lease: at.Lease, Task: TaskID{Job: j.ID, Index: int32(i)}, Peer: at.Peer}
+					a.finish(j, r, OutcomeExpired, silent, "")
+					a.requeue(j, int32(i), r, silent)
+				}
+			}
+		}
+	}
+	if j.Count(TaskRendered) > 0 {
+		for i := range j.Tasks {
+			if a.settle(j, int32(i)); j.State.Ended() {
+				return
+			}
+		}
+	}
+}
+
+// unheld takes p off the holders of a frame and returns how many are left.
+func (j *Job) unheld(at int, p authz.PeerID) int {
+	f := j.Frames[at]
+	if slices.Contains(f.Holders, p) {
+		f = f.with()
+		f.Holders = without(f.Holders, p)
+		j.setFrame(at, f)
+	}
+	return len(f.Holders)
 }
 
 func (a *applying) cancel(c Cancel) error {
@@ -571,14 +655,11 @@ func (a *applying) forget(c Forget) {
 // end gives a job its final state, takes back its leases and its place in the
 // queue.
 func (a *applying) end(j *Job, to JobState, reason string) {
+	j.own()
 	j.State, j.Reason, j.Ended = to, reason, a.at
 	for i := range j.Tasks {
-		t := &j.Tasks[i]
-		if at := t.live(); at != nil {
-			at.Ended, at.Outcome, at.Reason = a.at, OutcomeRevoked, reason
-			a.tell(Event{Type: LeaseRevoked, Job: j.ID, Task: int32(i), Lease: at.Lease, Peer: at.Peer, Reason: "the job is " + string(to)})
-		}
-		if t.State == TaskQueued || t.State == TaskLeased {
+		a.revoke(j, int32(i), reason, "the job is "+string(to))
+		if t := &j.Tasks[i]; t.State == TaskQueued || t.State == TaskLeased {
 			j.setTask(int32(i), TaskCancelled)
 		}
 	}

@@ -43,6 +43,12 @@ type Grant struct {
 	Lease ID           `json:"lease"`
 	Task  TaskID       `json:"task"`
 	Peer  authz.PeerID `json:"peer"`
+	// Frames, unless it is 0 or all that the task has, cuts so many off its beginning
+	// and leases those, as a task of their own that the event names.
+	Frames int32 `json:"frames,omitempty"`
+	// Second leases a task that is stuck on one machine to another as well. Whichever
+	// renders it first ends the other's lease.
+	Second bool `json:"second,omitempty"`
 }
 
 // Report is what every message about an attempt names: the task, the lease that
@@ -83,8 +89,16 @@ type Fail struct {
 	Log    string `json:"log,omitempty"`
 	// Machine blames the machine and not the task: the try does not count.
 	Machine bool `json:"machine,omitempty"`
-	// Others is how many other machines could try the task.
+	// Had is the memory with which the machine ran out; zero where that is not why.
+	Had Memory `json:"had,omitzero"`
+	// Others is how many other machines could try the task: with more memory than Had.
 	Others int `json:"others,omitempty"`
+}
+
+// Memory is a machine's, in bytes; 0 for what does not matter.
+type Memory struct {
+	RAM  int64 `json:"ram,omitempty"`
+	VRAM int64 `json:"vram,omitempty"` // of one GPU
 }
 
 // Release hands a lease back unfinished; the try does not count.

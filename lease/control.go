@@ -25,9 +25,12 @@ type Prioritise struct {
 }
 
 // Retry opens a job again that failed or was cancelled: what was not finished is
-// queued, with no failure counted, and what was finished stays.
+// queued, with no failure counted, and what was finished stays. Where it names frames,
+// of a job in any state, those that are finished are rendered again; each stays until
+// there is another.
 type Retry struct {
-	Job JobID `json:"job"`
+	Job    JobID  `json:"job"`
+	Frames Frames `json:"frames,omitempty"`
 }
 
 var (
@@ -39,9 +42,9 @@ var (
 
 // opened finds a job that has not ended.
 func (a *applying) opened(id JobID) (*Job, error) {
-	j, ok := a.jobs[id]
-	if !ok {
-		return nil, ErrUnknownJob
+	j, err := a.edit(id)
+	if err != nil {
+		return nil, err
 	}
 	if j.State.Ended() {
 		return nil, fmt.Errorf("%w: it is %s", ErrEnded, j.State)
@@ -95,30 +98,82 @@ func (a *applying) prioritise(c Prioritise) error {
 }
 
 func (a *applying) retry(c Retry) error {
-	j, ok := a.jobs[c.Job]
+	j, err := a.edit(c.Job)
+	if err != nil {
+		return err
+	}
+	again, err := j.chosen(c.Frames)
+	ended := j.State.Ended()
 	switch {
-	case !ok:
-		return ErrUnknownJob
-	case j.State != JobFailed && j.State != JobCancelled:
-		return fmt.Errorf("%w: it is %s, and only one that failed or was cancelled can be tried again", ErrState, j.State)
-	}
-	if err := a.mayOpen(j.Spec.Owner); err != nil {
+	case err != nil:
 		return err
+	case len(c.Frames) == 0 && j.State != JobFailed && j.State != JobCancelled:
+		return fmt.Errorf("%w: it is %s, and only one that failed or was cancelled can be tried again as a whole; name the frames that should be", ErrState, j.State)
+	case len(c.Frames) > 0 && len(again) == 0:
+		return fmt.Errorf("%w: none of these frames is finished yet", ErrState)
 	}
-	if err := a.mayFollow(j.Spec.After, true); err != nil {
-		return err
+	if ended {
+		if err := a.mayOpen(j.Spec.Owner); err != nil {
+			return err
+		}
+		if err := a.mayFollow(j.Spec.After, true); err != nil {
+			return err
+		}
+		a.reopen(j)
 	}
-	j.State, j.Reason, j.Tail, j.Ended, j.Served, j.Faults = j.openState(), "", "", time.Time{}, a.at, nil
+	for _, at := range again {
+		f := j.Frames[at].with()
+		f.Again, f.Done, f.Delivered = true, false, false
+		j.setFrame(at, f)
+		i := j.TaskOf(at)
+		if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
+			t.Fails = 0
+			j.setTask(i, TaskQueued)
+			a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, State: string(TaskQueued), Reason: "its frames are to be rendered again"})
+		}
+	}
+	if ended {
+		a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(j.State)})
+		for i := range j.Tasks {
+			a.settle(j, int32(i))
+		}
+	}
+	return nil
+}
+
+// chosen lists the places of frames that are finished among those named.
+func (j *Job) chosen(frames Frames) (places []int, err error) {
+	if len(frames) == 0 {
+		return nil, nil
+	}
+	if err := frames.Validate(); err != nil {
+		return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+	}
+	for _, f := range frames.Expand() {
+		at, ok := j.Place(f)
+		if !ok {
+			return nil, fmt.Errorf("%w: the job has no frame %d", ErrInvalid, f)
+		}
+		if j.Frames[at] != nil && len(j.Frames[at].Holders) > 0 && !j.Frames[at].Again {
+			places = append(places, at)
+		}
+	}
+	return places, nil
+}
+
+// reopen makes a job that has ended one that has not.
+func (a *applying) reopen(j *Job) {
+	j.State, j.Reason, j.Tail, j.Ended, j.Served, j.Faults, j.Above = j.openState(), "", "", time.Time{}, a.at, nil, Memory{}
 	for at, f := range j.Frames {
 		if f != nil && len(f.Holders) == 0 { // lost after the end
-			a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &f.Result, Reason: "nobody holds it any more"})
+			a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Result.Frame, Result: &f.Result, Reason: "nobody holds it any more"})
 			j.Frames[at] = nil
 		}
 	}
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
 		switch {
-		case len(j.Remaining(t)) > 0:
+		case !j.complete(t):
 			t.State, t.Fails = TaskQueued, 0
 		case t.State != TaskDone:
 			t.State = TaskRendered
@@ -126,11 +181,6 @@ func (a *applying) retry(c Retry) error {
 	}
 	j.derive()
 	a.enlist(j)
-	a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(j.State)})
-	for i := range j.Tasks {
-		a.settle(j, int32(i))
-	}
-	return nil
 }
 
 // mayOpen refuses a person one more open job than is allowed.

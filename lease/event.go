@@ -18,6 +18,7 @@ const (
 	TaskRequeued   EventType = "task.requeued" // Reason says why
 	TaskEnded      EventType = "task.ended"    // State says how: rendered, done, failed, cancelled
 	LeaseRevoked   EventType = "lease.revoked" // the holder must stop
+	LeaseEnded     EventType = "lease.ended"   // and another machine has the task still; Reason says why
 	FrameResult    EventType = "frame.rendered"
 	FrameKept      EventType = "frame.done"      // enough machines hold it
 	FrameWritten   EventType = "frame.delivered" // it is in the output folder

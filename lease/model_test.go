@@ -25,16 +25,19 @@ type model struct {
 	// live holds every lease that was granted and not ended, as the events told.
 	live map[lease.ID]lease.Report
 	past []lease.Report
-	// accepted counts, by job and frame, the results taken and not lost.
-	accepted map[string]int
+	// accepted has, by job and frame, the content of results taken and not lost.
+	accepted map[string]string
 	ended    map[lease.JobID]lease.JobState
+	frozen   *lease.Frozen
+	was      []byte // what frozen held
+	second   bool   // of the grant under way
 }
 
 var peers = []authz.PeerID{"ann", "bob", "cyd"}
 
 func newModel() *model {
 	return &model{
-		s: lease.NewState(), clock: time.Unix(1e9, 0).UTC(), live: map[lease.ID]lease.Report{}, accepted: map[string]int{}, ended: map[lease.JobID]lease.JobState{},
+		s: lease.NewState(), clock: time.Unix(1e9, 0).UTC(), live: map[lease.ID]lease.Report{}, accepted: map[string]string{}, ended: map[lease.JobID]lease.JobState{},
 	}
 }
 
@@ -49,7 +52,7 @@ func (m *model) apply(t *rapid.T, c lease.Command) error {
 	before := m.bytes(t)
 	events, err := m.s.Apply(c)
 	if err != nil {
-		require.Equal(t, before, m.bytes(t), "a refused command changed the state")
+		require.Equal(t, string(before), string(m.bytes(t)), "a refused command changed the state")
 		require.Empty(t, events)
 		return err
 	}
@@ -64,21 +67,30 @@ func (m *model) heard(t *rapid.T, e lease.Event) {
 	frame := func() string { return fmt.Sprintf("%s/%d", e.Job, *e.Frame) }
 	switch e.Type {
 	case lease.TaskGranted:
+		others := 0
 		for _, r := range m.live {
-			require.NotEqual(t, r.Task, lease.TaskID{Job: e.Job, Index: e.Task}, "a task was leased twice")
+			if r.Task == (lease.TaskID{Job: e.Job, Index: e.Task}) {
+				require.NotEqual(t, r.Peer, e.Peer, "a machine has a task twice")
+				others++
+			}
+		}
+		if m.second {
+			require.Equal(t, 1, others)
+		} else {
+			require.Zero(t, others, "a task was leased twice")
 		}
 		r := lease.Report{Lease: e.Lease, Task: lease.TaskID{Job: e.Job, Index: e.Task}, Peer: e.Peer}
 		m.live[e.Lease] = r
 		m.past = append(m.past, r)
-	case lease.TaskRequeued, lease.LeaseRevoked:
+	case lease.TaskRequeued, lease.LeaseRevoked, lease.LeaseEnded:
 		delete(m.live, e.Lease)
 	case lease.TaskEnded:
 		delete(m.live, e.Lease)
 	case lease.FrameResult:
-		m.accepted[frame()]++
-		require.Equal(t, 1, m.accepted[frame()], "a frame was accepted twice")
+		require.Contains(t, []string{"", e.Result.CID}, m.accepted[frame()], "a frame was accepted twice")
+		m.accepted[frame()] = e.Result.CID
 	case lease.FrameLost:
-		m.accepted[frame()]--
+		delete(m.accepted, frame())
 	case lease.JobEnded:
 		require.NotContains(t, m.ended, e.Job, "a job ended twice")
 		m.ended[e.Job] = lease.JobState(e.State)
@@ -88,8 +100,12 @@ func (m *model) heard(t *rapid.T, e lease.Event) {
 }
 
 func (m *model) bytes(t require.TestingT) []byte {
+	return written(t, m.s.Freeze())
+}
+
+func written(t require.TestingT, f *lease.Frozen) []byte {
 	var b bytes.Buffer
-	require.NoError(t, m.s.Snapshot(&b))
+	require.NoError(t, f.Write(&b))
 	return b.Bytes()
 }
 
@@ -107,8 +123,16 @@ func (m *model) drawReport(t *rapid.T) (lease.Report, bool) {
 func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 	j, task, err := m.s.Task(r.Task)
 	require.NoError(t, err)
+	frames := j.TaskFrames(task)
+	if rapid.IntRange(0, 3).Draw(t, "all") == 0 { // those of tasks that were cut off, too
+		frames = slices.DeleteFunc(slices.Clone(j.Numbers()), func(f int32) bool {
+			at, _ := j.Place(f)
+			_, of, _ := m.s.Task(lease.TaskID{Job: j.ID, Index: j.TaskOf(at)})
+			return !slices.ContainsFunc(of.Attempts, func(a lease.Attempt) bool { return a.Lease == r.Lease })
+		})
+	}
 	var out []lease.Result
-	for _, f := range j.TaskFrames(task) {
+	for _, f := range frames {
 		if rapid.Bool().Draw(t, "has") {
 			out = append(out, lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: fmt.Sprintf("%04d.png", f), Size: 1})
 		}
@@ -142,7 +166,11 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			if next := j.Next(1); len(next) > 0 && rapid.Bool().Draw(t, "next") {
 				task = next[0]
 			}
-			_ = m.apply(t, lease.Command{Grant: &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}})
+			g := &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}
+			g.Frames = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "frames")
+			g.Second = rapid.IntRange(0, 2).Draw(t, "second") == 0
+			m.second = g.Second
+			_ = m.apply(t, lease.Command{Grant: g})
 		},
 		"record": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
@@ -156,7 +184,10 @@ func (m *model) actions() map[string]func(*rapid.T) {
 		},
 		"fail": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
-				_ = m.apply(t, lease.Command{Fail: &lease.Fail{Report: r, Reason: "crash", Machine: rapid.Bool().Draw(t, "machine")}})
+				_ = m.apply(t, lease.Command{Fail: &lease.Fail{
+					Report: r, Reason: "crash", Machine: rapid.Bool().Draw(t, "machine"),
+					Had: lease.Memory{RAM: rapid.Int64Range(0, 2).Draw(t, "RAM")}, Others: rapid.IntRange(0, 2).Draw(t, "others"),
+				}})
 			}
 		},
 		"release": func(t *rapid.T) {
@@ -213,6 +244,18 @@ func (m *model) actions() map[string]func(*rapid.T) {
 		"pause":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Pause: &lease.Pause{Job: j}} }),
 		"resume": m.control(func(j lease.JobID) lease.Command { return lease.Command{Resume: &lease.Resume{Job: j}} }),
 		"retry":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j}} }),
+		"again": func(t *rapid.T) {
+			first := rapid.Int32Range(-20, 20).Draw(t, "first")
+			frames := lease.Frames{{First: first, Last: first + rapid.Int32Range(-1, 4).Draw(t, "more"), Step: 1}}
+			m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j, Frames: frames}} })(t)
+		},
+		"freeze": func(t *rapid.T) {
+			if m.frozen != nil {
+				require.Equal(t, string(m.was), string(written(t, m.frozen)), "a snapshot changed")
+			}
+			m.frozen = m.s.Freeze()
+			m.was = written(t, m.frozen)
+		},
 		"prioritise": func(t *rapid.T) {
 			to := rapid.SampledFrom([]lease.Tier{lease.Low, lease.Urgent, "none"}).Draw(t, "to")
 			m.control(func(j lease.JobID) lease.Command {
@@ -250,16 +293,17 @@ func (m *model) check(t *rapid.T) {
 		for i := range j.Tasks {
 			task := &j.Tasks[i]
 			counts[task.State]++
-			if a, ok := task.Live(); ok {
+			for _, a := range task.Lives() {
 				live++
-				require.Equal(t, m.live[a.Lease].Peer, a.Peer)
+				require.Equal(t, m.live[a.Lease], lease.Report{Lease: a.Lease, Task: lease.TaskID{Job: j.ID, Index: int32(i)}, Peer: a.Peer})
 				renders[a.Peer] = true
 			}
 			for k := task.Lo; k < task.Hi; k++ {
 				f := j.Frames[k]
-				have := 0
+				require.Equal(t, int32(i), j.TaskOf(int(k)))
+				have := ""
 				if f != nil {
-					have = 1
+					have = f.CID
 					if !j.State.Ended() {
 						require.NotEmpty(t, f.Holders)
 					}
@@ -332,21 +376,20 @@ func TestStateHolds(t *testing.T) {
 		t.Repeat(m.actions())
 
 		// A replay of the log and a restored snapshot are the same state.
+		if m.frozen != nil {
+			require.Equal(t, string(m.was), string(written(t, m.frozen)), "a snapshot changed")
+		}
 		replay := lease.NewState()
 		for _, c := range m.log {
 			_, err := replay.Apply(c)
 			require.NoError(t, err)
 		}
-		var b bytes.Buffer
-		require.NoError(t, replay.Snapshot(&b))
-		require.Equal(t, m.bytes(t), b.Bytes())
+		require.Equal(t, string(m.bytes(t)), string(written(t, replay.Freeze())))
 		restored, err := lease.Restore(bytes.NewReader(m.bytes(t)))
 		require.NoError(t, err)
 		m.s = restored
 		m.check(t)
-		b.Reset()
-		require.NoError(t, restored.Snapshot(&b))
-		require.Equal(t, m.bytes(t), b.Bytes())
+		require.Equal(t, string(m.bytes(t)), string(written(t, restored.Freeze())))
 	})
 }
 

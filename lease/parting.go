@@ -86,11 +86,7 @@ func (h *hanging) add(j *Job, m authz.PeerID, there Presence) {
 		return n
 	}
 	if !j.State.Ended() {
-		for i := range j.Tasks {
-			if a := j.Tasks[i].live(); a != nil && a.Peer == m {
-				h.attempts++
-			}
-		}
+		h.attempts += j.leased[m]
 		// A job of which everything is rendered needs its project no more.
 		if j.rendered < len(j.Frames) && slices.Contains(j.Holders, m) && others(j.Holders) == 0 {
 			h.projects++

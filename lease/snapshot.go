@@ -1,47 +1,85 @@
 package lease
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"maps"
+	"slices"
 
 	"vizpeer/authz"
 )
 
-// snapshot is the stored form of a State. What can be derived is not in it.
-type snapshot struct {
+// head is the first document of a stored State; its jobs follow, a document each, in
+// log order. What can be derived is not stored.
+type head struct {
 	Version int    `json:"version"`
 	Seq     uint64 `json:"seq"`
-	Jobs    []*Job `json:"jobs"` // in log order
+	Jobs    int    `json:"jobs"`
 	// Finished counts the tasks that each machine has rendered.
 	Finished map[authz.PeerID]int `json:"finished"`
 	// Stores names the content store of each machine that ever said so.
 	Stores map[authz.PeerID]string `json:"stores,omitempty"`
 }
 
-const snapshotVersion = 1
+const snapshotVersion = 2
 
-// Snapshot writes the whole queue. Equal states give equal bytes.
-func (s *State) Snapshot(w io.Writer) error {
-	return json.NewEncoder(w).Encode(snapshot{Version: snapshotVersion, Seq: s.seq, Jobs: s.list, Finished: s.finished, Stores: s.stores})
+// Frozen is a State at one moment. It stays as it was while the State goes on.
+type Frozen struct {
+	head head
+	jobs []Job
 }
 
-// Restore reads what [State.Snapshot] wrote.
+// Freeze takes the state at this moment. It costs as much as there are jobs; each
+// job's lists are copied when the job is changed next. Like Apply, it must not be
+// called while others use the State.
+func (s *State) Freeze() *Frozen {
+	f := &Frozen{
+		head: head{Version: snapshotVersion, Seq: s.seq, Jobs: len(s.list), Finished: maps.Clone(s.finished), Stores: maps.Clone(s.stores)},
+		jobs: make([]Job, len(s.list)),
+	}
+	for i, j := range s.list {
+		j.shared = true
+		f.jobs[i] = *j
+	}
+	return f
+}
+
+// Write writes the whole state, from any goroutine. Equal states give equal bytes.
+func (f *Frozen) Write(w io.Writer) error {
+	e := json.NewEncoder(w)
+	if err := e.Encode(f.head); err != nil {
+		return err
+	}
+	for i := range f.jobs {
+		if err := e.Encode(&f.jobs[i]); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Restore reads what [Frozen.Write] wrote, and nothing behind it.
 func Restore(r io.Reader) (*State, error) {
-	var snap snapshot
-	if err := json.NewDecoder(r).Decode(&snap); err != nil {
+	d := json.NewDecoder(r)
+	var h head
+	if err := d.Decode(&h); err != nil {
 		return nil, fmt.Errorf("read the queue's snapshot: %w", err)
 	}
-	if snap.Version != snapshotVersion {
-		return nil, fmt.Errorf("the queue's snapshot has version %d, this program reads %d: start a newer vizpeer", snap.Version, snapshotVersion)
+	if h.Version != snapshotVersion {
+		return nil, fmt.Errorf("the queue's snapshot has version %d, this program reads %d: start a newer vizpeer", h.Version, snapshotVersion)
 	}
 	s := NewState()
-	s.seq, s.list = snap.Seq, snap.Jobs
-	maps.Copy(s.finished, snap.Finished)
-	maps.Copy(s.stores, snap.Stores)
-	for _, j := range s.list {
+	s.seq = h.Seq
+	maps.Copy(s.finished, h.Finished)
+	maps.Copy(s.stores, h.Stores)
+	for range h.Jobs {
+		var j *Job
+		if err := d.Decode(&j); err != nil {
+			return nil, fmt.Errorf("read the queue's snapshot: %w", err)
+		}
 		if err := j.check(); err != nil {
 			return nil, fmt.Errorf("the queue's snapshot is damaged: %w", err)
 		}
@@ -50,11 +88,15 @@ func Restore(r io.Reader) (*State, error) {
 		}
 		j.derive()
 		s.jobs[j.ID] = j
+		s.list = append(s.list, j)
 		if !j.State.Ended() {
 			s.enlist(j)
 		} else {
 			j.queued = nil
 		}
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return nil, errors.New("the queue's snapshot goes on after its end")
 	}
 	return s, nil
 }
@@ -72,13 +114,37 @@ func (j *Job) check() error {
 		return fmt.Errorf("job %s: unknown tier %q", j.ID, j.Tier)
 	}
 	frames, chunk := len(j.Spec.Frames.Expand()), j.Spec.Chunk
-	if chunk < 1 || len(j.Frames) != frames || len(j.Tasks) != (frames-1)/chunk+1 {
+	if len(j.Frames) != frames || len(j.Tasks) < 1 || len(j.Tasks) > max(MaxTasks, frames) {
 		return fmt.Errorf("job %s: %d frames in %d tasks do not fit its frame list", j.ID, len(j.Frames), len(j.Tasks))
+	}
+	cuts := make([][2]int32, len(j.Tasks))
+	for i, t := range j.Tasks {
+		cuts[i] = [2]int32{t.Lo, t.Hi}
+		if !j.Spec.Adaptive() && (int(t.Lo) != i*chunk || int(t.Hi) != min((i+1)*chunk, frames)) {
+			return fmt.Errorf("job %s: task %d has other frames than its own", j.ID, i)
+		}
+	}
+	slices.SortFunc(cuts, func(a, b [2]int32) int { return cmp.Compare(a[0], b[0]) })
+	var end int32
+	for _, c := range cuts {
+		if c[0] != end || c[1] <= end {
+			return fmt.Errorf("job %s: its tasks do not have each frame once", j.ID)
+		}
+		end = c[1]
+	}
+	if int(end) != frames {
+		return fmt.Errorf("job %s: its tasks do not have all frames", j.ID)
 	}
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
-		if int(t.Lo) != i*chunk || int(t.Hi) != min((i+1)*chunk, frames) {
-			return fmt.Errorf("job %s: task %d has other frames than its own", j.ID, i)
+		live := 0
+		for _, a := range t.Attempts {
+			if a.Outcome == "" {
+				live++
+			}
+		}
+		if lives := len(t.Lives()); lives != live || lives > 2 || (lives > 0) != (t.State == TaskLeased) {
+			return fmt.Errorf("job %s: task %d is %s with %d attempts under way", j.ID, i, t.State, live)
 		}
 		switch t.State {
 		case TaskQueued, TaskFailed, TaskCancelled:

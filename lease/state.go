@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"container/heap"
 	"errors"
+	"maps"
 	"math"
 	"slices"
 	"time"
@@ -18,6 +19,7 @@ var (
 	ErrEnded       = errors.New("the job has ended")
 	ErrStale       = errors.New("the lease has ended: somebody else may have the task now")
 	ErrNotQueued   = errors.New("the task is not waiting for a machine")
+	ErrNotStuck    = errors.New("the task is not one machine's, or is this one's already")
 	ErrExists      = errors.New("the ID is in use")
 	ErrLimit       = errors.New("a limit is reached")
 	ErrInvalid     = errors.New("invalid")
@@ -72,55 +74,35 @@ type Job struct {
 	Holders []authz.PeerID `json:"holders"`
 	// Faults counts, by machine, the tries at the job that failed.
 	Faults map[authz.PeerID]int `json:"faults,omitempty"`
+	// Above is the memory with which a machine ran out: only one with more is tried.
+	Above Memory `json:"above,omitzero"`
 
-	numbers []int32           // the frame numbers, in order; derived from Spec
+	// What follows is derived from the above.
+
+	numbers []int32           // the frame numbers, in order
+	tasks   []int32           // which task each frame is of
 	queued  turnHeap          // candidates for Next; may hold tasks that are no longer queued
-	count   map[TaskState]int // derived from Tasks
-	// leased counts, by machine, the tasks under a live lease; derived from Tasks.
+	count   map[TaskState]int // of Tasks
+	waits   int               // frames of tasks that are queued
+	// leased counts, by machine, the live leases.
 	leased map[authz.PeerID]int
-	// derived from Frames: how many there are, and how many were delivered
-	rendered, delivered int
+	// of Frames: how many there are, and of those how many are to be rendered again,
+	// are not done, and were delivered
+	rendered, again, undone, delivered int
+	pace                               Pace                  // of all machines together
+	paces                              map[authz.PeerID]Pace // of each
+	shared                             bool                  // a snapshot has its lists: see own
 }
 
-// Task is a chunk of a job's frames.
-type Task struct {
-	State TaskState `json:"state"`
-	// Lo and Hi bound its places in the job's list of frames, Hi excluded.
-	Lo       int32     `json:"lo"`
-	Hi       int32     `json:"hi"`
-	Fails    int       `json:"fails,omitempty"`
-	Attempts []Attempt `json:"attempts,omitempty"` // the last one lives while the task is leased
-
-	inHeap bool
-}
-
-// maxAttempts bounds how many attempts a task remembers: losses of machines are
-// not failures, so a task may see many.
-const maxAttempts = 16
-
-// Frame is a rendered frame and who holds it.
-type Frame struct {
-	Result
-	Peer      authz.PeerID   `json:"peer"`    // who rendered it
-	Holders   []authz.PeerID `json:"holders"` // who holds all of it, in order of their reports
-	Done      bool           `json:"done,omitempty"`
-	Delivered bool           `json:"delivered,omitempty"`
-}
-
-// live returns the attempt that runs now, or nil.
-func (t *Task) live() *Attempt {
-	if t.State != TaskLeased || len(t.Attempts) == 0 {
-		return nil
+// own makes the job's lists its own, where a snapshot that is still being written
+// has them too. Whatever changes a job calls it first; what lies in the lists, a
+// task's attempts and the frames, is replaced and never changed.
+func (j *Job) own() {
+	if !j.shared {
+		return
 	}
-	return &t.Attempts[len(t.Attempts)-1]
-}
-
-// Live returns the attempt that runs now.
-func (t *Task) Live() (Attempt, bool) {
-	if a := t.live(); a != nil {
-		return *a, true
-	}
-	return Attempt{}, false
+	j.Tasks, j.Frames, j.Holders, j.Faults = slices.Clone(j.Tasks), slices.Clone(j.Frames), slices.Clone(j.Holders), maps.Clone(j.Faults)
+	j.shared = false
 }
 
 // Job returns the job of that ID.
@@ -148,6 +130,24 @@ func (s *State) Task(id TaskID) (*Job, *Task, error) {
 	return j, &j.Tasks[id.Index], nil
 }
 
+// edit finds a job in order to change it.
+func (s *State) edit(id JobID) (*Job, error) {
+	j, ok := s.jobs[id]
+	if !ok {
+		return nil, ErrUnknownJob
+	}
+	j.own()
+	return j, nil
+}
+
+// editTask finds a task in order to change it.
+func (s *State) editTask(id TaskID) (*Job, *Task, error) {
+	if _, err := s.edit(id.Job); err != nil {
+		return nil, nil, err
+	}
+	return s.Task(id)
+}
+
 // Numbers lists the job's frame numbers in order.
 func (j *Job) Numbers() []int32 { return j.numbers }
 
@@ -167,12 +167,29 @@ func (j *Job) TaskFrames(t *Task) []int32 { return j.numbers[t.Lo:t.Hi] }
 func (j *Job) Remaining(t *Task) []int32 {
 	var out []int32
 	for i := t.Lo; i < t.Hi; i++ {
-		if j.Frames[i] == nil {
+		if j.open(i) {
 			out = append(out, j.numbers[i])
 		}
 	}
 	return out
 }
+
+// open tells whether a frame, by its place, is to be rendered.
+func (j *Job) open(place int32) bool { return j.Frames[place] == nil || j.Frames[place].Again }
+
+// complete tells whether nothing of a task is to be rendered.
+func (j *Job) complete(t *Task) bool {
+	for i := t.Lo; i < t.Hi; i++ {
+		if j.open(i) {
+			return false
+		}
+	}
+	return true
+}
+
+// TaskOf is the index of the task that a place in the job's list of frames
+// belongs to.
+func (j *Job) TaskOf(place int) int32 { return j.tasks[place] }
 
 // Place is where a frame number stands in the job's list.
 func (j *Job) Place(frame int32) (int, bool) { return slices.BinarySearch(j.numbers, frame) }
@@ -203,16 +220,17 @@ func (t turn) task() int32 { return int32(t & math.MaxUint32) }
 // turn is by the task's frames or, unless the order is linear, first those with the
 // first, the middle and the last frame, which show what the whole shot will be.
 func (j *Job) turn(i int32) turn {
-	last := int32(len(j.Tasks) - 1)
-	at := uint64(i) + 3
+	t := &j.Tasks[i]
+	last := int32(len(j.Frames) - 1)
+	at := uint64(t.Lo) + 3
 	if j.Spec.Order != Linear {
-		switch i {
-		case 0:
+		switch {
+		case t.Lo == 0:
 			at = 0
-		case last:
-			at = 2
-		case last / 2:
+		case t.Lo <= last/2 && last/2 < t.Hi:
 			at = 1
+		case t.Hi > last:
+			at = 2
 		}
 	}
 	return turn(at<<32 | uint64(i))
@@ -230,47 +248,101 @@ func (j *Job) KeptOff(p authz.PeerID) bool { return j.Faults[p] >= MaxTries }
 // setTask moves a task to a state and keeps what is derived from it.
 func (j *Job) setTask(i int32, to TaskState) {
 	t := &j.Tasks[i]
-	if a := t.live(); a != nil {
-		if j.leased[a.Peer]--; j.leased[a.Peer] == 0 {
-			delete(j.leased, a.Peer)
-		}
-	}
-	j.count[t.State]--
-	j.count[to]++
+	j.tally(t, -1)
 	t.State = to
-	if a := t.live(); a != nil {
-		j.leased[a.Peer]++
-	}
+	j.tally(t, 1)
 	if to == TaskQueued && !t.inHeap {
 		t.inHeap = true
 		heap.Push(&j.queued, j.turn(i))
 	}
 }
 
+// begin starts an attempt at a task.
+func (j *Job) begin(i int32, a Attempt) {
+	t := &j.Tasks[i]
+	j.tally(t, -1)
+	t.add(a)
+	t.State = TaskLeased
+	j.tally(t, 1)
+}
+
+// amend changes an attempt at a task.
+func (j *Job) amend(i int32, k int, how func(*Attempt)) {
+	t := &j.Tasks[i]
+	j.tally(t, -1)
+	t.amend(k, how)
+	j.tally(t, 1)
+}
+
+// tally adds a task to what is counted, or takes it out.
+func (j *Job) tally(t *Task, by int) {
+	j.count[t.State] += by
+	if t.State == TaskQueued {
+		j.waits += by * int(t.Hi-t.Lo)
+	}
+	for _, a := range t.Lives() {
+		if j.leased[a.Peer] += by; j.leased[a.Peer] == 0 {
+			delete(j.leased, a.Peer)
+		}
+	}
+}
+
+// setFrame replaces what is known of the frame at a place, which may be nothing,
+// and keeps what is derived from it.
+func (j *Job) setFrame(place int, f *Frame) {
+	j.tallyFrame(j.Frames[place], -1)
+	j.Frames[place] = f
+	j.tallyFrame(f, 1)
+}
+
+func (j *Job) tallyFrame(f *Frame, by int) {
+	if f == nil {
+		return
+	}
+	j.rendered += by
+	if f.Again {
+		j.again += by
+	}
+	if !f.Done {
+		j.undone += by
+	}
+	if f.Delivered {
+		j.delivered += by
+	}
+}
+
 // derive rebuilds what is not stored.
 func (j *Job) derive() {
 	j.numbers = j.Spec.Frames.Expand()
-	j.count, j.leased = make(map[TaskState]int, 6), make(map[authz.PeerID]int)
+	j.tasks = make([]int32, len(j.Frames))
+	j.count, j.leased, j.waits = make(map[TaskState]int, 6), make(map[authz.PeerID]int), 0
 	j.queued = make(turnHeap, 0, len(j.Tasks))
-	j.rendered, j.delivered = 0, 0
+	j.rendered, j.again, j.undone, j.delivered = 0, 0, 0, 0
+	j.pace, j.paces = Pace{}, make(map[authz.PeerID]Pace)
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
-		j.count[t.State]++
-		if a := t.live(); a != nil {
-			j.leased[a.Peer]++
-		}
+		j.tally(t, 1)
+		j.assign(int32(i))
 		if t.inHeap = t.State == TaskQueued; t.inHeap {
 			j.queued = append(j.queued, j.turn(int32(i)))
 		}
 	}
 	heap.Init(&j.queued)
 	for _, f := range j.Frames {
+		j.tallyFrame(f, 1)
 		if f != nil {
-			j.rendered++
+			j.measured(f.Peer, f.Seconds)
 		}
-		if f != nil && f.Delivered {
-			j.delivered++
-		}
+	}
+	for i := range j.Tasks {
+		j.overheads(&j.Tasks[i])
+	}
+}
+
+// assign notes which task the frames of task i belong to.
+func (j *Job) assign(i int32) {
+	for k := j.Tasks[i].Lo; k < j.Tasks[i].Hi; k++ {
+		j.tasks[k] = i
 	}
 }
 

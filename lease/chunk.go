@@ -1,0 +1,151 @@
+package lease
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"vizpeer/authz"
+)
+
+// The sizes of chunks that the farm chooses, in rendering.
+const (
+	ChunkTarget = time.Minute      // aimed at
+	MaxChunkFor = 30 * time.Minute // the most, where a frame takes less
+)
+
+// Adaptive tells whether the farm chooses how many frames a task has: it cuts them
+// off as it grants them.
+func (s Spec) Adaptive() bool { return s.Chunk == 0 }
+
+// layout cuts a job's frames into its first tasks. Where the farm chooses, the
+// first, the middle and the last frame are tasks of their own: they show what the
+// shot will be, and how long a frame takes before many are granted at once.
+func (s Spec) layout(frames int) ([]Task, error) {
+	chunk := s.Chunk
+	var cuts []int // where tasks end
+	if s.Adaptive() {
+		chunk = MaxChunk
+		if s.Order != Linear {
+			last := frames - 1
+			cuts = []int{1, last / 2, last/2 + 1, last}
+		}
+	}
+	if n := (frames-1)/chunk + 1 + len(cuts); n > MaxTasks+len(cuts) {
+		return nil, fmt.Errorf("%w: the job would have %d tasks, more than the %d allowed; use larger chunks or fewer frames", ErrLimit, n, MaxTasks)
+	}
+	for at := chunk; at < frames; at += chunk {
+		cuts = append(cuts, at)
+	}
+	cuts = append(cuts, frames)
+	slices.Sort(cuts)
+	tasks := make([]Task, 0, len(cuts))
+	lo := 0
+	for _, hi := range cuts {
+		if lo < hi && hi <= frames {
+			tasks = append(tasks, Task{State: TaskQueued, Lo: int32(lo), Hi: int32(hi)})
+			lo = hi
+		}
+	}
+	return tasks, nil
+}
+
+// cut makes a task of the first n frames of another that is queued, and returns its
+// index. Both were tried by whoever tried the whole.
+func (j *Job) cut(i int32, n int32) int32 {
+	t := j.Tasks[i]
+	first := Task{State: TaskQueued, Lo: t.Lo, Hi: t.Lo + n, Fails: t.Fails, Attempts: t.Attempts}
+	j.tally(&t, -1)
+	t.Lo += n
+	j.tally(&t, 1)
+	j.tally(&first, 1)
+	j.Tasks[i] = t
+	j.Tasks = append(j.Tasks, first)
+	at := int32(len(j.Tasks) - 1)
+	j.assign(at)
+	return at
+}
+
+// Pace is how fast frames of a job are rendered.
+type Pace struct {
+	frames   int
+	seconds  float64 // of all of them
+	slowest  float64
+	tries    int
+	overhead float64 // the least that a try took beside rendering
+}
+
+// Frames is the number of frames that were measured.
+func (p Pace) Frames() int { return p.frames }
+
+// Seconds is the mean time of a frame; 0 where none was measured.
+func (p Pace) Seconds() float64 {
+	if p.frames == 0 {
+		return 0
+	}
+	return p.seconds / float64(p.frames)
+}
+
+// Slowest is the longest time of a frame, in seconds.
+func (p Pace) Slowest() float64 { return p.slowest }
+
+// Overhead is the least that a try took beside rendering, which is to load the
+// project; in seconds, 0 where none was measured.
+func (p Pace) Overhead() float64 { return p.overhead }
+
+// Pace is how fast a machine renders the job.
+func (j *Job) Pace(p authz.PeerID) Pace { return j.paces[p] }
+
+// MeanPace is how fast all machines together do.
+func (j *Job) MeanPace() Pace { return j.pace }
+
+// Paces are those of each machine that rendered a frame of the job. It is for
+// reading only.
+func (j *Job) Paces() map[authz.PeerID]Pace { return j.paces }
+
+// measured adds the time of a frame. Nothing in the state rests on it: machines
+// might add in another order, and get another last digit.
+func (j *Job) measured(p authz.PeerID, seconds float64) {
+	add := func(to *Pace) {
+		to.frames++
+		to.seconds += seconds
+		to.slowest = max(to.slowest, seconds)
+	}
+	one := j.paces[p]
+	add(&one)
+	add(&j.pace)
+	j.paces[p] = one
+}
+
+// overheads adds what the last attempt at a task took beside rendering, where it
+// rendered all of it.
+func (j *Job) overheads(t *Task) {
+	if len(t.Attempts) == 0 {
+		return
+	}
+	a := t.Attempts[len(t.Attempts)-1]
+	if a.Outcome != OutcomeRendered {
+		return
+	}
+	took := a.Ended.Sub(a.Granted).Seconds()
+	for i := t.Lo; i < t.Hi; i++ {
+		f := j.Frames[i]
+		if f == nil || f.Peer != a.Peer {
+			return
+		}
+		took -= f.Seconds
+	}
+	took = max(took, 0)
+	add := func(to *Pace) {
+		if to.tries++; to.tries == 1 || took < to.overhead {
+			to.overhead = took
+		}
+	}
+	one := j.paces[a.Peer]
+	add(&one)
+	add(&j.pace)
+	j.paces[a.Peer] = one
+}
+
+// Waits is the number of frames in tasks that are queued.
+func (j *Job) Waits() int { return j.waits }

@@ -1,0 +1,100 @@
+package lease
+
+import (
+	"slices"
+
+	"vizpeer/authz"
+)
+
+// Task is a chunk of a job's frames.
+type Task struct {
+	State TaskState `json:"state"`
+	// Lo and Hi bound its places in the job's list of frames, Hi excluded.
+	Lo    int32 `json:"lo"`
+	Hi    int32 `json:"hi"`
+	Fails int   `json:"fails,omitempty"`
+	// Attempts has the last tries, and those of the task that this one was cut off
+	// from. One that lives has no outcome. A snapshot may hold the same list: it is
+	// replaced, never changed.
+	Attempts []Attempt `json:"attempts,omitempty"`
+
+	inHeap bool
+}
+
+// maxAttempts bounds how many attempts a task remembers: losses of machines are
+// not failures, so a task may see many.
+const maxAttempts = 16
+
+// Frame is a rendered frame and who holds it. A snapshot may hold the same: it is
+// replaced, never changed.
+type Frame struct {
+	Result
+	Peer      authz.PeerID   `json:"peer"`    // who rendered it
+	Holders   []authz.PeerID `json:"holders"` // who holds all of it, in order of their reports
+	Done      bool           `json:"done,omitempty"`
+	Delivered bool           `json:"delivered,omitempty"`
+	// Again tells that it is to be rendered again: this one counts until there is
+	// another.
+	Again bool `json:"again,omitempty"`
+}
+
+// with is a copy of f that is free to be changed.
+func (f *Frame) with() *Frame {
+	c := *f
+	c.Holders = slices.Clone(f.Holders)
+	return &c
+}
+
+// Lives lists the attempts that run now: one, two where another machine tries what
+// is stuck on the first, or none. They are the last ones.
+func (t *Task) Lives() []Attempt {
+	if t.State != TaskLeased {
+		return nil
+	}
+	first := len(t.Attempts)
+	for first > 0 && t.Attempts[first-1].Outcome == "" {
+		first--
+	}
+	return t.Attempts[first:]
+}
+
+// Live tells whether a lease of the task lives, and returns its attempt.
+func (t *Task) Live(id ID) (Attempt, bool) {
+	for _, a := range t.Lives() {
+		if a.Lease == id {
+			return a, true
+		}
+	}
+	return Attempt{}, false
+}
+
+// mayHaveSecond tells whether p may try the task beside the one machine that does.
+func (t *Task) mayHaveSecond(p authz.PeerID) bool {
+	lives := t.Lives()
+	return len(lives) == 1 && lives[0].Peer != p
+}
+
+// attempt finds the attempt of a lease, or answers -1.
+func (t *Task) attempt(id ID) int {
+	return slices.IndexFunc(t.Attempts, func(a Attempt) bool { return a.Lease == id })
+}
+
+// amend ends an attempt, or changes what is known of one that has ended.
+func (t *Task) amend(k int, how func(*Attempt)) {
+	t.Attempts = slices.Clone(t.Attempts)
+	how(&t.Attempts[k])
+	for ; k > 0 && t.Attempts[k].Outcome != "" && t.Attempts[k-1].Outcome == ""; k-- {
+		t.Attempts[k], t.Attempts[k-1] = t.Attempts[k-1], t.Attempts[k]
+	}
+}
+
+// add begins an attempt; the oldest one that has ended is forgotten where there are
+// too many.
+func (t *Task) add(a Attempt) {
+	t.Attempts = slices.Clone(t.Attempts)
+	if len(t.Attempts) >= maxAttempts {
+		k := slices.IndexFunc(t.Attempts, func(a Attempt) bool { return a.Outcome != "" })
+		t.Attempts = slices.Delete(t.Attempts, k, k+1)
+	}
+	t.Attempts = append(t.Attempts, a)
+}
