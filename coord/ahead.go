@@ -15,7 +15,7 @@ func (l *leader) lookAhead() {
 	defer l.mu.Unlock()
 	renders := make(map[authz.PeerID]map[string]bool)
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
-		waiting := q.Waiting(time.Now())
+		waiting := q.Waiting(time.Now(), nil)
 		for _, t := range l.leases {
 			if s := l.sessions[t.peer]; s == nil || !s.look {
 				continue

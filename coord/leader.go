@@ -9,7 +9,6 @@ import (
 	"time"
 
 	"vizpeer/authz"
-	"vizpeer/coord/sched"
 	"vizpeer/lease"
 )
 
@@ -37,6 +36,10 @@ type leader struct {
 	roster    bool           // the roster changed
 	ended     []lease.JobID
 	submitted []lease.JobID // jobs whose project keepers may want
+	timed     []frameTime   // frames by which machines can be compared
+
+	speeds map[authz.PeerID]float64 // see [sched.Machine]
+	stuck  *time.Timer              // the next attempt may be stuck
 }
 
 // timedLease is a live lease and the time it has left.
@@ -46,6 +49,8 @@ type timedLease struct {
 	timer    *time.Timer
 	deadline time.Time
 	progress json.RawMessage
+	since    time.Time // it gave its last frame, or began
+	frames   int       // that it gave in this term
 }
 
 // lead runs one term: it waits until everything committed before it is applied,
@@ -63,7 +68,9 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
+		speeds: make(map[authz.PeerID]float64),
 	}
+	l.stuck = time.AfterFunc(time.Hour, l.signal)
 	l.establish()
 	c.leading.Store(l)
 	c.has.Leads()
@@ -118,7 +125,7 @@ func (l *leader) establish() {
 		}
 		for _, j := range s.Open() {
 			for i := range j.Tasks {
-				if a, ok := j.Tasks[i].Live(); ok {
+				for _, a := range j.Tasks[i].Lives() {
 					l.arm(a.Lease, lease.TaskID{Job: j.ID, Index: int32(i)}, a.Peer)
 				}
 			}
@@ -137,6 +144,7 @@ func (l *leader) revoke() {
 	l.c.hub.end(ErrMoved)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.stuck.Stop()
 	for _, t := range l.leases {
 		t.timer.Stop()
 	}
@@ -170,7 +178,7 @@ func (l *leader) applied(a Applied) {
 			for _, s := range l.sessions {
 				s.look = true
 			}
-		case lease.TaskEnded, lease.TaskRequeued:
+		case lease.TaskEnded, lease.TaskRequeued, lease.LeaseEnded:
 			l.disarm(e.Lease, e.Peer)
 			if s := l.sessions[e.Peer]; s != nil && e.State == string(lease.TaskDone) {
 				s.send(Down{Kept: &Kept{Lease: e.Lease}})
@@ -187,6 +195,11 @@ func (l *leader) applied(a Applied) {
 				l.unask(s, e.Job, *e.Frame, e.Result.CID)
 			}
 			l.fresh = append(l.fresh, lease.TaskID{Job: e.Job, Index: e.Task})
+			if t := l.leases[e.Lease]; t != nil {
+				t.since = time.Now()
+				t.frames++
+			}
+			l.timed = append(l.timed, frameTime{e.Job, e.Peer, e.Result.Seconds})
 		case lease.FrameLost:
 			for _, s := range l.sessions {
 				if l.unask(s, e.Job, *e.Frame, e.Result.CID) {
@@ -227,7 +240,7 @@ func (l *leader) applied(a Applied) {
 func (l *leader) arm(id lease.ID, task lease.TaskID, p authz.PeerID) {
 	t := l.leases[id]
 	if t == nil {
-		t = &timedLease{task: task, peer: p}
+		t = &timedLease{task: task, peer: p, since: time.Now()}
 		l.leases[id] = t
 		t.timer = time.AfterFunc(LeaseTTL, func() { l.expire(id, t) })
 	} else {
@@ -345,81 +358,5 @@ func (l *leader) each(f func(*session)) {
 	defer l.mu.Unlock()
 	for _, p := range slices.Sorted(maps.Keys(l.sessions)) {
 		f(l.sessions[p])
-	}
-}
-
-// schedule grants queued tasks to free slots.
-func (l *leader) schedule() {
-	l.mu.Lock()
-	var machines []sched.Machine
-	here := make(map[authz.PeerID]bool, len(l.sessions))
-	for p, s := range l.sessions {
-		here[p] = true
-		if s.free() > 0 {
-			machines = append(machines, s.machine())
-		}
-	}
-	l.mu.Unlock()
-	if len(machines) == 0 {
-		return
-	}
-	var entries []Entry
-	var orders []Order
-	l.c.Read(func(s *lease.State, _ *authz.Roster) {
-		// Nobody can render what nobody who is there holds.
-		jobs := slices.DeleteFunc(s.Waiting(time.Now()), func(j *lease.Job) bool {
-			return !slices.ContainsFunc(j.Holders, func(p authz.PeerID) bool { return here[p] })
-		})
-		for _, p := range sched.Place(jobs, machines) {
-			j, t, err := s.Task(p.Task)
-			if err != nil {
-				continue
-			}
-			r := lease.Report{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer}
-			entries = append(entries, Entry{Queue: &lease.Command{At: time.Now(), Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer}}})
-			orders = append(orders, Order{Report: r, Spec: j.Spec, Frames: j.Remaining(t), Stocked: slices.Contains(j.Holders, p.Peer)})
-		}
-	})
-	if len(entries) == 0 {
-		return
-	}
-	// The slot is taken before the grant is committed, so that its events find it.
-	l.mu.Lock()
-	for _, o := range orders {
-		if s := l.sessions[o.Peer]; s != nil {
-			s.granted[o.Lease], s.look = true, true
-		}
-	}
-	l.mu.Unlock()
-	_, errs := l.c.log.ApplyAll(l.ctx, entries)
-	var back []lease.Report
-	l.mu.Lock()
-	for i, o := range orders {
-		s := l.sessions[o.Peer]
-		switch {
-		case errs[i] != nil:
-			l.disarm(o.Lease, o.Peer)
-		case s == nil || !s.granted[o.Lease]:
-			// The machine left, or came back over another stream, meanwhile.
-			back = append(back, o.Report)
-		default:
-			l.arm(o.Lease, o.Task, o.Peer)
-			o.From = l.sources(o.Spec.Project, o.Task.Job, o.Peer)
-			s.send(Down{Grant: &o})
-		}
-	}
-	l.mu.Unlock()
-	for _, r := range back {
-		l.giveBack(r, "the machine was away")
-	}
-}
-
-// giveBack ends a lease that its machine does not know of. Should the log be too
-// busy for it, the lease runs out instead.
-func (l *leader) giveBack(r lease.Report, why string) {
-	if l.propose(lease.Command{Release: &lease.Release{Report: r, Reason: why}}) != nil {
-		l.mu.Lock()
-		l.arm(r.Lease, r.Task, r.Peer)
-		l.mu.Unlock()
 	}
 }

@@ -239,7 +239,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 			// An attempt whose lease has run out may still help: until somebody
 			// else has the task, its frames are taken.
 			if err == nil {
-				if a, ok := t.Live(); ok && a.Lease == r.Lease || !j.State.Ended() && t.State == lease.TaskQueued {
+				if _, ok := t.Live(r.Lease); ok || !j.State.Ended() && t.State == lease.TaskQueued {
 					continue
 				}
 			}

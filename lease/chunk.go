@@ -147,5 +147,12 @@ func (j *Job) overheads(t *Task) {
 	j.paces[a.Peer] = one
 }
 
+// Unrendered is the number of frames that are to be rendered, by whoever has them now
+// included.
+func (j *Job) Unrendered() int { return len(j.Frames) - j.rendered + j.again }
+
+// Leased counts the live leases by machine. It is for reading only.
+func (j *Job) Leased() map[authz.PeerID]int { return j.leased }
+
 // Waits is the number of frames in tasks that are queued.
 func (j *Job) Waits() int { return j.waits }

@@ -31,7 +31,7 @@ func (f *farm) render(j *lease.Job, task int32) {
 }
 
 func (f *farm) waiting() (ids []lease.JobID) {
-	for _, j := range f.Waiting(f.now()) {
+	for _, j := range f.Waiting(f.now(), nil) {
 		ids = append(ids, j.ID)
 	}
 	return ids
@@ -163,7 +163,7 @@ func TestNothingStarves(t *testing.T) {
 				f.small(lease.JobID(fmt.Sprint("j", step)), rapid.Int32Range(1, 6).Draw(rt, "tasks"), tier(rapid.SampledFrom(tiers).Draw(rt, "tier")))
 			}
 			f.later += time.Duration(rapid.IntRange(0, 40).Draw(rt, "minutes")) * time.Minute
-			jobs := f.Waiting(f.now())
+			jobs := f.Waiting(f.now(), nil)
 			if len(jobs) == 0 {
 				continue
 			}
@@ -180,9 +180,9 @@ func TestNothingStarves(t *testing.T) {
 			}
 			f.render(first, first.Next(1)[0])
 		}
-		for len(f.Waiting(f.now())) > 0 {
+		for len(f.Waiting(f.now(), nil)) > 0 {
 			f.later += time.Minute
-			first := f.Waiting(f.now())[0]
+			first := f.Waiting(f.now(), nil)[0]
 			f.render(first, first.Next(1)[0])
 		}
 		for _, j := range f.Jobs() {

@@ -198,11 +198,11 @@ func (r Requirements) Match(c Capability) []Lack {
 	}
 	if r.RequireGPU || r.GPUVendor != "" || r.MinVRAM > 0 {
 		if !slices.ContainsFunc(c.GPUs, r.gpuFits) {
-			lack(r.gpuNeed(), join(c.GPUs, ", ", func(g GPU) string { return fmt.Sprintf("%s with %s", g.Model, gigabytes(g.VRAM)) }))
+			lack(r.gpuNeed(), join(c.GPUs, ", ", func(g GPU) string { return fmt.Sprintf("%s with %s", g.Model, Gigabytes(g.VRAM)) }))
 		}
 	}
 	if c.RAM < r.MinRAM {
-		lack(gigabytes(r.MinRAM)+" RAM", gigabytes(c.RAM))
+		lack(Gigabytes(r.MinRAM)+" RAM", Gigabytes(c.RAM))
 	}
 	for _, l := range r.Labels {
 		if !slices.Contains(c.Labels, l) {
@@ -210,10 +210,10 @@ func (r Requirements) Match(c Capability) []Lack {
 		}
 	}
 	if c.FreeDisk < r.Disk {
-		lack(gigabytes(r.Disk)+" of free disk", gigabytes(c.FreeDisk))
+		lack(Gigabytes(r.Disk)+" of free disk", Gigabytes(c.FreeDisk))
 	}
 	if c.Room != nil && *c.Room < r.Store {
-		lack(gigabytes(r.Store)+" of room in its store", gigabytes(*c.Room))
+		lack(Gigabytes(r.Store)+" of room in its store", Gigabytes(*c.Room))
 	}
 	return lacks
 }
@@ -317,7 +317,7 @@ func (r Requirements) gpuNeed() string {
 		need = "a GPU of " + string(r.GPUVendor)
 	}
 	if r.MinVRAM > 0 {
-		need += " with " + gigabytes(r.MinVRAM) + " VRAM"
+		need += " with " + Gigabytes(r.MinVRAM) + " VRAM"
 	}
 	if r.Backend != "" {
 		need += " that does " + string(r.Backend)
@@ -325,7 +325,8 @@ func (r Requirements) gpuNeed() string {
 	return need
 }
 
-func gigabytes(n int64) string {
+// Gigabytes writes a number of bytes for people.
+func Gigabytes(n int64) string {
 	if 0 < n && n < 1<<30 {
 		return strconv.FormatInt((n+1<<20-1)>>20, 10) + " MiB"
 	}

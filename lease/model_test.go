@@ -347,7 +347,7 @@ func (m *model) check(t *rapid.T) {
 		}
 		return int(a.Seq) - int(b.Seq)
 	}), "open jobs are out of order")
-	for _, j := range m.s.Waiting(m.clock) {
+	for _, j := range m.s.Waiting(m.clock, nil) {
 		require.True(t, j.HasQueued() && !j.State.Ended() && j.State != lease.JobPaused)
 		require.Empty(t, m.s.Awaits(j))
 	}

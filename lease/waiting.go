@@ -20,11 +20,12 @@ func (j *Job) Rank(now time.Time) int {
 }
 
 // Waiting lists the jobs of which a task may be granted now in the order in which
-// they are served: by [Job.Rank], then in log order.
-func (s *State) Waiting(now time.Time) []*Job {
+// they are served: by [Job.Rank], then in log order. more names jobs without a task
+// that waits of which one may be granted to a second machine; it may be nil.
+func (s *State) Waiting(now time.Time, more func(*Job) bool) []*Job {
 	var jobs []*Job
 	for _, j := range s.open {
-		if j.State != JobPaused && j.HasQueued() && s.Awaits(j) == "" {
+		if j.State != JobPaused && (j.HasQueued() || more != nil && more(j)) && s.Awaits(j) == "" {
 			jobs = append(jobs, j)
 		}
 	}

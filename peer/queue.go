@@ -168,8 +168,12 @@ func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
 	}
 	out.CID, out.Name, out.Size, out.Peer, out.Seconds = f.CID, f.Name, f.Size, f.Peer, f.Seconds
 	out.Holders, out.Delivered = len(f.Holders), f.Delivered
-	if out.State = lease.TaskRendered; f.Done {
+	switch {
+	case f.Again: // it is to be rendered again; this one is there meanwhile
+	case f.Done:
 		out.State = lease.TaskDone
+	default:
+		out.State = lease.TaskRendered
 	}
 	return out
 }
@@ -225,8 +229,10 @@ func task(j *lease.Job, i int32, known coord.Knowledge) httpapi.Task {
 	if n := len(t.Attempts); n > 0 {
 		out.Peer = t.Attempts[n-1].Peer
 	}
-	if a, ok := t.Live(); ok {
-		out.Progress = known.Progress[a.Lease]
+	for _, a := range t.Lives() {
+		if p := known.Progress[a.Lease]; out.Progress == nil && p != nil {
+			out.Progress = p
+		}
 	}
 	return out
 }

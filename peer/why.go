@@ -95,8 +95,11 @@ func (o outlook) task(j *lease.Job, i int32) httpapi.Why {
 			w.Text += fmt.Sprintf("; the last try, by %s, was %s: %s", o.name(a.Peer), a.Outcome, a.Reason)
 		}
 	case lease.TaskLeased:
-		a, _ := t.Live()
-		w.Text = fmt.Sprintf("%s renders it since %s", o.name(a.Peer), a.Granted.UTC().Format(time.RFC3339))
+		lives := t.Lives()
+		w.Text = fmt.Sprintf("%s renders it since %s", o.name(lives[0].Peer), lives[0].Granted.UTC().Format(time.RFC3339))
+		for _, a := range lives[1:] {
+			w.Text += fmt.Sprintf("; it took far longer than its siblings, so %s tries it too since %s, and the first result counts", o.name(a.Peer), a.Granted.UTC().Format(time.RFC3339))
+		}
 	case lease.TaskRendered:
 		w.Text = o.keeping(j)
 	case lease.TaskDone:
@@ -144,7 +147,7 @@ func (o outlook) idle(j *lease.Job) httpapi.Why {
 	if !j.HasQueued() || j.Count(lease.TaskLeased) > 0 {
 		return w
 	}
-	w.Ahead = max(slices.Index(o.queue.Waiting(time.Now()), j), 0)
+	w.Ahead = max(slices.Index(o.queue.Waiting(time.Now(), nil), j), 0)
 	o.lacking(j, &w)
 	return w
 }

@@ -164,8 +164,8 @@ func (o *order) check(cmd *cobra.Command, file string) error {
 
 func (o *order) countTasks(frames lease.Frames) error {
 	chunk := o.chunk
-	if chunk < 1 {
-		chunk = lease.DefaultChunk
+	if chunk < 1 { // the farm chooses, and sees to the limit
+		return nil
 	}
 	n := len(frames.Expand())
 	if tasks := (n + chunk - 1) / chunk; tasks > lease.MaxTasks {

@@ -6,10 +6,11 @@
 // task is placed only on a machine that meets all of its job's
 // requirements; that of the machines that do, the smallest is taken, so that
 // large GPUs stay free for who needs them; that among machines that are as small,
-// the one that holds most of the job's project is taken; and that no machine stays
-// free while a task that it could do waits.
+// the one that holds most of the job's project is taken, then the one that is
+// expected to be the fastest; and that no machine stays free while a task that it
+// could do waits.
 //
-// It does not know about time or speed.
+// It keeps nothing from one call to the next.
 package sched
 
 import (
@@ -30,6 +31,9 @@ type Machine struct {
 	Holds map[string]int
 	// NoRoom lists the jobs whose projects its store could not take when it tried.
 	NoRoom map[lease.JobID]bool
+	// Speed is how many times as fast as the others it rendered what they all did; 0
+	// where nobody knows.
+	Speed float64
 }
 
 // Lacks lists what m lacks of what j needs. A project that it holds needs no room
@@ -42,6 +46,12 @@ func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
 		needs = needs.Holding()
 	}
 	lacks := needs.Match(m.Can)
+	if ram := j.Above.RAM; ram > 0 && m.Can.RAM <= ram {
+		lacks = append(lacks, lease.Lack{Need: "more RAM than " + lease.Gigabytes(ram) + " (a machine with that ran out)", Has: lease.Gigabytes(m.Can.RAM)})
+	}
+	if ram := j.Above.VRAM; ram > 0 && vram(m.Can) <= ram {
+		lacks = append(lacks, lease.Lack{Need: "more GPU memory than " + lease.Gigabytes(ram) + " (a GPU with that ran out)", Has: lease.Gigabytes(vram(m.Can))})
+	}
 	if len(lacks) == 0 && m.NoRoom[j.ID] {
 		lacks = append(lacks, lease.Lack{Need: "room for the project", Has: "less than that, as it found when it tried"})
 	}
@@ -52,12 +62,17 @@ func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
 type Placement struct {
 	Task lease.TaskID
 	Peer authz.PeerID
+	// Frames is how many of the task's frames, from its beginning; 0 for all.
+	Frames int32
+	// Second tells that another machine has the task already, and is stuck.
+	Second bool
 }
 
 // Place fills the machines' free slots. jobs must be in the order of service, as
-// [lease.State.Waiting] lists them. It changes neither argument. Its cost grows
-// with the number of jobs and machines, not with the number of tasks.
-func Place(jobs []*lease.Job, machines []Machine) []Placement {
+// [lease.State.Waiting] lists them; stuck are tasks of theirs that [Stuck] found. It
+// changes no argument. Its cost grows with the number of jobs and machines, not with
+// the number of tasks.
+func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32) []Placement {
 	free := slices.DeleteFunc(slices.Clone(machines), func(m Machine) bool { return m.Free < 1 || m.Can.Draining })
 	slices.SortFunc(free, smallestFirst)
 	var placed []Placement
@@ -65,31 +80,93 @@ func Place(jobs []*lease.Job, machines []Machine) []Placement {
 		if len(free) == 0 {
 			break
 		}
-		var fit []*Machine
-		slots, local := 0, false
-		project := lease.ShortCID(j.Spec.Project)
-		for i := range free {
-			m := &free[i]
-			if m.Free > 0 && !j.KeptOff(m.Peer) && len(m.lacks(j, project)) == 0 {
-				fit = append(fit, m)
-				slots += m.Free
-				local = local || m.Holds[project] > 0
+		r := newRound(j, free)
+		for _, i := range stuck[j.ID] {
+			r.second(i)
+		}
+		if r.slots > 0 {
+			for _, i := range j.Next(r.slots) {
+				r.task(i)
 			}
 		}
-		if local {
-			slices.SortStableFunc(fit, func(a, b *Machine) int {
-				return cmp.Or(bySize(*a, *b), cmp.Compare(b.Holds[project], a.Holds[project]))
-			})
-		}
-		for _, i := range j.Next(slots) {
-			m := choose(fit, &j.Tasks[i])
-			m.Free--
-			placed = append(placed, Placement{Task: lease.TaskID{Job: j.ID, Index: i}, Peer: m.Peer})
-			fit = slices.DeleteFunc(fit, func(m *Machine) bool { return m.Free == 0 })
-		}
+		placed = append(placed, r.placed...)
 		free = slices.DeleteFunc(free, func(m Machine) bool { return m.Free < 1 })
 	}
 	return placed
+}
+
+// round is the placing of one job.
+type round struct {
+	j      *lease.Job
+	fit    []*Machine // those with a free slot that may have it, the best first
+	slots  int        // how many free slots they have
+	rate   float64    // frames a second of all machines that have tasks of the job or may get some
+	placed []Placement
+}
+
+func newRound(j *lease.Job, free []Machine) *round {
+	r := &round{j: j}
+	project, local := lease.ShortCID(j.Spec.Project), false
+	for i := range free {
+		m := &free[i]
+		if m.Free > 0 && !j.KeptOff(m.Peer) && len(m.lacks(j, project)) == 0 {
+			r.fit = append(r.fit, m)
+			r.slots += m.Free
+			r.rate += float64(m.Free) / m.seconds(j)
+			local = local || m.Holds[project] > 0
+		}
+	}
+	if len(r.fit) == 0 {
+		return r
+	}
+	if local || j.MeanPace().Frames() > 0 {
+		slices.SortStableFunc(r.fit, func(a, b *Machine) int {
+			return cmp.Or(bySize(*a, *b), cmp.Compare(b.Holds[project], a.Holds[project]), cmp.Compare(a.seconds(j), b.seconds(j)))
+		})
+	}
+	if j.Spec.Adaptive() {
+		for p, n := range j.Leased() {
+			r.rate += float64(n) / (Machine{Peer: p}).seconds(j)
+		}
+	}
+	return r
+}
+
+// task places a task that waits, on several machines where the farm chooses how many
+// frames each gets.
+func (r *round) task(i int32) {
+	t := &r.j.Tasks[i]
+	for left := t.Hi - t.Lo; left > 0 && len(r.fit) > 0; {
+		m := choose(r.fit, t)
+		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer}
+		if r.j.Spec.Adaptive() {
+			p.Frames = min(left, chunk(r.j, m.seconds(r.j), r.rate))
+			left -= p.Frames
+		} else {
+			left = 0
+		}
+		r.take(m, p)
+	}
+}
+
+// second places a task that is stuck on a machine that does not have it.
+func (r *round) second(i int32) {
+	t := &r.j.Tasks[i]
+	others := slices.DeleteFunc(slices.Clone(r.fit), func(m *Machine) bool {
+		return slices.ContainsFunc(t.Lives(), func(a lease.Attempt) bool { return a.Peer == m.Peer })
+	})
+	if len(others) > 0 {
+		m := choose(others, t)
+		r.take(m, Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Second: true})
+	}
+}
+
+func (r *round) take(m *Machine, p Placement) {
+	r.placed = append(r.placed, p)
+	r.slots--
+	if m.Free--; m.Free == 0 {
+		r.fit = slices.DeleteFunc(r.fit, func(o *Machine) bool { return o == m })
+	}
 }
 
 // choose takes the smallest machine that has not failed the task yet, or the

@@ -33,6 +33,11 @@ func gpu(vram int64) lease.GPU {
 	return lease.GPU{Vendor: lease.NVIDIA, Model: "RTX", VRAM: vram << 30}
 }
 
+// place is a turn of a leader that knows of no task that is stuck.
+func place(s *lease.State, machines []sched.Machine) []sched.Placement {
+	return sched.Place(s.Waiting(time.Unix(1, 0), nil), machines, nil)
+}
+
 func text(placed []sched.Placement) (out []string) {
 	for _, p := range placed {
 		out = append(out, fmt.Sprintf("%s %s", p.Task, p.Peer))
@@ -53,7 +58,7 @@ func TestPlace(t *testing.T) {
 		submit(t, s, "urgent", 1, tier(lease.Urgent))
 		submit(t, s, "low", 1, tier(lease.Low))
 		submit(t, s, "high", 1, tier(lease.High))
-		require.Equal(t, []string{"urgent/0 a", "high/0 a", "old/0 a"}, text(sched.Place(s.Waiting(time.Unix(1, 0)), []sched.Machine{machine("a", 3, 16)})))
+		require.Equal(t, []string{"urgent/0 a", "high/0 a", "old/0 a"}, text(place(s, []sched.Machine{machine("a", 3, 16)})))
 	})
 	t.Run("the smallest machine that fits", func(t *testing.T) {
 		s := lease.NewState()
@@ -61,16 +66,16 @@ func TestPlace(t *testing.T) {
 		submit(t, s, "large", 1, wants(20))
 		submit(t, s, "small", 1, wants(8))
 		machines := []sched.Machine{machine("big", 1, 64, gpu(24)), machine("mid", 1, 64, gpu(12)), machine("cpu", 1, 128)}
-		require.Equal(t, []string{"plain/0 cpu", "large/0 big", "small/0 mid"}, text(sched.Place(s.Waiting(time.Unix(1, 0)), machines)))
+		require.Equal(t, []string{"plain/0 cpu", "large/0 big", "small/0 mid"}, text(place(s, machines)))
 	})
 	t.Run("nothing where nobody fits", func(t *testing.T) {
 		s := lease.NewState()
 		submit(t, s, "large", 1, wants(48))
-		require.Empty(t, sched.Place(s.Waiting(time.Unix(1, 0)), []sched.Machine{machine("big", 1, 64, gpu(24))}))
+		require.Empty(t, place(s, []sched.Machine{machine("big", 1, 64, gpu(24))}))
 		draining := machine("a", 1, 64, gpu(48))
 		draining.Can.Draining = true
-		require.Empty(t, sched.Place(s.Waiting(time.Unix(1, 0)), []sched.Machine{draining, machine("b", 0, 64, gpu(48))}))
-		m, lacks := sched.Nearest(s.Waiting(time.Unix(1, 0))[0], []sched.Machine{machine("cpu", 1, 64), machine("big", 1, 64, gpu(24))})
+		require.Empty(t, place(s, []sched.Machine{draining, machine("b", 0, 64, gpu(48))}))
+		m, lacks := sched.Nearest(s.Waiting(time.Unix(1, 0), nil)[0], []sched.Machine{machine("cpu", 1, 64), machine("big", 1, 64, gpu(24))})
 		require.Equal(t, authz.PeerID("cpu"), m.Peer, "both lack one thing: the smaller is named")
 		require.Len(t, lacks, 1)
 	})
@@ -84,8 +89,8 @@ func TestPlace(t *testing.T) {
 			_, err := s.Apply(c)
 			require.NoError(t, err)
 		}
-		require.Equal(t, []string{"j/0 b"}, text(sched.Place(s.Waiting(time.Unix(1, 0)), []sched.Machine{machine("a", 1, 8), machine("b", 1, 64)})))
-		require.Equal(t, []string{"j/0 a"}, text(sched.Place(s.Waiting(time.Unix(1, 0)), []sched.Machine{machine("a", 1, 8)})))
+		require.Equal(t, []string{"j/0 b"}, text(place(s, []sched.Machine{machine("a", 1, 8), machine("b", 1, 64)})))
+		require.Equal(t, []string{"j/0 a"}, text(place(s, []sched.Machine{machine("a", 1, 8)})))
 	})
 }
 
@@ -97,7 +102,7 @@ func TestLocality(t *testing.T) {
 	s := lease.NewState()
 	submit(t, s, "j", 2, func(s *lease.Spec) { s.Needs.Disk, s.Needs.Store = 3<<30, 2<<30 })
 	place := func(machines ...sched.Machine) []string {
-		return text(sched.Place(s.Waiting(time.Unix(1, 0)), machines))
+		return text(place(s, machines))
 	}
 
 	require.Equal(t, []string{"j/0 d", "j/1 c"}, place(machine("a", 1, 16), holds(machine("b", 1, 16), 1), holds(machine("c", 1, 16), 5), holds(machine("d", 1, 16), 8)))
@@ -113,7 +118,7 @@ func TestLocality(t *testing.T) {
 	quota := machine("a", 2, 16)
 	quota.Can.Room = &room
 	require.Empty(t, place(quota))
-	_, lacks := sched.Nearest(s.Waiting(time.Unix(1, 0))[0], []sched.Machine{quota})
+	_, lacks := sched.Nearest(s.Waiting(time.Unix(1, 0), nil)[0], []sched.Machine{quota})
 	require.Equal(t, "needs 2.0 GiB of room in its store, has 1.0 GiB", lacks[0].String())
 	require.Len(t, place(holds(quota, 8)), 2)
 	full := machine("a", 2, 16)
@@ -133,22 +138,22 @@ func TestAhead(t *testing.T) {
 	m := machine("a", 0, 16)
 	m.Can.Slots = 1
 	rendering := map[string]bool{"p1": true}
-	require.Equal(t, lease.JobID("next"), sched.Ahead(s.Waiting(time.Unix(1, 0)), m, rendering).ID)
+	require.Equal(t, lease.JobID("next"), sched.Ahead(s.Waiting(time.Unix(1, 0), nil), m, rendering).ID)
 	_, err := s.Apply(lease.Command{Grant: &lease.Grant{Lease: "l", Task: lease.TaskID{Job: "next"}, Peer: "b"}})
 	require.NoError(t, err)
-	require.Equal(t, lease.JobID("later"), sched.Ahead(s.Waiting(time.Unix(1, 0)), m, rendering).ID, "nothing of the next is left")
+	require.Equal(t, lease.JobID("later"), sched.Ahead(s.Waiting(time.Unix(1, 0), nil), m, rendering).ID, "nothing of the next is left")
 	for _, free := range []struct {
 		disk, room int64
 		ahead      bool
 	}{{4 << 30, 3 << 30, true}, {4<<30 - 1, 3 << 30, false}, {4 << 30, 3<<30 - 1, false}} {
 		tight := m
 		tight.Can.FreeDisk, tight.Can.Room = free.disk, &free.room
-		require.Equal(t, free.ahead, sched.Ahead(s.Waiting(time.Unix(1, 0)), tight, rendering) != nil, "what is rendered now needs room too: %v", free)
+		require.Equal(t, free.ahead, sched.Ahead(s.Waiting(time.Unix(1, 0), nil), tight, rendering) != nil, "what is rendered now needs room too: %v", free)
 	}
 	m.Holds = map[string]int{"p4": 8}
-	require.Nil(t, sched.Ahead(s.Waiting(time.Unix(1, 0)), m, rendering))
+	require.Nil(t, sched.Ahead(s.Waiting(time.Unix(1, 0), nil), m, rendering))
 	m.Can.Draining = true
-	require.Nil(t, sched.Ahead(s.Waiting(time.Unix(1, 0)), m, nil))
+	require.Nil(t, sched.Ahead(s.Waiting(time.Unix(1, 0), nil), m, nil))
 }
 
 // No machine stays free while a task that it could do waits, no slot is used
@@ -160,6 +165,7 @@ func TestPlaceConservesWork(t *testing.T) {
 			submit(t, s, fmt.Sprint("j", i), rapid.Int32Range(1, 5).Draw(t, "tasks"), func(s *lease.Spec) {
 				s.Tier = rapid.SampledFrom([]lease.Tier{lease.Low, lease.Normal, lease.High, lease.Urgent}).Draw(t, "tier")
 				s.Needs.MinVRAM = rapid.SampledFrom([]int64{0, 0, 8, 24}).Draw(t, "vram") << 30
+				s.Chunk = rapid.IntRange(0, 2).Draw(t, "chunk")
 				s.Needs.MinRAM = rapid.SampledFrom([]int64{0, 32}).Draw(t, "ram") << 30
 			})
 		}
@@ -172,20 +178,25 @@ func TestPlaceConservesWork(t *testing.T) {
 			m.Holds = map[string]int{"bafy": rapid.IntRange(0, 8).Draw(t, "eighths")}
 			machines = append(machines, m)
 		}
-		placed := sched.Place(s.Waiting(time.Unix(1, 0)), machines)
+		placed := place(s, machines)
 		used, taken := map[authz.PeerID]int{}, map[lease.TaskID]bool{}
-		for _, p := range placed {
+		for i, p := range placed {
 			require.False(t, taken[p.Task], "placed twice")
-			taken[p.Task] = true
 			used[p.Peer]++
+			lease := lease.Command{At: time.Unix(2, 0), Grant: &lease.Grant{Lease: lease.ID(fmt.Sprint("l", i)), Task: p.Task, Peer: p.Peer, Frames: p.Frames}}
+			_, err := s.Apply(lease)
+			require.NoError(t, err)
+			_, task, err := s.Task(p.Task)
+			require.NoError(t, err)
+			taken[p.Task] = len(task.Lives()) > 0 // else a part of it was cut off
 		}
 		for _, m := range machines {
 			require.LessOrEqual(t, used[m.Peer], m.Free)
-			for _, j := range s.Waiting(time.Unix(1, 0)) {
+			for _, j := range s.Waiting(time.Unix(1, 0), nil) {
 				fits := m.Can.Slots > 0 && len(j.Spec.Needs.Match(m.Can)) == 0
 				for i := range j.Tasks {
 					id := lease.TaskID{Job: j.ID, Index: int32(i)}
-					if fits && !taken[id] && used[m.Peer] < m.Free {
+					if fits && j.Tasks[i].State == lease.TaskQueued && used[m.Peer] < m.Free {
 						t.Fatalf("%s is free and %s waits", m.Peer, id)
 					}
 				}

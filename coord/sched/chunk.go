@@ -1,0 +1,98 @@
+package sched
+
+import (
+	"math"
+	"time"
+
+	"vizpeer/lease"
+)
+
+// unmeasured is the time of a frame, in seconds, of a job of which none was measured:
+// machines are then taken for equally fast.
+const unmeasured = 1.0
+
+// seconds is how long m is expected to take for a frame of j.
+func (m Machine) seconds(j *lease.Job) float64 {
+	if own := j.Pace(m.Peer); own.Frames() > 0 {
+		return max(own.Seconds(), shortest)
+	}
+	mean := unmeasured
+	if all := j.MeanPace(); all.Frames() > 0 {
+		mean = max(all.Seconds(), shortest)
+	}
+	if m.Speed > 0 {
+		return mean / m.Speed
+	}
+	return mean
+}
+
+// shortest is the time of a frame that takes none, in seconds.
+const shortest = 1e-3
+
+// smallChunk is how much rendering is worth an attempt of its own, in seconds, and
+// worth many times what it takes to load the project.
+const (
+	smallChunk    = 10.0
+	smallByLoad   = 2.0
+	desiredByLoad = 10.0
+)
+
+// chunk is how many frames of j to give to a machine that takes so many seconds for
+// one, while all machines with a part in the job render rate frames a second. It aims
+// at [lease.ChunkTarget], or more where loading takes long; at half of the machine's
+// share of what is left where that is less, so that all end together; and at the
+// whole share rather than at crumbs. This is factoring (Hummel, Schonberg and Flynn,
+// 1992), weighted by speed.
+func chunk(j *lease.Job, seconds, rate float64) int32 {
+	left := float64(j.Unrendered())
+	share := left / seconds / rate
+	pace := j.MeanPace()
+	if pace.Frames() == 0 {
+		return frames(min(share, lease.DefaultChunk), j)
+	}
+	load := pace.Overhead()
+	desired := min(max(lease.ChunkTarget.Seconds(), desiredByLoad*load), lease.MaxChunkFor.Seconds()) / seconds
+	if share > 0.99*left { // nobody else has a part in it
+		return frames(desired, j)
+	}
+	small := max(smallChunk, smallByLoad*load) / seconds
+	return frames(min(desired, max(share/2, min(share, small))), j)
+}
+
+// frames rounds to what a task may have: at least 1, and so many that the job does
+// not get too many tasks.
+func frames(n float64, j *lease.Job) int32 {
+	least := (len(j.Frames)-1)/(lease.MaxTasks/2) + 1
+	return int32(min(max(math.Ceil(n), float64(least)), lease.MaxChunk))
+}
+
+// How long an attempt must give no frame to be stuck: so many times the slowest frame
+// of the job so far, and some time more, in which its project is fetched.
+const (
+	stuckFactor = 3
+	stuckAfter  = 15 * time.Second
+	stuckFirst  = time.Minute // before the attempt's first frame
+	stuckKnown  = 3           // frames must have been measured
+)
+
+// Running is an attempt under way.
+type Running struct {
+	lease.Report
+	Since time.Time // it gave its last frame, or began
+	First bool      // it has given none yet
+}
+
+// Stuck tells from when on an attempt is so far behind its siblings that another
+// machine should try the task as well; false where it has none, or another one does.
+func Stuck(j *lease.Job, r Running) (time.Time, bool) {
+	pace := j.MeanPace()
+	if pace.Frames() < stuckKnown || j.State.Ended() || len(j.Tasks[r.Task.Index].Lives()) != 1 {
+		return time.Time{}, false
+	}
+	wait := stuckAfter
+	if r.First {
+		wait += stuckFirst
+	}
+	slowest := max(pace.Slowest(), j.Pace(r.Peer).Slowest())
+	return r.Since.Add(wait + time.Duration((stuckFactor*slowest+pace.Overhead())*float64(time.Second))), true
+}

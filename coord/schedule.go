@@ -1,0 +1,171 @@
+package coord
+
+import (
+	"slices"
+	"time"
+
+	"vizpeer/authz"
+	"vizpeer/coord/sched"
+	"vizpeer/lease"
+)
+
+// schedule grants tasks to free slots.
+func (l *leader) schedule() {
+	l.mu.Lock()
+	var machines []sched.Machine
+	here := make(map[authz.PeerID]bool, len(l.sessions))
+	l.c.Read(func(s *lease.State, _ *authz.Roster) { l.compare(s) })
+	for p, s := range l.sessions {
+		here[p] = true
+		if s.free() > 0 {
+			m := s.machine()
+			m.Speed = l.speeds[p]
+			machines = append(machines, m)
+		}
+	}
+	var grants []lease.Command
+	if len(machines) > 0 {
+		l.c.Read(func(s *lease.State, _ *authz.Roster) {
+			stuck := l.stuckTasks(s)
+			jobs := s.Waiting(time.Now(), func(j *lease.Job) bool { return len(stuck[j.ID]) > 0 })
+			// Nobody can render what nobody who is there holds.
+			jobs = slices.DeleteFunc(jobs, func(j *lease.Job) bool {
+				return !slices.ContainsFunc(j.Holders, func(p authz.PeerID) bool { return here[p] })
+			})
+			for _, p := range sched.Place(jobs, machines, stuck) {
+				g := &lease.Grant{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer, Frames: p.Frames, Second: p.Second}
+				grants = append(grants, lease.Command{At: time.Now(), Grant: g})
+			}
+		})
+	}
+	// The slot is taken before the grant is committed, so that its events find it.
+	for _, c := range grants {
+		s := l.sessions[c.Grant.Peer]
+		s.granted[c.Grant.Lease], s.look = true, true
+	}
+	l.mu.Unlock()
+	if len(grants) > 0 {
+		l.grant(grants)
+	}
+}
+
+// grant commits grants and sends the orders that follow from them.
+func (l *leader) grant(grants []lease.Command) {
+	entries := make([]Entry, len(grants))
+	for i := range grants {
+		entries[i].Queue = &grants[i]
+	}
+	applied, errs := l.c.log.ApplyAll(l.ctx, entries)
+	var back []lease.Report
+	l.mu.Lock()
+	for i, c := range grants {
+		g := c.Grant
+		if errs[i] != nil {
+			l.disarm(g.Lease, g.Peer)
+			continue
+		}
+		o, ok := l.order(*g, applied[i])
+		if !ok {
+			continue // it has ended already
+		}
+		if s := l.sessions[g.Peer]; s == nil || !s.granted[g.Lease] {
+			// The machine left, or came back over another stream, meanwhile.
+			back = append(back, o.Report)
+		} else {
+			l.arm(g.Lease, o.Task, g.Peer)
+			s.send(Down{Grant: &o})
+		}
+	}
+	l.mu.Unlock()
+	for _, r := range back {
+		l.giveBack(r, "the machine was away")
+	}
+}
+
+// order is what a machine is told of a grant that was committed: the task may have
+// been cut. It is false where the lease lives no more. l.mu is held.
+func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
+	o.Report = lease.Report{Lease: g.Lease, Task: g.Task, Peer: g.Peer}
+	for _, e := range a.Queue {
+		if e.Type == lease.TaskGranted {
+			o.Task.Index = e.Task
+		}
+	}
+	l.c.Read(func(s *lease.State, _ *authz.Roster) {
+		j, t, err := s.Task(o.Task)
+		if err != nil {
+			return
+		}
+		_, live = t.Live(g.Lease)
+		o.Spec, o.Frames, o.Stocked = j.Spec, j.Remaining(t), slices.Contains(j.Holders, g.Peer)
+	})
+	if live {
+		o.From = l.sources(o.Spec.Project, o.Task.Job, g.Peer)
+	}
+	return o, live
+}
+
+// frameTime is how long a machine took for a frame.
+type frameTime struct {
+	job     lease.JobID
+	peer    authz.PeerID
+	seconds float64
+}
+
+// speedWeight is how much one frame counts in a machine's speed.
+const speedWeight = 0.1
+
+// compare learns the machines' speeds from the frames that came. Both locks are held.
+func (l *leader) compare(s *lease.State) {
+	for _, t := range l.timed {
+		j, ok := s.Job(t.job)
+		if !ok || t.seconds <= 0 || j.MeanPace().Frames() == j.Pace(t.peer).Frames() {
+			continue // nobody else rendered any of it
+		}
+		speed := j.MeanPace().Seconds() / t.seconds
+		if old := l.speeds[t.peer]; old > 0 {
+			speed = (1-speedWeight)*old + speedWeight*speed
+		}
+		l.speeds[t.peer] = speed
+	}
+	l.timed = l.timed[:0]
+}
+
+// stuckTasks lists the tasks that a second machine should try, and wakes the leader
+// when the next one will be. Both locks are held.
+func (l *leader) stuckTasks(s *lease.State) map[lease.JobID][]int32 {
+	stuck := make(map[lease.JobID][]int32)
+	var next time.Time
+	now := time.Now()
+	for id, t := range l.leases {
+		j, ok := s.Job(t.task.Job)
+		if !ok {
+			continue
+		}
+		due, ok := sched.Stuck(j, sched.Running{Report: lease.Report{Lease: id, Task: t.task, Peer: t.peer}, Since: t.since, First: t.frames == 0})
+		switch {
+		case !ok:
+		case !due.After(now):
+			stuck[j.ID] = append(stuck[j.ID], t.task.Index)
+		case next.IsZero() || due.Before(next):
+			next = due
+		}
+	}
+	for _, tasks := range stuck {
+		slices.Sort(tasks)
+	}
+	if !next.IsZero() {
+		l.stuck.Reset(next.Sub(now))
+	}
+	return stuck
+}
+
+// giveBack ends a lease that its machine does not know of. Should the log be too
+// busy for it, the lease runs out instead.
+func (l *leader) giveBack(r lease.Report, why string) {
+	if l.propose(lease.Command{Release: &lease.Release{Report: r, Reason: why}}) != nil {
+		l.mu.Lock()
+		l.arm(r.Lease, r.Task, r.Peer)
+		l.mu.Unlock()
+	}
+}
