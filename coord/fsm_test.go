@@ -179,11 +179,11 @@ func TestRestoreRefuses(t *testing.T) {
 	for name, bad := range map[string][]byte{
 		"empty":         nil,
 		"no header":     []byte("hello\n"),
-		"other format":  bytes.Replace(good, []byte("queue 1 "), []byte("queue 2 "), 1),
+		"other format":  bytes.Replace(good, []byte("queue 2 "), []byte("queue 3 "), 1),
 		"cut":           good[:len(good)-2],
 		"too long":      append(bytes.Clone(good), 'x'),
-		"negative size": []byte("vizpeer queue 1 1 -1 5\n"),
-		"huge size":     []byte("vizpeer queue 1 1 9000000000000000000 5\n"),
+		"negative size": []byte("vizpeer queue 2 1 -1\n"),
+		"huge size":     []byte("vizpeer queue 2 1 9000000000000000000\n"),
 		"endless":       bytes.Repeat([]byte("x"), 1<<20),
 	} {
 		require.ErrorContains(t, f.Restore(io.NopCloser(bytes.NewReader(bad))), "restoring the queue", name)
