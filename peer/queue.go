@@ -260,7 +260,7 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 	case httpapi.Resume:
 		cmd.Resume = &lease.Resume{Job: id}
 	case httpapi.Retry:
-		cmd.Retry = &lease.Retry{Job: id}
+		cmd.Retry = &lease.Retry{Job: id, Frames: c.Frames}
 	case httpapi.Prioritise:
 		cmd.Prioritise = &lease.Prioritise{Job: id, Tier: c.Tier}
 	default:

@@ -25,8 +25,7 @@ func (c *cli) jobCommand() *cobra.Command {
 		c.jobVerb(httpapi.Cancel, "Cancel a job; its finished frames stay"),
 		c.jobVerb(httpapi.Pause, "Grant nothing more of a job; what is being rendered goes on"),
 		c.jobVerb(httpapi.Resume, "End a pause"),
-		c.jobVerb(httpapi.Retry, "Open a job again that failed or was cancelled; its finished frames stay"),
-		c.jobPriority())
+		c.jobRetry(), c.jobPriority())
 }
 
 func (c *cli) jobLs() *cobra.Command {

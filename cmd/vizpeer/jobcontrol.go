@@ -31,6 +31,37 @@ func (c *cli) jobVerb(do httpapi.Verb, short string) *cobra.Command {
 	}
 }
 
+func (c *cli) jobRetry() *cobra.Command {
+	var frames string
+	cmd := &cobra.Command{
+		Use:   "retry ID",
+		Short: "Open a job again that failed or was cancelled, or render frames of a job again",
+		Long: "Without --frames, a job that failed or was cancelled is opened again: what it finished stays, the rest is rendered.\n" +
+			"With --frames, those frames of a job in any state are rendered again; each stays as it is until the new one is there.",
+		Args: takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			var body any
+			if frames != "" {
+				if _, err := lease.ParseFrames(frames); err != nil {
+					return usagef("--frames: %v", err)
+				}
+				body = httpapi.Again{Frames: frames}
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := cl.control(cmd.Context(), lease.JobID(args[0]), httpapi.Retry, body)
+			if err != nil {
+				return err
+			}
+			return c.print(job, func() { fmt.Fprintf(c.out, "job %s is %s\n", job.ID, job.State) })
+		},
+	}
+	cmd.Flags().StringVar(&frames, "frames", "", "finished frames to render again, such as 3,7-9")
+	return cmd
+}
+
 func (c *cli) jobPriority() *cobra.Command {
 	return &cobra.Command{
 		Use:   "priority ID low|normal|high|urgent",

@@ -43,6 +43,20 @@ func (s *Server) prioritise(ctx context.Context, in *struct {
 	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: Prioritise, Tier: in.Body.Priority}))
 }
 
+func (s *Server) retry(ctx context.Context, in *struct {
+	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Body *Again
+}) (*answer[JobSummary], error) {
+	c := Control{Do: Retry}
+	if in.Body != nil && in.Body.Frames != "" {
+		var err error
+		if c.Frames, err = lease.ParseFrames(in.Body.Frames); err != nil {
+			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
+		}
+	}
+	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, c))
+}
+
 func (s *Server) why(ctx context.Context, in *struct {
 	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Task int32       `query:"task" minimum:"-1" default:"-1" doc:"one task of it; -1: the job as a whole"`

@@ -69,8 +69,14 @@ const (
 
 // Control is what somebody wants of a job.
 type Control struct {
-	Do   Verb
-	Tier lease.Tier // to Prioritise
+	Do     Verb
+	Tier   lease.Tier   // to Prioritise
+	Frames lease.Frames // to Retry: only these, even where they are finished
+}
+
+// Again is the body of POST /v1/jobs/{id}/retry, which may have none.
+type Again struct {
+	Frames string `json:"frames,omitempty" doc:"finished frames to render again, such as 3,7-9; all that is not finished, where it is empty"`
 }
 
 // Priority is the body of POST /v1/jobs/{id}/priority.

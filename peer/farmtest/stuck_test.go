@@ -1,0 +1,63 @@
+package farmtest_test
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/lease"
+	"vizpeer/peer/farmtest"
+	"vizpeer/peer/httpapi"
+	"vizpeer/peer/render"
+)
+
+// A frame that is stuck on one machine is tried on another, and whoever is first
+// wins: the job does not wait for a Blender that hangs.
+func TestStuckFrameIsTriedElsewhere(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 2)
+		hangs, release := "", make(chan struct{})
+		t.Cleanup(func() { close(release) })
+		for _, m := range f.Peers {
+			m.Blender.PerFrame = 10 * time.Second
+			m.Blender.Fail = func(frame int32) *render.Error {
+				if frame == 9 && (hangs == "" || hangs == m.Name) {
+					hangs = m.Name
+					<-release
+				}
+				return nil
+			}
+		}
+		id := f.Submit(f.Peers[0], "1-9", func(s *httpapi.Submission) { s.Chunk = 1; s.Order = lease.Linear })
+		f.Await(id, lease.JobDone, 10*time.Minute)
+		tasks, err := f.Peers[0].Queue().Tasks(t.Context(), farmtest.Operator, id)
+		require.NoError(t, err)
+		require.Len(t, tasks[8].Attempts, 2)
+		for _, a := range tasks[8].Attempts {
+			require.NotEmpty(t, a.Outcome)
+		}
+	})
+}
+
+// The farm finds out how long a frame takes, and gives each machine what it can do in
+// a minute.
+func TestChunksFollowTheFrameTimes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 2)
+		for i, m := range f.Peers {
+			m.Blender.PerFrame = time.Duration(1+3*i) * time.Second
+		}
+		id := f.Submit(f.Peers[0], "1-600", func(s *httpapi.Submission) { s.Chunk = 0 })
+		f.Await(id, lease.JobDone, time.Hour)
+		tasks, err := f.Peers[0].Queue().Tasks(t.Context(), farmtest.Operator, id)
+		require.NoError(t, err)
+		require.Less(t, len(tasks), 40)
+		j := f.Job(id)
+		took := j.EndedAt.Sub(*j.StartedAt).Seconds()
+		best := 600 / (1 + 1.0/4 + 1.0/7)
+		t.Logf("%d tasks in %.0f s, where %.0f are possible", len(tasks), took, best)
+		require.Less(t, took, 1.15*best)
+	})
+}
