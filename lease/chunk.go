@@ -151,6 +151,9 @@ func (j *Job) overheads(t *Task) {
 // included.
 func (j *Job) Unrendered() int { return len(j.Frames) - j.rendered + j.again }
 
+// Done is the number of frames that are rendered and held by enough machines.
+func (j *Job) Done() int { return j.rendered - j.undone }
+
 // Leased counts the live leases by machine. It is for reading only.
 func (j *Job) Leased() map[authz.PeerID]int { return j.leased }
 

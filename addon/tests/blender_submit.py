@@ -246,7 +246,7 @@ class AddOn(unittest.TestCase):
         self.until(lambda: self.pump.model.jobs["jtest2"].state == "cancelled")
         with self.assertRaises(RuntimeError):  # it has ended
             bpy.ops.vizpeer.cancel_job()
-        self.peer.jobs[0]["tasks"]["done"] = 5
+        self.peer.jobs[0]["frames_done"] = 5
         self.assertEqual(bpy.ops.vizpeer.refresh(), {"FINISHED"})
         self.until(lambda: self.pump.model.jobs["jtest1"].done == 5)
         bpy.ops.wm.open_mainfile(filepath=self.sample.blend)

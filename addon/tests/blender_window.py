@@ -69,7 +69,7 @@ for cls in panel.CLASSES:
 
 def job(name, state, done, total, **more):
     tasks = {"total": total, "done": done, "failed": 3 if state == "failed" else 0}
-    return peer.add_job(name=name, state=state, tasks=tasks, **more)
+    return peer.add_job(name=name, state=state, tasks=tasks, frames_total=total, frames_done=done, **more)
 
 
 def window():

@@ -75,6 +75,8 @@ class FakePeer:
             "tier": "normal",
             "owner": "ann",
             "tasks": {"total": 8, "queued": 8, "leased": 0, "rendered": 0, "done": 0, "failed": 0, "cancelled": 0},
+            "frames_total": 40,
+            "frames_done": 0,
             "created_at": "2024-05-01T10:00:%02dZ" % (len(self.jobs) % 60),
         }
         job.update(fields)

@@ -109,7 +109,7 @@ class Following(WithPeer):
         self.until(lambda: self.model.jobs_known and self.model.farm)
         self.assertEqual(self.model.farm.line, "Local farm attic: 3 peers, 1 busy (1 GPU), leader cellar")
         self.assertEqual((self.model.farm.user, self.model.farm.role), ("ann", "admin"))
-        first["state"], first["tasks"]["done"] = "running", 3
+        first["state"], first["frames_done"] = "running", 3
         self.peer.event("task.ended", job=first["id"])
         self.until(lambda: self.model.jobs["jtest1"].done == 3)
         self.peer.add_job(name="other")
@@ -171,7 +171,7 @@ class Following(WithPeer):
         self.peer.answers["GET /v1/farm"] = (200, {"peers": {"idle": "many", "busy": 1e300}, "name": {}})
         self.peer.answers["GET /v1/peers"] = (200, {"peers": [3, {"id": {}}, {"capability": {"gpus": 7}}]})
         self.peer.jobs = [7, None, {"id": 3}, {"id": "j1", "tasks": [], "name": "a\nb" * 999, "state": 8},
-                          {"id": "j2", "tasks": {"done": 10**19, "total": "x", "failed": -3}, "created_at": 9}]
+                          {"id": "j2", "tasks": {"failed": -3}, "frames_done": 10**19, "frames_total": "x", "created_at": 9}]
         self.peer.jobs += [{"id": "k%d" % n} for n in range(3 * jobs.MAX_JOBS)]
         self.follow()
         self.until(lambda: self.model.jobs_known and self.model.farm)

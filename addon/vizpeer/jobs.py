@@ -491,8 +491,8 @@ def jobs_of(doc):
                 reason=_text(item.get("reason"), 500),
                 tier=_text(item.get("tier")),
                 owner=_text(item.get("owner")),
-                done=_number(tasks.get("done")),
-                total=_number(tasks.get("total")),
+                done=_number(item.get("frames_done")),
+                total=_number(item.get("frames_total")),
                 failed=_number(tasks.get("failed")),
                 created=_text(item.get("created_at")),
             )

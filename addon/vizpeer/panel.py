@@ -249,9 +249,9 @@ class RENDER_PT_vizpeer_jobs(_NetworkPanel, bpy.types.Panel):
             if model.jobs_known and not model.jobs:
                 write(layout.column(), context, "No jobs yet")
             return
-        text = "%s: %s, %d of %d tasks done" % (job.id, job.state, job.done, job.total)
+        text = "%s: %s, %d of %d frames done" % (job.id, job.state, job.done, job.total)
         if job.failed:
-            text += ", %d failed" % job.failed
+            text += ", %d task%s failed" % (job.failed, "" if job.failed == 1 else "s")
         write(layout.column(), context, text)
         if job.reason:
             write(layout.column(), context, client.clean(job.reason, 400), "INFO", alert=job.state == "failed")

@@ -46,9 +46,9 @@ func (c *cli) jobLs() *cobra.Command {
 			return c.print(orEmpty(jobs), func() {
 				rows := make([][]any, len(jobs))
 				for i, j := range jobs {
-					rows[i] = []any{j.ID, j.Name, j.State, j.Tier, fmt.Sprintf("%d/%d", j.Tasks.Done, j.Tasks.Total), ago(j.CreatedAt, time.Now()), j.Reason}
+					rows[i] = []any{j.ID, j.Name, j.State, j.Tier, fmt.Sprintf("%d/%d", j.FramesDone, j.FramesTotal), ago(j.CreatedAt, time.Now()), j.Reason}
 				}
-				c.table([]string{"ID", "NAME", "STATE", "TIER", "TASKS", "CREATED", "REASON"}, rows)
+				c.table([]string{"ID", "NAME", "STATE", "TIER", "FRAMES", "CREATED", "REASON"}, rows)
 			})
 		},
 	}
@@ -203,7 +203,7 @@ func (c *cli) watch(ctx context.Context, cl *client, id lease.JobID) error {
 				return err
 			}
 			if first && !c.json {
-				fmt.Fprintf(c.out, "%s  job %s is %s, %d of %s done\n", time.Now().Format(time.TimeOnly), plain(job.Name), job.State, job.Tasks.Done, count(job.Tasks.Total, "task"))
+				fmt.Fprintf(c.out, "%s  job %s is %s, %d of %s done\n", time.Now().Format(time.TimeOnly), plain(job.Name), job.State, job.FramesDone, count(job.FramesTotal, "frame"))
 			}
 			t.show(&follower{job: job}, nil)
 			if job.State.Ended() {

@@ -117,17 +117,21 @@ type TaskCounts struct {
 
 // JobSummary is one line of GET /v1/jobs.
 type JobSummary struct {
-	ID        lease.JobID    `json:"id"`
-	Name      string         `json:"name"`
-	State     lease.JobState `json:"state"`
-	Reason    string         `json:"reason"` // why it is in that state, in words; "" where that is plain
-	Tier      lease.Tier     `json:"tier"`
-	After     []lease.JobID  `json:"after,omitempty"` // jobs that must be done first
-	Owner     string         `json:"owner"`
-	Tasks     TaskCounts     `json:"tasks"`
-	CreatedAt time.Time      `json:"created_at"`
-	StartedAt *time.Time     `json:"started_at,omitempty"`
-	EndedAt   *time.Time     `json:"ended_at,omitempty"`
+	ID     lease.JobID    `json:"id"`
+	Name   string         `json:"name"`
+	State  lease.JobState `json:"state"`
+	Reason string         `json:"reason"` // why it is in that state, in words; "" where that is plain
+	Tier   lease.Tier     `json:"tier"`
+	After  []lease.JobID  `json:"after,omitempty"` // jobs that must be done first
+	Owner  string         `json:"owner"`
+	Tasks  TaskCounts     `json:"tasks"`
+	// The tasks are as many as the frames were cut into so far; frames are what a job
+	// is about.
+	FramesTotal int        `json:"frames_total"`
+	FramesDone  int        `json:"frames_done"`
+	CreatedAt   time.Time  `json:"created_at"`
+	StartedAt   *time.Time `json:"started_at,omitempty"`
+	EndedAt     *time.Time `json:"ended_at,omitempty"`
 }
 
 // JobList is GET /v1/jobs: the newest first, those that the caller may see.
