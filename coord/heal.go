@@ -92,7 +92,8 @@ func (l *leader) revised(v *authz.View) {
 func (l *leader) proceed() {
 	l.mu.Lock()
 	p := &l.plan
-	if !p.under {
+	begins := !p.under
+	if begins {
 		if !p.again {
 			l.mu.Unlock()
 			return
@@ -105,6 +106,9 @@ func (l *leader) proceed() {
 	strangers := make(map[authz.PeerID]bool)
 	l.c.Read(func(s *lease.State, r *authz.Roster) {
 		k := l.keeping(r)
+		if begins {
+			k.strangers(s.Machines(), strangers)
+		}
 		for left := planBatch; left > 0 && p.under; {
 			left -= k.step(s, p, left, strangers)
 		}
@@ -156,9 +160,9 @@ func (k keeping) step(s *lease.State, p *plan, n int, strangers map[authz.PeerID
 	return max(seen, 1)
 }
 
-// strangers notes who of the holders is no member.
-func (k keeping) strangers(holders []authz.PeerID, to map[authz.PeerID]bool) {
-	for _, p := range holders {
+// strangers notes who of the machines that the queue knows is no member.
+func (k keeping) strangers(machines []authz.PeerID, to map[authz.PeerID]bool) {
+	for _, p := range machines {
 		if _, member := k.roster.Member(p); !member {
 			to[p] = true
 		}

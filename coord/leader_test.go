@@ -587,6 +587,48 @@ func TestNoRoom(t *testing.T) {
 	})
 }
 
+// A drained machine finishes what it has and is given nothing more, by this leader
+// and over streams, until an admin ends it; whoever watches hears of both.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.join("ann", machine(0))
+		bob := d.join("bob", machine(1))
+		drain := func(on bool) {
+			t.Helper()
+			require.NoError(t, d.Control(t.Context(), lease.Command{Drain: &lease.Drain{Peer: "bob", On: on, Reason: "drained by root"}}))
+		}
+		d.submit("ann", aCID(1), 3)
+		d.within(time.Second, "bob renders", func() bool { return len(bob.orders()) == 1 })
+		watch := d.Watch(0)
+		defer watch.Stop()
+		drain(true)
+		require.Equal(t, lease.PeerDrained, (<-watch.C).Type)
+		require.True(t, d.Knowledge().Members["bob"].Can.Draining)
+		require.Equal(t, "drained by root", bob.says(Up{Part: &Part{}}).Drained)
+		bob.render(bob.orders()[0], aCID(10))
+		d.Advertise("bob", machine(1), nil)
+		time.Sleep(time.Minute)
+		require.Len(t, bob.orders(), 1)
+		bob.leave()
+		bob = d.join("bob", machine(1))
+		time.Sleep(time.Minute)
+		require.Empty(t, bob.orders(), "it is not forgotten when the machine comes back")
+		drain(false)
+		d.within(time.Second, "bob renders again", func() bool { return len(bob.orders()) == 1 })
+		require.False(t, d.Knowledge().Members["bob"].Can.Draining)
+
+		// What is remembered of a machine goes with its membership.
+		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Drain: &lease.Drain{Peer: "ghost", On: true}}})
+		require.NoError(t, err)
+		d.join("cyd", machine(0))
+		d.within(time.Second, "the ghost is forgotten", func() (gone bool) {
+			d.Read(func(q *lease.State, _ *authz.Roster) { gone = !slices.Contains(q.Machines(), "ghost") })
+			return gone
+		})
+	})
+}
+
 // A member may ask what hangs on its machine.
 func TestParting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

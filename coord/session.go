@@ -28,7 +28,8 @@ type session struct {
 	limit *rate.Limiter // of what it says
 
 	// Guarded by the leader's mu.
-	can     lease.Capability
+	said    lease.Capability  // what it says of itself
+	can     lease.Capability  // what it is taken to be able to do; see judge
 	granted map[lease.ID]bool // leases it was given
 	running map[lease.ID]bool // attempts it says it makes, some under leases that have ended
 	asked   map[KeepID]bool   // what it was asked to keep: true until it has answered
@@ -106,6 +107,14 @@ func (s *session) free() int {
 	return s.can.Slots - busy
 }
 
+// judge works out what the member is taken to be able to do, from what it says and
+// what the farm has decided. It is asked whenever one of them changes. The leader's
+// mu is held.
+func (s *session) judge(q *lease.State) {
+	s.can = s.said
+	s.can.Draining = s.said.Draining || q.Machine(s.peer).Drained != ""
+}
+
 // machine is the member as the scheduler sees it.
 func (s *session) machine() sched.Machine {
 	m := sched.Machine{Peer: s.peer, Can: s.can, Free: s.free(), Holds: s.holds, NoRoom: make(map[lease.JobID]bool, len(s.noRoom))}
@@ -152,7 +161,7 @@ func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, w
 // housed notes which store a member has, before anything else it says counts.
 func (l *leader) housed(p authz.PeerID, store string) error {
 	was := ""
-	l.c.Read(func(q *lease.State, _ *authz.Roster) { was = q.Store(p) })
+	l.c.Read(func(q *lease.State, _ *authz.Roster) { was = q.Machine(p).Store })
 	if store == "" || store == was {
 		return nil
 	}
@@ -173,7 +182,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		return err
 	}
 	s := &session{
-		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, can: hello.Can,
+		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]bool), running: make(map[lease.ID]bool), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
 	}
@@ -229,6 +238,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 	w := Welcome{Term: l.term}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
+		s.judge(q)
 		w.Roster = r.View()
 		for _, j := range q.Open() {
 			w.Open = append(w.Open, j.ID)

@@ -270,8 +270,8 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	s.Full = httpapi.Full(&s.Capability)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if p, err := l.link.Parting(ctx); err == nil {
-		s.Parting = &p
+	if p, drained, err := l.link.Parting(ctx); err == nil {
+		s.Parting, s.Drained = &p, drained
 	}
 	return s
 }

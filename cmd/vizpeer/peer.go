@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ import (
 )
 
 func (c *cli) peerCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow())
+	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow(), c.peerDrain())
 }
 
 func (c *cli) peerLs() *cobra.Command {
@@ -46,9 +47,17 @@ func (c *cli) peerLs() *cobra.Command {
 					if p.Full != "" {
 						state += ", full"
 					}
+					if p.Drained != "" && p.State == "offline" {
+						state += ", drained"
+					}
 					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, labelsText(p.Capability), seen}
 				}
 				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "SEEN"}, rows)
+				for _, p := range peers {
+					if p.Drained != "" {
+						fmt.Fprintf(c.out, "%s is drained: %s\n", plain(p.Name), plain(p.Drained))
+					}
+				}
 			})
 		},
 	}
@@ -60,21 +69,66 @@ func (c *cli) peerShow() *cobra.Command {
 		Short: "Show one machine: what it can do, what it does, why it takes no work",
 		Args:  takes("NAME|ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			peers, err := cl.peers(cmd.Context())
-			if err != nil {
-				return err
-			}
-			p, err := machineNamed(peers, args[0])
+			_, p, err := c.machine(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return c.print(p, func() { c.showPeer(p) })
 		},
 	}
+}
+
+func (c *cli) peerDrain() *cobra.Command {
+	var off bool
+	cmd := &cobra.Command{
+		Use:   "drain NAME|ID",
+		Short: "Let a machine finish what it has and take no more work",
+		Long: `Let a machine finish what it has and take no more work, until --off. The farm does so by
+itself with a machine that failed three jobs in a row: see why with "vizpeer peer show NAME".`,
+		Args: takes("NAME|ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, p, err := c.machine(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			verb := "drain"
+			if off {
+				verb = "undrain"
+			}
+			if p, err = cl.manage(cmd.Context(), http.MethodPost, p.ID, verb, nil); err != nil {
+				return err
+			}
+			return c.print(p, func() {
+				switch {
+				case off && p.Full != "":
+					fmt.Fprintf(c.out, "%s is not drained any more, but takes no work: %s\n", plain(p.Name), plain(p.Full))
+				case off:
+					fmt.Fprintf(c.out, "%s takes work again\n", plain(p.Name))
+				case p.Busy > 0:
+					fmt.Fprintf(c.out, "%s is drained: it finishes %s and takes no more work\n", plain(p.Name), count(p.Busy, "task"))
+				default:
+					fmt.Fprintf(c.out, "%s is drained: it takes no more work\n", plain(p.Name))
+				}
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&off, "off", false, "let it take work again")
+	return cmd
+}
+
+// machine finds the one machine of that name, ID or end of an ID, and a client to
+// ask more about it.
+func (c *cli) machine(ctx context.Context, name string) (*client, httpapi.Peer, error) {
+	cl, err := c.client()
+	if err != nil {
+		return nil, httpapi.Peer{}, err
+	}
+	peers, err := cl.peers(ctx)
+	if err != nil {
+		return nil, httpapi.Peer{}, err
+	}
+	p, err := machineNamed(peers, name)
+	return cl, p, err
 }
 
 // machineNamed finds the one machine of that name, ID or end of an ID.
@@ -110,7 +164,7 @@ func (c *cli) showPeer(p httpapi.Peer) {
 			sandbox = "none: Blender runs unconfined there"
 		}
 	}
-	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
+	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "drained", p.Drained, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
 		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "tasks done", p.TasksDone, "system", system, "hardware", machine,
 		"blender", blender, "sandbox", sandbox, "labels", labelsText(p.Capability), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
 }
@@ -247,7 +301,7 @@ func (c *cli) statusCommand() *cobra.Command {
 					"hardware", machine, "labels", labelsText(&s.Capability), "blender", blender, "sandbox", sandbox,
 					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.Slots, strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
-					"takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
+					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
 			})
 		},
 	}

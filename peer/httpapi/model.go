@@ -195,6 +195,7 @@ type Peer struct {
 	Busy       int               `json:"busy"`
 	TasksDone  int               `json:"tasks_done"`
 	Full       string            `json:"full,omitempty" doc:"why it takes no more work, in words"`
+	Drained    string            `json:"drained,omitempty" doc:"why it is drained, in words: an admin said so, or it failed too many jobs in a row"`
 	Capability *lease.Capability `json:"capability"`
 	Addrs      []string          `json:"addrs,omitempty"`
 	LastSeen   *time.Time        `json:"last_seen"`
@@ -241,6 +242,9 @@ type Status struct {
 	Store      StoreStatus      `json:"store"`
 	// Full says in words why this machine takes no more work; "" while it has room.
 	Full string `json:"full,omitempty" doc:"why this machine takes no more work, in words"`
+	// Drained says why this machine is drained, as the leader knows it; "" where it
+	// is not, or while none can be asked.
+	Drained string `json:"drained,omitempty" doc:"why this machine is drained, in words"`
 	// Unkept is the number of finished frames that, as far as this machine knows,
 	// only it holds.
 	Unkept int `json:"unkept"`
