@@ -37,7 +37,7 @@ type Submission struct {
 	Priority lease.Tier         `json:"priority,omitempty"`
 	Order    lease.Order        `json:"order,omitempty" doc:"preview (the first, the middle and the last frames first) or linear"`
 	After    []lease.JobID      `json:"after,omitempty" maxItems:"64" doc:"jobs that must be done before this one begins"`
-	Needs    lease.Requirements `json:"needs,omitzero"`
+	Needs    lease.Requirements `json:"needs,omitzero" doc:"what a machine must have: os is linux, windows or darwin; blender is 3.4 for every 3.4.x, 3.4.1 for itself, any for every one that is not older than the file, and absent for the release that saved the file"`
 	Settings lease.Settings     `json:"settings,omitzero"`
 	Replicas int                `json:"replicas,omitempty" minimum:"0" maximum:"16"`
 	// Output is an absolute folder on the machine that takes the submission.
