@@ -76,7 +76,7 @@ func (l *leader) drained(e lease.Event) {
 		l.c.slog.Warn("a machine is drained: it finishes what it has and takes no more", "peer", e.Peer.Short(), "why", e.Reason)
 	}
 	if s := l.sessions[e.Peer]; s != nil {
-		l.c.Read(func(q *lease.State, _ *authz.Roster) { s.judge(q) })
+		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })
 		s.look = true
 	}
 }
@@ -86,7 +86,7 @@ func (l *leader) advertised(p authz.PeerID, can lease.Capability, holds map[stri
 	l.mu.Lock()
 	if s := l.sessions[p]; s != nil {
 		s.said, s.holds = can, holds
-		l.c.Read(func(q *lease.State, _ *authz.Roster) { s.judge(q) })
+		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })
 		for job, h := range s.noRoom {
 			if h.over(can) {
 				delete(s.noRoom, job)

@@ -70,8 +70,8 @@ func (l *leader) returned(p authz.PeerID) {
 	l.plan.ended = l.plan.ended || l.plan.scarce
 }
 
-// revised passes a new roster on, cuts off who is no member any more, and sees to
-// what they held.
+// revised passes a new roster on, cuts off who is no member any more and sees to
+// what they held, and takes the others for what the roster says.
 func (l *leader) revised(v *authz.View) {
 	l.mu.Lock()
 	for _, m := range l.members.Members() {
@@ -85,7 +85,11 @@ func (l *leader) revised(v *authz.View) {
 	}
 	l.members = v
 	l.mu.Unlock()
-	l.each(func(s *session) { s.send(Down{Roster: v}) })
+	l.each(func(s *session) {
+		s.send(Down{Roster: v})
+		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })
+		s.look = true
+	})
 }
 
 // proceed goes on with the plan for one batch of frames.

@@ -629,6 +629,62 @@ func TestDrain(t *testing.T) {
 	})
 }
 
+// A label that may mean a licence counts where an admin granted it, and not where
+// the machine says so.
+func TestGrantedLabels(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.join("ann", machine(0))
+		claims := machine(1)
+		claims.Labels = []string{"lic:keyshot", "fast", "calibrated"}
+		bob := d.join("bob", claims)
+		label := func(labels ...string) {
+			t.Helper()
+			require.NoError(t, d.Admit(t.Context(), authz.Command{At: time.Now(), Label: &authz.Label{Peer: "bob", Labels: labels}}))
+			synctest.Wait()
+		}
+		labels := func(p authz.PeerID) []string { return d.Knowledge().Members[p].Can.Labels }
+		needs := func(labels ...string) func(*lease.Spec) { return func(s *lease.Spec) { s.Needs.Labels = labels } }
+		plain := d.submit("ann", aCID(1), 1, needs("fast"))
+		d.within(time.Second, "what it may say of itself counts", func() bool { return len(bob.orders()) == 1 })
+		require.Equal(t, plain, bob.orders()[0].Task.Job)
+		bob.render(bob.orders()[0], aCID(10))
+
+		licensed := d.submit("ann", aCID(2), 2, needs("lic:keyshot"))
+		d.Advertise("bob", claims, nil)
+		d.Advertise("away", claims, nil)
+		time.Sleep(time.Minute)
+		require.Len(t, bob.orders(), 1)
+		require.Equal(t, []string{"fast"}, labels("bob"))
+		require.Equal(t, []string{"fast"}, labels("away"), "nor where the machine is not connected")
+		label("lic:keyshot")
+		d.within(time.Second, "it is granted", func() bool { return len(bob.orders()) == 2 })
+		require.Equal(t, licensed, bob.orders()[1].Task.Job)
+		require.Equal(t, []string{"fast", "lic:keyshot"}, labels("bob"))
+		// The member hears of its label before it has to check it.
+		var granted []string
+		for _, down := range bob.heard() {
+			if down.Roster != nil {
+				m, _ := down.Roster.Member("bob")
+				granted = m.Labels
+			}
+			if down.Grant != nil && down.Grant.Task.Job == licensed {
+				require.Equal(t, []string{"lic:keyshot"}, granted)
+			}
+		}
+		d.Advertise("bob", machine(1), nil)
+		require.Equal(t, []string{"lic:keyshot"}, labels("bob"), "an ad does not take it away")
+		label()
+		bob.render(bob.orders()[1], aCID(11))
+		time.Sleep(time.Minute)
+		require.Len(t, bob.orders(), 2, "it is taken back")
+		label("lic:keyshot")
+		bob.leave()
+		bob = d.join("bob", machine(1))
+		d.within(time.Second, "and outlasts a stream", func() bool { return len(bob.orders()) == 1 })
+	})
+}
+
 // A member may ask what hangs on its machine.
 func TestParting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

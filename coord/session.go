@@ -107,12 +107,22 @@ func (s *session) free() int {
 	return s.can.Slots - busy
 }
 
-// judge works out what the member is taken to be able to do, from what it says and
-// what the farm has decided. It is asked whenever one of them changes. The leader's
-// mu is held.
-func (s *session) judge(q *lease.State) {
-	s.can = s.said
-	s.can.Draining = s.said.Draining || q.Machine(s.peer).Drained != ""
+// judge works out anew what a member is taken to be able to do. It is asked whenever
+// something of that changes. l.mu is held.
+//
+// Labels are those of the roster that members have been sent already: a member
+// checks what it is granted by its own.
+func (l *leader) judge(s *session, q *lease.State) {
+	m, _ := l.members.Member(s.peer)
+	s.can = s.taken(q, m.Labels)
+}
+
+// taken is what the member is taken to be able to do, by what it says and by what
+// the farm has decided.
+func (s *session) taken(q *lease.State, granted []string) lease.Capability {
+	can := s.said.Believed(granted)
+	can.Draining = can.Draining || q.Machine(s.peer).Drained != ""
+	return can
 }
 
 // machine is the member as the scheduler sees it.
@@ -238,7 +248,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 	w := Welcome{Term: l.term}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
-		s.judge(q)
+		l.judge(s, q)
 		w.Roster = r.View()
 		for _, j := range q.Open() {
 			w.Open = append(w.Open, j.ID)

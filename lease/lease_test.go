@@ -148,6 +148,16 @@ func TestMatch(t *testing.T) {
 	require.False(t, ok)
 }
 
+func TestBelieved(t *testing.T) {
+	said := lease.Capability{Slots: 1, Labels: []string{"night", "lic:keyshot", "calibrated", "fast"}}
+	require.Equal(t, []string{"fast", "night"}, said.Believed(nil).Labels)
+	can := said.Believed([]string{"fast", "lic:nuke"})
+	require.Equal(t, []string{"fast", "lic:nuke", "night"}, can.Labels)
+	require.Equal(t, 1, can.Slots)
+	require.Equal(t, []string{"night", "lic:keyshot", "calibrated", "fast"}, said.Labels, "what it said stays")
+	require.Empty(t, lease.Capability{}.Believed(nil).Labels)
+}
+
 func v(major, minor, patch int) lease.Version {
 	return lease.Version{Major: major, Minor: minor, Patch: patch}
 }

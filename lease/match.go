@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"vizpeer/authz"
 )
 
 // Backend is a way of rendering that a device offers, by Blender's name for it.
@@ -113,6 +115,17 @@ func (c Capability) Validate() error {
 		}
 	}
 	return nil
+}
+
+// Believed is c as the farm takes it: with the labels that an admin granted the
+// machine, and without those that it gives itself and may not; see
+// [authz.OnlyGranted].
+func (c Capability) Believed(granted []string) Capability {
+	labels := slices.DeleteFunc(slices.Clone(c.Labels), authz.OnlyGranted)
+	labels = append(labels, granted...)
+	slices.Sort(labels)
+	c.Labels = slices.Compact(labels)
+	return c
 }
 
 // Requirements are what a job needs of a machine. The zero value is satisfied by

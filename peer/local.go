@@ -246,7 +246,7 @@ func (l local) Identity() (authz.PeerID, authz.FarmID) { return l.self, l.farm }
 func (l local) Status(ctx context.Context) httpapi.Status {
 	s := httpapi.Status{
 		Peer: l.self, Name: l.name, Farm: string(l.farm), Version: l.cfg.Version, Roles: []string{},
-		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.ads.Can(),
+		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(),
 	}
 	if v := l.gate.view(); v != nil {

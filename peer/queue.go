@@ -310,7 +310,7 @@ func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, 
 func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
 	out := httpapi.Peer{
 		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Machine(m.ID).Finished,
-		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained,
+		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
 	}
 	if known.Can != nil {
 		out.Slots = known.Can.Slots
@@ -330,6 +330,20 @@ func (q queue) Drain(ctx context.Context, p authz.Principal, id authz.PeerID, on
 		return out, answer(err)
 	}
 	q.slog.Info("a machine was drained, or not any more", "peer", id.Short(), "user", p.User, "drained", on)
+	return q.peer(id)
+}
+
+func (q queue) Label(ctx context.Context, p authz.Principal, id authz.PeerID, labels []string) (out httpapi.Peer, err error) {
+	if err := q.mayManage(p, id); err != nil {
+		return out, err
+	}
+	if err := authz.CheckLabels(labels); err != nil {
+		return out, fmt.Errorf("%w: %w", httpapi.ErrInvalid, err)
+	}
+	if err := q.coord.Admit(ctx, authz.Command{At: time.Now(), Label: &authz.Label{Peer: id, Labels: labels}}); err != nil {
+		return out, answer(err)
+	}
+	q.slog.Info("a machine was labelled", "peer", id.Short(), "user", p.User, "labels", labels)
 	return q.peer(id)
 }
 

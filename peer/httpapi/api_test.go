@@ -43,6 +43,7 @@ var reach = map[string][]string{
 	"GET /v1/peers":                       {"root", "ann", "vic", "box"},
 	"POST /v1/peers/{id}/drain":           {"root"},
 	"POST /v1/peers/{id}/undrain":         {"root"},
+	"PUT /v1/peers/{id}/labels":           {"root"},
 	"GET /v1/blobs":                       {"root", "ann", "vic"},
 	"POST /v1/blobs":                      {"root", "ann"},
 	"GET /v1/blobs/stat":                  {"root", "ann", "vic"},
@@ -181,6 +182,10 @@ func TestDocuments(t *testing.T) {
 			require.Equal(t, state, p.State)
 		}
 		require.Equal(t, 422, m.do(t, "root", "POST", "/v1/peers/no-peer/drain", nil).StatusCode)
+		var p Peer
+		require.NoError(t, json.Unmarshal(m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{[]string{"lic:x"}}).body, &p))
+		require.Equal(t, Peer{ID: "12D3Koo", Granted: []string{"lic:x"}}, p)
+		require.Equal(t, 422, m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{make([]string, 65)}).StatusCode)
 		r := m.do(t, "root", "POST", "/v1/tickets", Invitation{Role: authz.Operator, Uses: 3})
 		require.Equal(t, 201, r.StatusCode)
 		require.Contains(t, string(r.body), `"ticket":"secret","role":"operator","uses":3`)

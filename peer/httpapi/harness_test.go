@@ -129,6 +129,10 @@ func (f *farm) Drain(_ context.Context, p authz.Principal, id authz.PeerID, on b
 	return out, f.call("drain", p)
 }
 
+func (f *farm) Label(_ context.Context, p authz.Principal, id authz.PeerID, labels []string) (Peer, error) {
+	return Peer{ID: id, Granted: labels}, f.call("label", p)
+}
+
 func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }

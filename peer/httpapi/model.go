@@ -196,9 +196,15 @@ type Peer struct {
 	TasksDone  int               `json:"tasks_done"`
 	Full       string            `json:"full,omitempty" doc:"why it takes no more work, in words"`
 	Drained    string            `json:"drained,omitempty" doc:"why it is drained, in words: an admin said so, or it failed too many jobs in a row"`
-	Capability *lease.Capability `json:"capability"`
+	Capability *lease.Capability `json:"capability" doc:"what the farm takes it to be able to do; its labels are those that it gives itself, where it may, and those that an admin granted"`
+	Granted    []string          `json:"granted_labels,omitempty" doc:"the labels that an admin granted"`
 	Addrs      []string          `json:"addrs,omitempty"`
 	LastSeen   *time.Time        `json:"last_seen"`
+}
+
+// Labels is the body of PUT /v1/peers/{id}/labels.
+type Labels struct {
+	Labels []string `json:"labels" maxItems:"64" doc:"all labels that the machine is granted, in place of those before; lic:keyshot, or any other of 1 to 64 letters, digits and . _ : + -"`
 }
 
 // PeerList is GET /v1/peers.
