@@ -13,6 +13,7 @@ var (
 	ErrTicketUnknown = errors.New("the farm does not know this ticket, or it expired long ago: ask an admin for a new one (`vizpeer invite`)")
 	ErrTicketUsed    = errors.New("the ticket is used up: ask an admin for a new one (`vizpeer invite`)")
 	ErrTicketExpired = errors.New("the ticket has expired: ask an admin for a new one (`vizpeer invite`)")
+	ErrNotMember     = errors.New("no member of the farm is of that ID")
 	ErrFull          = fmt.Errorf("the farm is full: %d members and %d open tickets are its limits", MaxMembers, MaxTickets)
 )
 
@@ -22,6 +23,7 @@ type Command struct {
 	Found  *Found    `json:"found,omitempty"`
 	Mint   *Mint     `json:"mint,omitempty"`
 	Redeem *Redeem   `json:"redeem,omitempty"`
+	Label  *Label    `json:"label,omitempty"`
 }
 
 // Found makes the farm: the first command of its log. Repeating it for the same
@@ -80,12 +82,13 @@ const (
 	FarmFounded  EventType = "farm.founded"
 	TicketMinted EventType = "ticket.minted"
 	PeerAdmitted EventType = "peer.admitted"
+	PeerLabelled EventType = "peer.labelled"
 )
 
 // Event is one consequence of a command. It holds no secret and no hash of one.
 type Event struct {
 	Type EventType
-	Peer PeerID // who was admitted
+	Peer PeerID // who was admitted, or has other labels now
 	User string // who minted the ticket, or the person of the machine
 	Role Role
 }

@@ -68,6 +68,10 @@ func (p Principal) MayControl(owner string) bool {
 // MayInvite tells whether p may mint tickets and change the roster.
 func (p Principal) MayInvite() bool { return p.Role == Admin }
 
+// MayManageMachines tells whether p may drain machines and decide what they count
+// as.
+func (p Principal) MayManageMachines() bool { return p.Role == Admin }
+
 // MaySeeMachines tells whether p may see the names and hardware of all peers;
 // others see the counts only.
 func (p Principal) MaySeeMachines() bool { return p.Role == Admin }

@@ -47,7 +47,7 @@ func (r *Roster) Account(user string) Account {
 // Apply makes the change, or answers why not and changes nothing.
 func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
-	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil} {
+	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil} {
 		if is {
 			set++
 		}
@@ -70,6 +70,8 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.mint(at, c.Mint.Ticket)
 	case c.Redeem != nil:
 		events, err = r.redeem(at, *c.Redeem)
+	case c.Label != nil:
+		events, err = r.label(*c.Label)
 	}
 	if err == nil && len(events) > 0 {
 		r.version++
@@ -195,7 +197,7 @@ func (r *Roster) redeem(at time.Time, c Redeem) ([]Event, error) {
 	}
 	m := Member{ID: c.Peer, Name: c.Name, Worker: c.Worker, Coordinator: ticket.Coordinator, Role: ticket.Role, JoinedAt: at}
 	if isMember { // a ticket adds rights; it never takes any away
-		m.User, m.JoinedAt = old.User, old.JoinedAt
+		m.User, m.JoinedAt, m.Labels = old.User, old.JoinedAt, old.Labels
 		m.Coordinator = m.Coordinator || old.Coordinator
 		m.Role = stronger(m.Role, old.Role)
 	} else {

@@ -348,6 +348,66 @@ func TestRestoreRefuses(t *testing.T) {
 	require.Error(t, err)
 }
 
+func TestLabel(t *testing.T) {
+	r, g := founded(t)
+	_, err := join(t, r, g.ticket, "box", "box-2")
+	require.NoError(t, err)
+	label := func(p PeerID, labels ...string) ([]Event, error) {
+		return r.Apply(Command{At: noon, Label: &Label{Peer: p, Labels: labels}})
+	}
+	granted := func() []string {
+		m, _ := r.Member("box")
+		return m.Labels
+	}
+	old := r.View()
+	events, err := label("box", "lic:keyshot", "fast", "lic:keyshot")
+	require.NoError(t, err)
+	require.Equal(t, []Event{{Type: PeerLabelled, Peer: "box", User: "box-2", Role: Node}}, events)
+	require.Equal(t, []string{"fast", "lic:keyshot"}, granted())
+	require.True(t, r.View().Replaces(old), "every peer hears of it")
+	m, _ := old.Member("box")
+	require.Empty(t, m.Labels, "a view does not change with its roster")
+	version := r.Version()
+	events, err = label("box", "fast", "lic:keyshot")
+	require.NoError(t, err)
+	require.Empty(t, events, "nothing is new")
+	require.Equal(t, version, r.Version())
+
+	_, err = join(t, r, mint(t, r, Viewer, false, 1), "box", "box-3")
+	require.NoError(t, err)
+	require.Equal(t, []string{"fast", "lic:keyshot"}, granted(), "a ticket takes nothing away")
+	back, err := Restore(bytes.NewReader(snapshotOf(t, r)))
+	require.NoError(t, err)
+	require.Equal(t, r.Members(), back.Members())
+	good := string(snapshotOf(t, r))
+	for _, bad := range []string{`["lic:keyshot","fast"]`, `["fast","fast"]`, `["two words"]`} {
+		text := strings.Replace(good, `["fast","lic:keyshot"]`, bad, 1)
+		require.NotEqual(t, good, text)
+		_, err := Restore(strings.NewReader(text))
+		require.Error(t, err, bad)
+	}
+
+	before := snapshotOf(t, r)
+	_, err = label("nobody", "fast")
+	require.ErrorIs(t, err, ErrNotMember)
+	for _, bad := range [][]string{{""}, {"two words"}, {"fast", "é"}, {strings.Repeat("x", 65)}, slices.Repeat([]string{"x"}, MaxLabels+1)} {
+		_, err = label("box", bad...)
+		require.Error(t, err)
+	}
+	require.Equal(t, before, snapshotOf(t, r), "a refused command changes nothing")
+
+	_, err = label("box")
+	require.NoError(t, err)
+	require.Empty(t, granted())
+	require.NotContains(t, string(snapshotOf(t, r)), "labels")
+}
+
+func TestOnlyGranted(t *testing.T) {
+	for label, want := range map[string]bool{"calibrated": true, "lic:keyshot": true, ":": true, "fast": false, "Calibrated": false, "calibrated-2": false, "": false} {
+		require.Equal(t, want, OnlyGranted(label), label)
+	}
+}
+
 // TestRosterModel drives a roster with random joins and checks it against a few
 // lines that say what a ticket is; and that a snapshot taken anywhere, restored
 // and played on, gives the same bytes.
@@ -417,6 +477,14 @@ func TestRosterModel(t *testing.T) {
 				}
 				if err == nil {
 					m.used[peer], admitted[peer] = true, true
+				}
+			},
+			"label": func(t *rapid.T) {
+				peer := PeerID(fmt.Sprint("peer", rapid.IntRange(0, 5).Draw(t, "peer")))
+				labels := rapid.SliceOfN(rapid.SampledFrom([]string{"a", "lic:b", "c", "no label"}), 0, 3).Draw(t, "labels")
+				err := apply(Command{At: now, Label: &Label{Peer: peer, Labels: labels}})
+				if possible := admitted[peer] && !slices.Contains(labels, "no label"); possible != (err == nil) {
+					t.Fatalf("labelling %v %q: %v", peer, labels, err)
 				}
 			},
 			"wait": func(t *rapid.T) {

@@ -25,6 +25,8 @@ type Member struct {
 	User        string    `json:"user"`        // who owns what it submits; unique among members
 	Key         string    `json:"key,omitempty"`
 	JoinedAt    time.Time `json:"joined_at"`
+	// Labels are those that an admin granted it, in order, each once.
+	Labels []string `json:"labels,omitempty"`
 }
 
 // RoleNames lists what the machine does, for people: worker, coordinator,
@@ -54,6 +56,9 @@ func (m Member) validate() error {
 		return err
 	}
 	if err := checkName("user", m.User); err != nil {
+		return err
+	}
+	if err := checkGranted(m.Labels); err != nil {
 		return err
 	}
 	return checkName("machine", m.Name)

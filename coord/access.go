@@ -87,6 +87,7 @@ func (l *leader) answer(s *session, up Up) *Ack {
 	case up.Part != nil:
 		if p, leads := l.c.Parting(s.peer); leads {
 			ack.Parting = &p
+			l.c.Read(func(q *lease.State, _ *authz.Roster) { ack.Drained = q.Machine(s.peer).Drained })
 		} else {
 			ack.Code, ack.Reason = CodeLeader, fmt.Sprint(ErrMoved)
 		}

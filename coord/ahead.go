@@ -70,11 +70,23 @@ func (h shortage) over(can lease.Capability) bool {
 	return can.FreeDisk >= h.disk+more || roomOf(can) >= h.room+more
 }
 
+// drained notes that a machine takes no more work, or does again. l.mu is held.
+func (l *leader) drained(e lease.Event) {
+	if e.Type == lease.PeerDrained {
+		l.c.slog.Warn("a machine is drained: it finishes what it has and takes no more", "peer", e.Peer.Short(), "why", e.Reason)
+	}
+	if s := l.sessions[e.Peer]; s != nil {
+		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })
+		s.look = true
+	}
+}
+
 // advertised takes a member's new capability and what it holds.
 func (l *leader) advertised(p authz.PeerID, can lease.Capability, holds map[string]int) {
 	l.mu.Lock()
 	if s := l.sessions[p]; s != nil {
-		s.can, s.holds = can, holds
+		s.said, s.holds = can, holds
+		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })
 		for job, h := range s.noRoom {
 			if h.over(can) {
 				delete(s.noRoom, job)

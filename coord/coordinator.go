@@ -181,8 +181,8 @@ func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec) (lease.JobID,
 	return id, tasks, nil
 }
 
-// Control commits what somebody with the right to it wants of a job: one of Cancel,
-// Pause, Resume, Prioritise and Retry.
+// Control commits what somebody with the right to it wants of a job or a machine:
+// one of Cancel, Pause, Resume, Prioritise, Retry and Drain.
 func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 	cmd.At = time.Now()
 	return c.commit(ctx, Entry{Queue: &cmd})

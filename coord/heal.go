@@ -70,8 +70,8 @@ func (l *leader) returned(p authz.PeerID) {
 	l.plan.ended = l.plan.ended || l.plan.scarce
 }
 
-// revised passes a new roster on, cuts off who is no member any more, and sees to
-// what they held.
+// revised passes a new roster on, cuts off who is no member any more and sees to
+// what they held, and takes the others for what the roster says.
 func (l *leader) revised(v *authz.View) {
 	l.mu.Lock()
 	for _, m := range l.members.Members() {
@@ -85,14 +85,19 @@ func (l *leader) revised(v *authz.View) {
 	}
 	l.members = v
 	l.mu.Unlock()
-	l.each(func(s *session) { s.send(Down{Roster: v}) })
+	l.each(func(s *session) {
+		s.send(Down{Roster: v})
+		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })
+		s.look = true
+	})
 }
 
 // proceed goes on with the plan for one batch of frames.
 func (l *leader) proceed() {
 	l.mu.Lock()
 	p := &l.plan
-	if !p.under {
+	begins := !p.under
+	if begins {
 		if !p.again {
 			l.mu.Unlock()
 			return
@@ -105,6 +110,9 @@ func (l *leader) proceed() {
 	strangers := make(map[authz.PeerID]bool)
 	l.c.Read(func(s *lease.State, r *authz.Roster) {
 		k := l.keeping(r)
+		if begins {
+			k.strangers(s.Machines(), strangers)
+		}
 		for left := planBatch; left > 0 && p.under; {
 			left -= k.step(s, p, left, strangers)
 		}
@@ -156,9 +164,9 @@ func (k keeping) step(s *lease.State, p *plan, n int, strangers map[authz.PeerID
 	return max(seen, 1)
 }
 
-// strangers notes who of the holders is no member.
-func (k keeping) strangers(holders []authz.PeerID, to map[authz.PeerID]bool) {
-	for _, p := range holders {
+// strangers notes who of the machines that the queue knows is no member.
+func (k keeping) strangers(machines []authz.PeerID, to map[authz.PeerID]bool) {
+	for _, p := range machines {
 		if _, member := k.roster.Member(p); !member {
 			to[p] = true
 		}

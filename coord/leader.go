@@ -217,6 +217,8 @@ func (l *leader) applied(a Applied) {
 				l.unaskProject(s, e.Job)
 			}
 			l.submitted = append(l.submitted, e.Job)
+		case lease.PeerDrained, lease.PeerUndrained:
+			l.drained(e)
 		case lease.JobEnded:
 			for _, s := range l.sessions {
 				l.unaskProject(s, e.Job)

@@ -587,6 +587,104 @@ func TestNoRoom(t *testing.T) {
 	})
 }
 
+// A drained machine finishes what it has and is given nothing more, by this leader
+// and over streams, until an admin ends it; whoever watches hears of both.
+func TestDrain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.join("ann", machine(0))
+		bob := d.join("bob", machine(1))
+		drain := func(on bool) {
+			t.Helper()
+			require.NoError(t, d.Control(t.Context(), lease.Command{Drain: &lease.Drain{Peer: "bob", On: on, Reason: "drained by root"}}))
+		}
+		d.submit("ann", aCID(1), 3)
+		d.within(time.Second, "bob renders", func() bool { return len(bob.orders()) == 1 })
+		watch := d.Watch(0)
+		defer watch.Stop()
+		drain(true)
+		require.Equal(t, lease.PeerDrained, (<-watch.C).Type)
+		require.True(t, d.Knowledge().Members["bob"].Can.Draining)
+		require.Equal(t, "drained by root", bob.says(Up{Part: &Part{}}).Drained)
+		bob.render(bob.orders()[0], aCID(10))
+		d.Advertise("bob", machine(1), nil)
+		time.Sleep(time.Minute)
+		require.Len(t, bob.orders(), 1)
+		bob.leave()
+		bob = d.join("bob", machine(1))
+		time.Sleep(time.Minute)
+		require.Empty(t, bob.orders(), "it is not forgotten when the machine comes back")
+		drain(false)
+		d.within(time.Second, "bob renders again", func() bool { return len(bob.orders()) == 1 })
+		require.False(t, d.Knowledge().Members["bob"].Can.Draining)
+
+		// What is remembered of a machine goes with its membership.
+		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Drain: &lease.Drain{Peer: "ghost", On: true}}})
+		require.NoError(t, err)
+		d.join("cyd", machine(0))
+		d.within(time.Second, "the ghost is forgotten", func() (gone bool) {
+			d.Read(func(q *lease.State, _ *authz.Roster) { gone = !slices.Contains(q.Machines(), "ghost") })
+			return gone
+		})
+	})
+}
+
+// A label that may mean a licence counts where an admin granted it, and not where
+// the machine says so.
+func TestGrantedLabels(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.join("ann", machine(0))
+		claims := machine(1)
+		claims.Labels = []string{"lic:keyshot", "fast", "calibrated"}
+		bob := d.join("bob", claims)
+		label := func(labels ...string) {
+			t.Helper()
+			require.NoError(t, d.Admit(t.Context(), authz.Command{At: time.Now(), Label: &authz.Label{Peer: "bob", Labels: labels}}))
+			synctest.Wait()
+		}
+		labels := func(p authz.PeerID) []string { return d.Knowledge().Members[p].Can.Labels }
+		needs := func(labels ...string) func(*lease.Spec) { return func(s *lease.Spec) { s.Needs.Labels = labels } }
+		plain := d.submit("ann", aCID(1), 1, needs("fast"))
+		d.within(time.Second, "what it may say of itself counts", func() bool { return len(bob.orders()) == 1 })
+		require.Equal(t, plain, bob.orders()[0].Task.Job)
+		bob.render(bob.orders()[0], aCID(10))
+
+		licensed := d.submit("ann", aCID(2), 2, needs("lic:keyshot"))
+		d.Advertise("bob", claims, nil)
+		d.Advertise("away", claims, nil)
+		time.Sleep(time.Minute)
+		require.Len(t, bob.orders(), 1)
+		require.Equal(t, []string{"fast"}, labels("bob"))
+		require.Equal(t, []string{"fast"}, labels("away"), "nor where the machine is not connected")
+		label("lic:keyshot")
+		d.within(time.Second, "it is granted", func() bool { return len(bob.orders()) == 2 })
+		require.Equal(t, licensed, bob.orders()[1].Task.Job)
+		require.Equal(t, []string{"fast", "lic:keyshot"}, labels("bob"))
+		// The member hears of its label before it has to check it.
+		var granted []string
+		for _, down := range bob.heard() {
+			if down.Roster != nil {
+				m, _ := down.Roster.Member("bob")
+				granted = m.Labels
+			}
+			if down.Grant != nil && down.Grant.Task.Job == licensed {
+				require.Equal(t, []string{"lic:keyshot"}, granted)
+			}
+		}
+		d.Advertise("bob", machine(1), nil)
+		require.Equal(t, []string{"lic:keyshot"}, labels("bob"), "an ad does not take it away")
+		label()
+		bob.render(bob.orders()[1], aCID(11))
+		time.Sleep(time.Minute)
+		require.Len(t, bob.orders(), 2, "it is taken back")
+		label("lic:keyshot")
+		bob.leave()
+		bob = d.join("bob", machine(1))
+		d.within(time.Second, "and outlasts a stream", func() bool { return len(bob.orders()) == 1 })
+	})
+}
+
 // A member may ask what hangs on its machine.
 func TestParting(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

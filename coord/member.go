@@ -11,7 +11,7 @@ import (
 
 // Member is what the leader knows of a machine now.
 type Member struct {
-	Can       *lease.Capability // nil where it never said
+	Can       *lease.Capability // what it is taken to be able to do; nil where it never said
 	Connected bool
 	Here      bool // connected, or was less than a lease's TTL ago
 	Busy      int
@@ -59,10 +59,15 @@ func (c *Coordinator) Parting(m authz.PeerID) (p lease.Parting, leads bool) {
 func (c *Coordinator) Knowledge() Knowledge {
 	k := Knowledge{Members: make(map[authz.PeerID]Member), Progress: make(map[lease.ID]json.RawMessage), Trouble: make(map[lease.JobID]Difficulty)}
 	c.mu.Lock()
-	for p, can := range c.can {
-		k.Members[p] = Member{Can: &can}
-	}
+	said := maps.Clone(c.can)
 	c.mu.Unlock()
+	c.Read(func(_ *lease.State, r *authz.Roster) {
+		for p, can := range said {
+			m, _ := r.Member(p)
+			can = can.Believed(m.Labels)
+			k.Members[p] = Member{Can: &can}
+		}
+	})
 	l := c.leading.Load()
 	if l == nil {
 		return k
@@ -80,13 +85,18 @@ func (c *Coordinator) Knowledge() Knowledge {
 		m.Here = true
 		k.Members[p] = m
 	}
-	for p, s := range l.sessions {
-		m := s.machine()
-		k.Members[p] = Member{
-			Can: &m.Can, Connected: true, Here: true, Busy: max(0, m.Can.Slots-m.Free), Addrs: s.addrs, Seen: time.Now(),
-			Holds: m.Holds, NoRoom: m.NoRoom,
+	c.Read(func(q *lease.State, r *authz.Roster) {
+		for p, s := range l.sessions {
+			// By the roster of now, which the leader may not have acted upon yet: whoever
+			// changed it wants to see that.
+			granted, _ := r.Member(p)
+			can, m := s.taken(q, granted.Labels), s.machine()
+			k.Members[p] = Member{
+				Can: &can, Connected: true, Here: true, Busy: max(0, m.Can.Slots-m.Free), Addrs: s.addrs, Seen: time.Now(),
+				Holds: m.Holds, NoRoom: m.NoRoom,
+			}
 		}
-	}
+	})
 	for id, t := range l.leases {
 		k.Progress[id] = t.progress
 	}

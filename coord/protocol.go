@@ -91,8 +91,8 @@ type Find struct {
 	By   string `json:"by"` // a [lease.Scope]
 }
 
-// Part asks what would be lost if the sender's machine were switched off now. The
-// answer's Parting tells.
+// Part asks what would be lost if the sender's machine were switched off now, which
+// the answer's Parting tells, and whether it is drained: Drained tells why.
 type Part struct{}
 
 // Recall asks which of some jobs the farm remembers: those that are open, and those
@@ -229,6 +229,7 @@ type Ack struct {
 	Reason  string         `json:"reason,omitempty"`
 	From    []Addr         `json:"from,omitempty"`    // of [Find]
 	Parting *lease.Parting `json:"parting,omitempty"` // of [Part]
+	Drained string         `json:"drained,omitempty"` // of [Part]
 	Known   []lease.JobID  `json:"known,omitempty"`   // of [Recall]
 }
 

@@ -28,7 +28,8 @@ type session struct {
 	limit *rate.Limiter // of what it says
 
 	// Guarded by the leader's mu.
-	can     lease.Capability
+	said    lease.Capability  // what it says of itself
+	can     lease.Capability  // what it is taken to be able to do; see judge
 	granted map[lease.ID]bool // leases it was given
 	running map[lease.ID]bool // attempts it says it makes, some under leases that have ended
 	asked   map[KeepID]bool   // what it was asked to keep: true until it has answered
@@ -106,6 +107,24 @@ func (s *session) free() int {
 	return s.can.Slots - busy
 }
 
+// judge works out anew what a member is taken to be able to do. It is asked whenever
+// something of that changes. l.mu is held.
+//
+// Labels are those of the roster that members have been sent already: a member
+// checks what it is granted by its own.
+func (l *leader) judge(s *session, q *lease.State) {
+	m, _ := l.members.Member(s.peer)
+	s.can = s.taken(q, m.Labels)
+}
+
+// taken is what the member is taken to be able to do, by what it says and by what
+// the farm has decided.
+func (s *session) taken(q *lease.State, granted []string) lease.Capability {
+	can := s.said.Believed(granted)
+	can.Draining = can.Draining || q.Machine(s.peer).Drained != ""
+	return can
+}
+
 // machine is the member as the scheduler sees it.
 func (s *session) machine() sched.Machine {
 	m := sched.Machine{Peer: s.peer, Can: s.can, Free: s.free(), Holds: s.holds, NoRoom: make(map[lease.JobID]bool, len(s.noRoom))}
@@ -152,7 +171,7 @@ func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, w
 // housed notes which store a member has, before anything else it says counts.
 func (l *leader) housed(p authz.PeerID, store string) error {
 	was := ""
-	l.c.Read(func(q *lease.State, _ *authz.Roster) { was = q.Store(p) })
+	l.c.Read(func(q *lease.State, _ *authz.Roster) { was = q.Machine(p).Store })
 	if store == "" || store == was {
 		return nil
 	}
@@ -173,7 +192,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		return err
 	}
 	s := &session{
-		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, can: hello.Can,
+		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]bool), running: make(map[lease.ID]bool), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
 	}
@@ -229,6 +248,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 	w := Welcome{Term: l.term}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
+		l.judge(s, q)
 		w.Roster = r.View()
 		for _, j := range q.Open() {
 			w.Open = append(w.Open, j.ID)

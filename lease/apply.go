@@ -54,6 +54,8 @@ func (s *State) Apply(c Command) ([]Event, error) {
 		err = a.prioritise(*c.Prioritise)
 	case c.Retry != nil:
 		err = a.retry(*c.Retry)
+	case c.Drain != nil:
+		err = a.drain(*c.Drain)
 	default:
 		err = fmt.Errorf("%w: the command is empty or unknown to this version", ErrInvalid)
 	}
@@ -123,6 +125,8 @@ func (a *applying) grant(c Grant) error {
 		return ErrNotQueued
 	case t.attempt(c.Lease) >= 0:
 		return fmt.Errorf("%w: lease %s", ErrExists, c.Lease)
+	case a.Machine(c.Peer).Drained != "":
+		return fmt.Errorf("%w: %s", ErrDrained, a.Machine(c.Peer).Drained)
 	}
 	i := c.Task.Index
 	if 0 < c.Frames && c.Frames < t.Hi-t.Lo && len(j.Tasks) < MaxTasks {
@@ -295,7 +299,7 @@ func (a *applying) rendered(j *Job, i int32, k int, log string) {
 	a.revoke(j, i, "another machine was first", "another machine was first")
 	j.setTask(i, TaskRendered)
 	j.overheads(t)
-	a.finished[first.Peer]++
+	a.performed(first.Peer)
 	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: first.Lease, Peer: first.Peer, State: string(TaskRendered)})
 }
 
@@ -334,6 +338,7 @@ func (a *applying) fail(c Fail) error {
 		j.Faults = map[authz.PeerID]int{}
 	}
 	j.Faults[c.Peer]++
+	a.faulted(j, c.Peer, reason)
 	if c.Machine {
 		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
@@ -516,8 +521,8 @@ func (a *applying) store(c Store) error {
 	if c.Peer == "" || c.ID == "" || len(c.ID) > MaxStoreID {
 		return fmt.Errorf("%w: a store is some machine's, and has an ID of at most %d bytes", ErrInvalid, MaxStoreID)
 	}
-	was := a.stores[c.Peer]
-	a.stores[c.Peer] = c.ID
+	was := a.Machine(c.Peer).Store
+	a.machine(c.Peer).Store = c.ID
 	if was == "" || was == c.ID {
 		return nil
 	}
@@ -558,7 +563,7 @@ func (a *applying) lost(j *Job, at int, p authz.PeerID, why string) {
 
 func (a *applying) lose(c Lose) {
 	if c.Removed {
-		delete(a.stores, c.Peer)
+		defer delete(a.machines, c.Peer) // last: a task that it had rendered may be counted below
 		for _, j := range a.list {
 			if !j.State.Ended() {
 				continue

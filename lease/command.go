@@ -30,6 +30,7 @@ type Command struct {
 	Resume     *Resume     `json:"resume,omitempty"`
 	Prioritise *Prioritise `json:"prioritise,omitempty"`
 	Retry      *Retry      `json:"retry,omitempty"`
+	Drain      *Drain      `json:"drain,omitempty"`
 }
 
 // Submit accepts a job under an ID that its proposer drew at random.

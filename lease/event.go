@@ -25,6 +25,8 @@ const (
 	FrameLost      EventType = "frame.lost"      // its only holder is gone
 	FrameShort     EventType = "frame.short"     // a machine's copy of it is gone
 	ProjectShort   EventType = "project.short"   // a machine's copy of the project is gone
+	PeerDrained    EventType = "peer.drained"    // a machine is granted nothing more; Reason says why
+	PeerUndrained  EventType = "peer.undrained"  // it takes work again
 	TaskProgress   EventType = "task.progress"   // never in the log: sent by the leader
 	PeerChanged    EventType = "peer.changed"    // never in the log: sent by the leader
 )

@@ -75,7 +75,7 @@ func FuzzParseFrames(f *testing.F) {
 
 func TestMatch(t *testing.T) {
 	box := lease.Capability{
-		Slots: 1, RAM: 16 << 30, FreeDisk: 100 << 30, Labels: []string{"calibrated"}, Backends: []lease.Backend{lease.CPU, lease.CUDA},
+		OS: "linux", Slots: 1, RAM: 16 << 30, FreeDisk: 100 << 30, Labels: []string{"calibrated"}, Backends: []lease.Backend{lease.CPU, lease.CUDA},
 		GPUs:   []lease.GPU{{Vendor: lease.NVIDIA, Model: "RTX 3060", VRAM: 12 << 30, Backends: []lease.Backend{lease.CUDA}}},
 		Builds: []lease.Build{{Name: "Blender", Version: v(4, 3, 2)}, {Name: "Blender", Version: v(3, 4, 1), Engines: []string{"CYCLES"}}},
 	}
@@ -83,16 +83,21 @@ func TestMatch(t *testing.T) {
 		needs lease.Requirements
 		lacks []string
 	}{
-		"nothing":         {lease.Requirements{}, nil},
-		"all it has":      {lease.Requirements{Backend: lease.CUDA, RequireGPU: true, GPUVendor: lease.NVIDIA, MinVRAM: 12 << 30, MinRAM: 16 << 30, Labels: []string{"calibrated"}, Blender: "3.4", FileVersion: v(2, 80, 0), Engine: "CYCLES", Disk: 1 << 30}, nil},
-		"backend":         {lease.Requirements{Backend: lease.OptiX}, []string{"needs backend OPTIX, has CPU, CUDA"}},
-		"vendor":          {lease.Requirements{GPUVendor: lease.AMD}, []string{"needs a GPU of AMD, has RTX 3060 with 12.0 GiB"}},
-		"VRAM":            {lease.Requirements{MinVRAM: 24 << 30}, []string{"needs a GPU with 24.0 GiB VRAM, has RTX 3060 with 12.0 GiB"}},
-		"RAM and a label": {lease.Requirements{MinRAM: 32 << 30, Labels: []string{"lic:x"}}, []string{"needs 32.0 GiB RAM, has 16.0 GiB", `needs label "lic:x", has "calibrated"`}},
-		"newer file":      {lease.Requirements{FileVersion: v(4, 4, 0)}, []string{"needs Blender 4.4.0 or newer (the file was saved with it), has Blender 4.3.2, Blender 3.4.1"}},
-		"exact version":   {lease.Requirements{Blender: "3.4.2"}, []string{"needs Blender 3.4.2, has Blender 4.3.2, Blender 3.4.1"}},
-		"engine":          {lease.Requirements{Engine: "LUX", Blender: "3.4"}, []string{"needs Blender 3.4 and the engine LUX, has Blender 4.3.2, Blender 3.4.1 (CYCLES)"}},
-		"disk":            {lease.Requirements{Disk: 200 << 30}, []string{"needs 200.0 GiB of free disk, has 100.0 GiB"}},
+		"nothing":          {lease.Requirements{}, nil},
+		"all it has":       {lease.Requirements{Backend: lease.CUDA, RequireGPU: true, GPUVendor: lease.NVIDIA, MinVRAM: 12 << 30, MinRAM: 16 << 30, OS: "linux", Labels: []string{"calibrated"}, Blender: "3.4", FileVersion: v(2, 80, 0), Engine: "CYCLES", Disk: 1 << 30}, nil},
+		"backend":          {lease.Requirements{Backend: lease.OptiX}, []string{"needs backend OPTIX, has CPU, CUDA"}},
+		"vendor":           {lease.Requirements{GPUVendor: lease.AMD}, []string{"needs a GPU of AMD, has RTX 3060 with 12.0 GiB"}},
+		"VRAM":             {lease.Requirements{MinVRAM: 24 << 30}, []string{"needs a GPU with 24.0 GiB VRAM, has RTX 3060 with 12.0 GiB"}},
+		"RAM and a label":  {lease.Requirements{MinRAM: 32 << 30, Labels: []string{"lic:x"}}, []string{"needs 32.0 GiB RAM, has 16.0 GiB", `needs label "lic:x", has "calibrated"`}},
+		"system":           {lease.Requirements{OS: "darwin"}, []string{"needs macOS, has Linux"}},
+		"newer file":       {lease.Requirements{FileVersion: v(4, 4, 0), Blender: lease.AnyBlender}, []string{"needs Blender 4.4 or newer (the file was saved with it), has Blender 4.3.2, Blender 3.4.1"}},
+		"file's release":   {lease.Requirements{FileVersion: v(3, 4, 5)}, nil},
+		"older file":       {lease.Requirements{FileVersion: v(3, 3, 0)}, []string{"needs Blender 3.3 (the file was saved with it), has Blender 4.3.2, Blender 3.4.1: install Blender 3.3 on a machine, or submit with --blender-version any to let a newer one render it"}},
+		"older file, any":  {lease.Requirements{FileVersion: v(3, 3, 0), Blender: lease.AnyBlender}, nil},
+		"old for the file": {lease.Requirements{FileVersion: v(4, 2, 0), Blender: "3.4"}, []string{"needs Blender 3.4 and Blender 4.2 or newer (the file was saved with it), has Blender 4.3.2, Blender 3.4.1"}},
+		"exact version":    {lease.Requirements{Blender: "3.4.2"}, []string{"needs Blender 3.4.2, has Blender 4.3.2, Blender 3.4.1"}},
+		"engine":           {lease.Requirements{Engine: "LUX", Blender: "3.4"}, []string{"needs Blender 3.4 and the engine LUX, has Blender 4.3.2, Blender 3.4.1 (CYCLES)"}},
+		"disk":             {lease.Requirements{Disk: 200 << 30}, []string{"needs 200.0 GiB of free disk, has 100.0 GiB"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.NoError(t, c.needs.Validate())
@@ -134,9 +139,23 @@ func TestMatch(t *testing.T) {
 
 	b, ok := lease.Requirements{FileVersion: v(3, 4, 5)}.Build(box)
 	require.True(t, ok)
+	require.Equal(t, v(3, 4, 1), b.Version, "the release that saved the file")
+	b, _ = lease.Requirements{FileVersion: v(3, 3, 0), Blender: lease.AnyBlender}.Build(box)
 	require.Equal(t, v(3, 4, 1), b.Version, "the oldest release that reads the file")
-	b, _ = lease.Requirements{FileVersion: v(3, 5, 0)}.Build(box)
+	b, _ = lease.Requirements{FileVersion: v(3, 5, 0), Blender: lease.AnyBlender}.Build(box)
 	require.Equal(t, v(4, 3, 2), b.Version)
+	_, ok = lease.Requirements{FileVersion: v(3, 5, 0)}.Build(box)
+	require.False(t, ok)
+}
+
+func TestBelieved(t *testing.T) {
+	said := lease.Capability{Slots: 1, Labels: []string{"night", "lic:keyshot", "calibrated", "fast"}}
+	require.Equal(t, []string{"fast", "night"}, said.Believed(nil).Labels)
+	can := said.Believed([]string{"fast", "lic:nuke"})
+	require.Equal(t, []string{"fast", "lic:nuke", "night"}, can.Labels)
+	require.Equal(t, 1, can.Slots)
+	require.Equal(t, []string{"night", "lic:keyshot", "calibrated", "fast"}, said.Labels, "what it said stays")
+	require.Empty(t, lease.Capability{}.Believed(nil).Labels)
 }
 
 func v(major, minor, patch int) lease.Version {
@@ -150,6 +169,7 @@ func TestRequirementsValidate(t *testing.T) {
 		"negative":           {MinRAM: -1},
 		"cannot be combined": {Backend: lease.CPU, RequireGPU: true},
 		"not a Blender":      {Blender: "new"},
+		"unknown operating":  {OS: "macos"},
 		"more than the 64":   {Labels: make([]string, 65)},
 	} {
 		require.ErrorContains(t, r.Validate(), want)

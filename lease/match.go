@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"vizpeer/authz"
 )
 
 // Backend is a way of rendering that a device offers, by Blender's name for it.
@@ -34,6 +36,14 @@ const (
 	Intel  Vendor = "INTEL"
 	Apple  Vendor = "APPLE"
 )
+
+// osNames are the operating systems that a job may ask for, by GOOS, with their
+// names for people.
+var osNames = map[string]string{"linux": "Linux", "windows": "Windows", "darwin": "macOS"}
+
+// AnyBlender is the version to ask for where every Blender will do that can open
+// the file.
+const AnyBlender = "any"
 
 // GPU is one graphics device of a machine.
 type GPU struct {
@@ -107,6 +117,17 @@ func (c Capability) Validate() error {
 	return nil
 }
 
+// Believed is c as the farm takes it: with the labels that an admin granted the
+// machine, and without those that it gives itself and may not; see
+// [authz.OnlyGranted].
+func (c Capability) Believed(granted []string) Capability {
+	labels := slices.DeleteFunc(slices.Clone(c.Labels), authz.OnlyGranted)
+	labels = append(labels, granted...)
+	slices.Sort(labels)
+	c.Labels = slices.Compact(labels)
+	return c
+}
+
 // Requirements are what a job needs of a machine. The zero value is satisfied by
 // every machine with a Blender.
 type Requirements struct {
@@ -115,12 +136,15 @@ type Requirements struct {
 	GPUVendor  Vendor   `json:"gpu_vendor,omitempty"`
 	MinVRAM    int64    `json:"min_vram,omitempty"` // bytes, of one GPU
 	MinRAM     int64    `json:"min_ram,omitempty"`  // bytes
+	OS         string   `json:"os,omitempty"`       // GOOS: linux, windows or darwin
 	Labels     []string `json:"labels,omitempty"`   // the machine must carry all of them
 	// Blender is the version the artist asked for: "3.4" matches every 3.4.x,
-	// "3.4.1" only itself, "" any that can open the file.
+	// "3.4.1" only itself, [AnyBlender] every one that is not older than the file.
+	// "" matches those of the release that saved the file, where that is known:
+	// another renders, but not always the same picture.
 	Blender string `json:"blender,omitempty"`
 	// FileVersion is the version that saved the .blend. An older Blender cannot
-	// be trusted with it: it may crash.
+	// be trusted with it, whatever is asked for: it may crash.
 	FileVersion Version `json:"file_version,omitzero"`
 	Engine      string  `json:"engine,omitempty"` // Blender's identifier, or "" for the file's own
 	// Denoise tells that the render denoises with OpenImageDenoise: a Blender
@@ -146,6 +170,8 @@ func (r Requirements) Validate() error {
 		return fmt.Errorf("unknown backend %q: use one of OPTIX, CUDA, HIP, ONEAPI, METAL, CPU", r.Backend)
 	case r.GPUVendor != "" && !slices.Contains([]Vendor{NVIDIA, AMD, Intel, Apple}, r.GPUVendor):
 		return fmt.Errorf("unknown GPU vendor %q: use one of NVIDIA, AMD, INTEL, APPLE", r.GPUVendor)
+	case r.OS != "" && osNames[r.OS] == "":
+		return fmt.Errorf("unknown operating system %q: use one of linux, windows, darwin (macOS)", r.OS)
 	case r.MinRAM < 0 || r.MinVRAM < 0 || r.Disk < 0 || r.Store < 0:
 		return fmt.Errorf("a memory requirement is negative: use 0 for none")
 	case r.Backend == CPU && (r.RequireGPU || r.GPUVendor != "" || r.MinVRAM > 0):
@@ -158,7 +184,7 @@ func (r Requirements) Validate() error {
 			return fmt.Errorf("a label is longer than %d bytes", maxText)
 		}
 	}
-	if r.Blender != "" {
+	if r.Blender != "" && r.Blender != AnyBlender {
 		if _, err := ParseVersion(r.Blender); err != nil {
 			return err
 		}
@@ -189,6 +215,9 @@ func (r Requirements) Match(c Capability) []Lack {
 	lack := func(need, has string) { lacks = append(lacks, Lack{Need: need, Has: cmp.Or(has, "none")}) }
 	if c.Slots < 1 {
 		lack("a machine that renders", "no render slots")
+	}
+	if r.OS != "" && c.OS != r.OS {
+		lack(osNames[r.OS], cmp.Or(osNames[c.OS], c.OS))
 	}
 	if _, ok := r.Build(c); !ok {
 		lacks = append(lacks, r.blenderLack(c.Builds))
@@ -248,7 +277,13 @@ const (
 func (r Requirements) meets(w want, b Build) bool {
 	switch w {
 	case wantVersion:
-		return r.Blender == "" || b.Version.Matches(r.Blender)
+		switch r.Blender {
+		case AnyBlender:
+			return true
+		case "":
+			return r.FileVersion == (Version{}) || b.Version.Release() == r.FileVersion.Release()
+		}
+		return b.Version.Matches(r.Blender)
 	case wantFile:
 		return !b.Version.Less(r.FileVersion.Release())
 	case wantEngine:
@@ -259,11 +294,14 @@ func (r Requirements) meets(w want, b Build) bool {
 
 // need is w in words, "" where r does not want it.
 func (r Requirements) need(w want) string {
+	saved := r.FileVersion != (Version{})
 	switch {
-	case w == wantVersion && r.Blender != "":
+	case w == wantVersion && r.Blender == "" && saved:
+		return "Blender " + r.FileVersion.Series() + " (the file was saved with it)"
+	case w == wantVersion && r.Blender != "" && r.Blender != AnyBlender:
 		return "Blender " + r.Blender
-	case w == wantFile && r.FileVersion != (Version{}):
-		return fmt.Sprintf("Blender %s or newer (the file was saved with it)", r.FileVersion.Release())
+	case w == wantFile && r.Blender != "" && saved: // or the one above says more
+		return "Blender " + r.FileVersion.Series() + " or newer (the file was saved with it)"
 	case w == wantEngine && r.Engine != "":
 		return "the engine " + r.Engine
 	case w == wantDenoiser && r.Denoise:
@@ -300,9 +338,17 @@ func (r Requirements) blenderLack(builds []Build) Lack {
 		}
 		return text
 	}), "none")
-	if denoiser && len(builds) > 0 {
-		l.Next = "switch denoising off in the scene, or install a Blender from blender.org on a machine"
+	if len(builds) == 0 {
+		return l
 	}
+	var next []string
+	if r.Blender == "" && slices.Contains(unmet, wantVersion) {
+		next = append(next, fmt.Sprintf("install Blender %s on a machine, or submit with --blender-version any to let a newer one render it", r.FileVersion.Series()))
+	}
+	if denoiser {
+		next = append(next, "switch denoising off in the scene, or install a Blender from blender.org on a machine")
+	}
+	l.Next = strings.Join(next, "; ")
 	return l
 }
 
@@ -376,6 +422,9 @@ func (v Version) Less(w Version) bool {
 // Release is v without its patch level: releases that share it read each other's
 // files.
 func (v Version) Release() Version { return Version{Major: v.Major, Minor: v.Minor} }
+
+// Series names v's release as people do: "3.4".
+func (v Version) Series() string { return fmt.Sprintf("%d.%d", v.Major, v.Minor) }
 
 // Matches tells whether v is the version that want names, to the precision that
 // want has.

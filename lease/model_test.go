@@ -31,6 +31,7 @@ type model struct {
 	frozen   *lease.Frozen
 	was      []byte // what frozen held
 	second   bool   // of the grant under way
+	drained  map[authz.PeerID]bool
 }
 
 var peers = []authz.PeerID{"ann", "bob", "cyd"}
@@ -38,6 +39,7 @@ var peers = []authz.PeerID{"ann", "bob", "cyd"}
 func newModel() *model {
 	return &model{
 		s: lease.NewState(), clock: time.Unix(1e9, 0).UTC(), live: map[lease.ID]lease.Report{}, accepted: map[string]string{}, ended: map[lease.JobID]lease.JobState{},
+		drained: map[authz.PeerID]bool{},
 	}
 }
 
@@ -66,7 +68,11 @@ func (m *model) apply(t *rapid.T, c lease.Command) error {
 func (m *model) heard(t *rapid.T, e lease.Event) {
 	frame := func() string { return fmt.Sprintf("%s/%d", e.Job, *e.Frame) }
 	switch e.Type {
+	case lease.PeerDrained, lease.PeerUndrained:
+		require.NotEqual(t, m.drained[e.Peer], e.Reason != "", "it was so before")
+		m.drained[e.Peer] = e.Reason != ""
 	case lease.TaskGranted:
+		require.False(t, m.drained[e.Peer], "a drained machine got a task")
 		others := 0
 		for _, r := range m.live {
 			if r.Task == (lease.TaskID{Job: e.Job, Index: e.Task}) {
@@ -218,7 +224,14 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			}
 		},
 		"lose": func(t *rapid.T) {
-			_ = m.apply(t, lease.Command{Lose: &lease.Lose{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: rapid.IntRange(0, 3).Draw(t, "machines"), Removed: rapid.IntRange(0, 3).Draw(t, "removed") == 0}})
+			lose := lease.Lose{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: rapid.IntRange(0, 3).Draw(t, "machines"), Removed: rapid.IntRange(0, 3).Draw(t, "removed") == 0}
+			if _ = m.apply(t, lease.Command{Lose: &lose}); lose.Removed {
+				delete(m.drained, lose.Peer)
+				require.Equal(t, lease.Machine{}, m.s.Machine(lose.Peer))
+			}
+		},
+		"drain": func(t *rapid.T) {
+			_ = m.apply(t, lease.Command{Drain: &lease.Drain{Peer: rapid.SampledFrom(append(peers, "")).Draw(t, "peer"), On: rapid.IntRange(0, 2).Draw(t, "on") == 0, Reason: rapid.SampledFrom([]string{"", "by ann"}).Draw(t, "why")}})
 		},
 		"store": func(t *rapid.T) {
 			_ = m.apply(t, lease.Command{Store: &lease.Store{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), ID: rapid.SampledFrom([]string{"", "one", "two"}).Draw(t, "store")}})
@@ -280,6 +293,9 @@ func (m *model) check(t *rapid.T) {
 	live := 0
 	everybody := lease.Presence{Here: func(authz.PeerID) bool { return true }, Voters: peers}
 	for _, p := range peers {
+		machine := m.s.Machine(p)
+		require.Equal(t, m.drained[p], machine.Drained != "")
+		require.LessOrEqual(t, len(machine.Failed), 3)
 		// What is safe job by job is safe as a whole.
 		safe := true
 		for _, j := range m.s.Jobs() {

@@ -159,7 +159,7 @@ func TestStoreReplaced(t *testing.T) {
 	require.Equal(t, lease.JobDone, done.State)
 	require.Empty(t, store("bob", "first"))
 	require.Empty(t, store("bob", "first"))
-	require.Equal(t, "first", s.Store("bob"))
+	require.Equal(t, "first", s.Machine("bob").Store)
 	require.Equal(t, []authz.PeerID{"bob", "ann"}, done.Frames[1].Holders)
 
 	require.Equal(t, []lease.EventType{lease.FrameLost}, store("bob", "second"), "ann has the others")
@@ -178,5 +178,5 @@ func TestStoreReplaced(t *testing.T) {
 		require.ErrorIs(t, err, lease.ErrInvalid)
 	}
 	apply(lease.Command{Lose: &lease.Lose{Peer: "bob", Removed: true}})
-	require.Empty(t, s.Store("bob"))
+	require.Empty(t, s.Machine("bob").Store)
 }

@@ -6,10 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"slices"
-
-	"vizpeer/authz"
 )
 
 // head is the first document of a stored State; its jobs follow, a document each, in
@@ -18,10 +15,7 @@ type head struct {
 	Version int    `json:"version"`
 	Seq     uint64 `json:"seq"`
 	Jobs    int    `json:"jobs"`
-	// Finished counts the tasks that each machine has rendered.
-	Finished map[authz.PeerID]int `json:"finished"`
-	// Stores names the content store of each machine that ever said so.
-	Stores map[authz.PeerID]string `json:"stores,omitempty"`
+	machinesJSON
 }
 
 const snapshotVersion = 2
@@ -37,7 +31,7 @@ type Frozen struct {
 // called while others use the State.
 func (s *State) Freeze() *Frozen {
 	f := &Frozen{
-		head: head{Version: snapshotVersion, Seq: s.seq, Jobs: len(s.list), Finished: maps.Clone(s.finished), Stores: maps.Clone(s.stores)},
+		head: head{Version: snapshotVersion, Seq: s.seq, Jobs: len(s.list), machinesJSON: s.machinesDocument()},
 		jobs: make([]Job, len(s.list)),
 	}
 	for i, j := range s.list {
@@ -73,8 +67,7 @@ func Restore(r io.Reader) (*State, error) {
 	}
 	s := NewState()
 	s.seq = h.Seq
-	maps.Copy(s.finished, h.Finished)
-	maps.Copy(s.stores, h.Stores)
+	s.loadMachines(h.machinesJSON)
 	for range h.Jobs {
 		var j *Job
 		if err := d.Decode(&j); err != nil {

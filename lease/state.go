@@ -32,23 +32,14 @@ type State struct {
 	list []*Job // in log order
 	open []*Job // not ended, by tier, then in log order; see Waiting
 	seq  uint64
-	// finished counts, by machine, the tasks it rendered.
-	finished map[authz.PeerID]int
-	// stores tells, by machine, which content store it had when it last said so.
-	stores map[authz.PeerID]string
+	// machines is what is remembered of machines; an empty record is as good as none.
+	machines map[authz.PeerID]*Machine
 }
 
 // NewState returns an empty queue.
 func NewState() *State {
-	return &State{jobs: make(map[JobID]*Job), finished: make(map[authz.PeerID]int), stores: make(map[authz.PeerID]string)}
+	return &State{jobs: make(map[JobID]*Job), machines: make(map[authz.PeerID]*Machine)}
 }
-
-// Finished is the number of tasks that p has rendered in the farm's life.
-func (s *State) Finished(p authz.PeerID) int { return s.finished[p] }
-
-// Store is the ID of the content store that p holds what it holds in; "" where it
-// never said.
-func (s *State) Store(p authz.PeerID) string { return s.stores[p] }
 
 // Job is one job with its tasks and frames. What State hands out is for reading
 // only, and only while the state is not changed.

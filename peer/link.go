@@ -387,18 +387,18 @@ func (l *link) Recall(ctx context.Context, jobs []lease.JobID) ([]lease.JobID, e
 }
 
 // Parting asks the leader what would be lost if this machine were switched off
-// now.
-func (l *link) Parting(ctx context.Context) (lease.Parting, error) {
+// now, and why it is drained, if it is.
+func (l *link) Parting(ctx context.Context) (p lease.Parting, drained string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, askTime)
 	defer cancel()
 	ack, err := l.Ask(ctx, coord.Up{Part: &coord.Part{}})
 	switch {
 	case err != nil:
-		return lease.Parting{}, fmt.Errorf("ask the leader what hangs on this machine: %w", err)
+		return p, "", fmt.Errorf("ask the leader what hangs on this machine: %w", err)
 	case ack.Parting == nil:
-		return lease.Parting{}, fmt.Errorf("ask the leader what hangs on this machine: %s", ack.Reason)
+		return p, "", fmt.Errorf("ask the leader what hangs on this machine: %s", ack.Reason)
 	}
-	return *ack.Parting, nil
+	return *ack.Parting, ack.Drained, nil
 }
 
 // Tell sends a message that needs no answer, if there is a stream.

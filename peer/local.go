@@ -246,7 +246,7 @@ func (l local) Identity() (authz.PeerID, authz.FarmID) { return l.self, l.farm }
 func (l local) Status(ctx context.Context) httpapi.Status {
 	s := httpapi.Status{
 		Peer: l.self, Name: l.name, Farm: string(l.farm), Version: l.cfg.Version, Roles: []string{},
-		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.ads.Can(),
+		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(),
 	}
 	if v := l.gate.view(); v != nil {
@@ -270,8 +270,8 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	s.Full = httpapi.Full(&s.Capability)
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	if p, err := l.link.Parting(ctx); err == nil {
-		s.Parting = &p
+	if p, drained, err := l.link.Parting(ctx); err == nil {
+		s.Parting, s.Drained = &p, drained
 	}
 	return s
 }

@@ -194,7 +194,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
 	p.worker = &worker{
 		store: p.store, fetch: p.exchange, runner: has.Runner, link: p.link, results: res, projects: proj, holdings: p.holdings, slog: cfg.Logger,
-		attempts: make(map[lease.ID]*attempt), can: func() lease.Capability { return p.ads.Can() },
+		attempts: make(map[lease.ID]*attempt), can: p.can,
 	}
 	p.worker.ahead.w, p.worker.letGo = p.worker, p.letGo
 	p.keeper = &keeper{
@@ -332,6 +332,15 @@ func (p *Peer) close() error {
 		errs = append(errs, p.host.Close())
 	}
 	return errors.Join(errs...)
+}
+
+// can is what this machine can do as the farm takes it, by the roster that it has.
+func (p *Peer) can() lease.Capability {
+	var m authz.Member
+	if v := p.gate.view(); v != nil {
+		m, _ = v.Member(p.self)
+	}
+	return p.ads.Can().Believed(m.Labels)
 }
 
 // heard takes a member's ad, this machine's own too.

@@ -310,8 +310,8 @@ func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, 
 
 func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
 	out := httpapi.Peer{
-		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Finished(m.ID),
-		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can),
+		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Machine(m.ID).Finished,
+		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
 	}
 	if known.Can != nil {
 		out.Slots = known.Can.Slots
@@ -321,6 +321,53 @@ func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
 		out.LastSeen = &seen
 	}
 	return out
+}
+
+func (q queue) Drain(ctx context.Context, p authz.Principal, id authz.PeerID, on bool) (out httpapi.Peer, err error) {
+	if err := q.mayManage(p, id); err != nil {
+		return out, err
+	}
+	if err := q.coord.Control(ctx, lease.Command{Drain: &lease.Drain{Peer: id, On: on, Reason: "drained by " + p.User}}); err != nil {
+		return out, answer(err)
+	}
+	q.slog.Info("a machine was drained, or not any more", "peer", id.Short(), "user", p.User, "drained", on)
+	return q.peer(id)
+}
+
+func (q queue) Label(ctx context.Context, p authz.Principal, id authz.PeerID, labels []string) (out httpapi.Peer, err error) {
+	if err := q.mayManage(p, id); err != nil {
+		return out, err
+	}
+	if err := authz.CheckLabels(labels); err != nil {
+		return out, fmt.Errorf("%w: %w", httpapi.ErrInvalid, err)
+	}
+	if err := q.coord.Admit(ctx, authz.Command{At: time.Now(), Label: &authz.Label{Peer: id, Labels: labels}}); err != nil {
+		return out, answer(err)
+	}
+	q.slog.Info("a machine was labelled", "peer", id.Short(), "user", p.User, "labels", labels)
+	return q.peer(id)
+}
+
+// mayManage refuses who may not decide about machines, and what is no member.
+func (q queue) mayManage(p authz.Principal, id authz.PeerID) error {
+	if !p.MayManageMachines() {
+		return fmt.Errorf("%w: only an admin may decide about machines", httpapi.ErrDenied)
+	}
+	_, err := q.peer(id)
+	return err
+}
+
+// peer is what is known of one member.
+func (q queue) peer(id authz.PeerID) (out httpapi.Peer, err error) {
+	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+		m, ok := r.Member(id)
+		if !ok {
+			return httpapi.ErrNotFound
+		}
+		out = member(s, m, known.Members[id])
+		return nil
+	})
+	return out, err
 }
 
 func state(m coord.Member) string {

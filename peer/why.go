@@ -155,13 +155,15 @@ func (o outlook) idle(j *lease.Job) httpapi.Why {
 // lacking says what a job with nothing but waiting tasks lacks.
 func (o outlook) lacking(j *lease.Job, w *httpapi.Why) {
 	var machines []sched.Machine
-	keptOff, renders, full := 0, 0, ""
+	keptOff, renders, idle := 0, 0, "" // idle: why one of the machines takes no work
 	for _, m := range o.members.Members() {
 		if k := o.known.Members[m.ID]; k.Connected && k.Can != nil && k.Can.Slots > 0 {
 			renders++
 			if k.Can.Draining {
-				if why := httpapi.Full(k.Can); why != "" {
-					full = fmt.Sprintf("; %s takes no work: %s", m.Name, why)
+				if why := o.queue.Machine(m.ID).Drained; why != "" {
+					idle = fmt.Sprintf("; %s is drained: %s (an admin ends that with `vizpeer peer drain %s --off`)", m.Name, why, m.Name)
+				} else if why := httpapi.Full(k.Can); why != "" {
+					idle = fmt.Sprintf("; %s takes no work: %s", m.Name, why)
 				}
 				continue
 			}
@@ -182,15 +184,15 @@ func (o outlook) lacking(j *lease.Job, w *httpapi.Why) {
 		w.Text = "it waits: no machine of the farm that renders is connected"
 		return
 	case len(machines) == 0:
-		w.Text = "it waits: every machine that is connected takes no more work" + full
+		w.Text = "it waits: every machine that is connected takes no more work" + idle
 		return
 	case keptOff == len(machines):
-		w.Text = "it waits: every machine that is connected failed it too often by its own fault; see `vizpeer job show` for the tasks' attempts" + full
+		w.Text = "it waits: every machine that is connected failed it too often by its own fault; see `vizpeer job show` for the tasks' attempts" + idle
 		return
 	}
 	nearest, lacks := sched.Nearest(j, machines)
 	if len(lacks) == 0 {
-		w.Text = "it waits for a machine to be free" + o.turn(w.Ahead) + full
+		w.Text = "it waits for a machine to be free" + o.turn(w.Ahead) + idle
 		return
 	}
 	words := make([]string, len(lacks))
@@ -198,5 +200,5 @@ func (o outlook) lacking(j *lease.Job, w *httpapi.Why) {
 		words[i] = l.String()
 	}
 	w.Nearest = &httpapi.Nearest{Peer: nearest.Peer, Name: o.name(nearest.Peer), Lacks: lacks}
-	w.Text = fmt.Sprintf("it waits: no machine meets its requirements; the nearest is %s: %s", w.Nearest.Name, strings.Join(words, "; ")) + full
+	w.Text = fmt.Sprintf("it waits: no machine meets its requirements; the nearest is %s: %s", w.Nearest.Name, strings.Join(words, "; ")) + idle
 }

@@ -156,7 +156,7 @@ class AddOn(unittest.TestCase):
         s.tier, s.output = "URGENT", os.path.join(self.root, "out")
         s.backend, s.require_gpu, s.gpu_vendor = "CUDA", True, "NVIDIA"
         s.min_vram, s.min_ram = 8, 1.5
-        s.labels, s.blender = "fast, attic ,,fast", " 3.4 "
+        s.system, s.labels, s.blender = "darwin", "fast, attic ,,fast", " Any "
         self.submit()
         job = self.peer.requests[-1][2]
         self.assertEqual((job["frames"], job["priority"], job["output"]), ("1-40,50,60-80x2", "urgent", s.output))
@@ -168,8 +168,9 @@ class AddOn(unittest.TestCase):
                 "gpu_vendor": "NVIDIA",
                 "min_vram": 8 << 30,
                 "min_ram": 3 << 29,
+                "os": "darwin",
                 "labels": ["fast", "attic"],
-                "blender": "3.4",
+                "blender": "any",
             },
         )
 

@@ -158,6 +158,7 @@ class RENDER_PT_vizpeer_needs(_NetworkPanel, bpy.types.Panel):
         gpu.prop(settings, "gpu_vendor")
         gpu.prop(settings, "min_vram")
         column.prop(settings, "min_ram")
+        column.prop(settings, "system")
         column.prop(settings, "labels")
         column.prop(settings, "blender")
 

@@ -126,13 +126,24 @@ class VIZPEER_PG_settings(bpy.types.PropertyGroup):
         precision=1,
         step=100,
     )
+    system: EnumProperty(
+        name="System",
+        description="The operating system of the machine",
+        items=(
+            _ANY,
+            ("linux", "Linux", ""),
+            ("windows", "Windows", ""),
+            ("darwin", "macOS", ""),
+        ),
+        default="ANY",
+    )
     labels: StringProperty(
         name="Labels",
         description="Labels that a machine must all carry, separated by commas",
     )
     blender: StringProperty(
         name="Blender",
-        description="Blender version that must render: 3.4 for any 3.4.x, 3.4.1 for itself; empty for any that can open the file",
+        description="Blender version that must render: 3.4 for every 3.4.x, 3.4.1 for itself, any for every one that is not older than this; empty for this Blender's release",
     )
 
     def frame_list(self, scene):
@@ -158,11 +169,13 @@ class VIZPEER_PG_settings(bpy.types.PropertyGroup):
             needs["min_vram"] = int(self.min_vram * GIB)
         if self.min_ram > 0:
             needs["min_ram"] = int(self.min_ram * GIB)
+        if self.system != "ANY":
+            needs["os"] = self.system
         labels = [label.strip() for label in self.labels.split(",") if label.strip()]
         if labels:
             needs["labels"] = list(dict.fromkeys(labels))
         if self.blender.strip():
-            needs["blender"] = self.blender.strip()
+            needs["blender"] = self.blender.strip().lower()
         return needs
 
     def job(self, scene):

@@ -17,6 +17,7 @@ import (
 	"strings"
 	"time"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
 	"vizpeer/peer/httpapi"
 )
@@ -264,6 +265,14 @@ func (cl *client) peers(ctx context.Context) ([]httpapi.Peer, error) {
 	var answer httpapi.PeerList
 	err := cl.call(ctx, http.MethodGet, "/v1/peers", nil, &answer)
 	return answer.Peers, err
+}
+
+// manage changes what the farm holds of a machine; body is nil where the path says
+// all.
+func (cl *client) manage(ctx context.Context, method string, id authz.PeerID, what string, body any) (httpapi.Peer, error) {
+	var p httpapi.Peer
+	err := cl.call(ctx, method, "/v1/peers/"+url.PathEscape(string(id))+"/"+what, body, &p)
+	return p, err
 }
 
 func (cl *client) farm(ctx context.Context) (httpapi.Farm, error) {

@@ -21,7 +21,7 @@ func (c *cli) collect(ctx context.Context, o *order) (col render.Collected, blin
 	if err != nil {
 		return col, "", err
 	}
-	build, ok := lease.Requirements{FileVersion: o.fileVersion}.Build(lease.Capability{Builds: builds})
+	build, ok := lease.Requirements{FileVersion: o.fileVersion, Blender: lease.AnyBlender}.Build(lease.Capability{Builds: builds})
 	if !ok {
 		blind = blindness(filepath.Base(o.blend), o.fileVersion, builds)
 	} else if c.live() {
@@ -42,8 +42,8 @@ func blindness(name string, saved lease.Version, builds []lease.Build) string {
 		}
 		return 1
 	})
-	return fmt.Sprintf("%s was saved by Blender %d.%d, newer than any on this machine (%s): its textures and libraries are not looked for. Install that Blender, or name it in %s (blender = [\"…\"])",
-		name, saved.Major, saved.Minor, newest.Version, configName)
+	return fmt.Sprintf("%s was saved by Blender %s, newer than any on this machine (%s): its textures and libraries are not looked for. Install that Blender, or name it in %s (blender = [\"…\"])",
+		name, saved.Series(), newest.Version, configName)
 }
 
 // upload streams a collected project to the peer; what has not changed since it

@@ -198,6 +198,9 @@ func (v *peerVisit) Run(ctx context.Context) (string, error) {
 		var s httpapi.Status
 		if s, err = cl.status(ctx); err == nil {
 			v.client, v.status = cl, &s
+			if s.Drained != "" {
+				return "", concernf("%s is drained and takes no work: %s: an admin ends that with `vizpeer peer drain %s --off`", s.Name, s.Drained, s.Name)
+			}
 			return fmt.Sprintf("%s answers at %s, connected to %s", s.Name, cl.base, count(s.Connected, "other machine")), nil
 		}
 	}

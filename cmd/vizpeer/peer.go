@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/http"
 	"slices"
 	"strings"
 	"time"
@@ -16,7 +17,7 @@ import (
 )
 
 func (c *cli) peerCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow())
+	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow(), c.peerDrain(), c.peerLabel())
 }
 
 func (c *cli) peerLs() *cobra.Command {
@@ -46,9 +47,17 @@ func (c *cli) peerLs() *cobra.Command {
 					if p.Full != "" {
 						state += ", full"
 					}
-					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, labelsText(p.Capability), seen}
+					if p.Drained != "" && p.State == "offline" {
+						state += ", drained"
+					}
+					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, strings.Join(labelsOf(p), ", "), seen}
 				}
 				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "SEEN"}, rows)
+				for _, p := range peers {
+					if p.Drained != "" {
+						fmt.Fprintf(c.out, "%s is drained: %s\n", plain(p.Name), plain(p.Drained))
+					}
+				}
 			})
 		},
 	}
@@ -60,21 +69,148 @@ func (c *cli) peerShow() *cobra.Command {
 		Short: "Show one machine: what it can do, what it does, why it takes no work",
 		Args:  takes("NAME|ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			peers, err := cl.peers(cmd.Context())
-			if err != nil {
-				return err
-			}
-			p, err := machineNamed(peers, args[0])
+			_, p, err := c.machine(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
 			return c.print(p, func() { c.showPeer(p) })
 		},
 	}
+}
+
+func (c *cli) peerDrain() *cobra.Command {
+	var off bool
+	cmd := &cobra.Command{
+		Use:   "drain NAME|ID",
+		Short: "Let a machine finish what it has and take no more work",
+		Long: `Let a machine finish what it has and take no more work, until --off. The farm does so by
+itself with a machine that failed three jobs in a row: see why with "vizpeer peer show NAME".`,
+		Args: takes("NAME|ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			cl, p, err := c.machine(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			verb := "drain"
+			if off {
+				verb = "undrain"
+			}
+			if p, err = cl.manage(cmd.Context(), http.MethodPost, p.ID, verb, nil); err != nil {
+				return err
+			}
+			return c.print(p, func() {
+				switch {
+				case off && p.Full != "":
+					fmt.Fprintf(c.out, "%s is not drained any more, but takes no work: %s\n", plain(p.Name), plain(p.Full))
+				case off:
+					fmt.Fprintf(c.out, "%s takes work again\n", plain(p.Name))
+				case p.Busy > 0:
+					fmt.Fprintf(c.out, "%s is drained: it finishes %s and takes no more work\n", plain(p.Name), count(p.Busy, "task"))
+				default:
+					fmt.Fprintf(c.out, "%s is drained: it takes no more work\n", plain(p.Name))
+				}
+			})
+		},
+	}
+	cmd.Flags().BoolVar(&off, "off", false, "let it take work again")
+	return cmd
+}
+
+func (c *cli) peerLabel() *cobra.Command {
+	var remove bool
+	cmd := &cobra.Command{
+		Use:   "label NAME|ID [LABEL...]",
+		Short: "Grant labels to a machine, or list those it has",
+		Long: `Grant labels to a machine, as an admin, or list those it has. A machine may give itself
+plain labels with "vizpeer up --label"; "calibrated" and every label with a colon, which may
+mean a licence, count only where they are granted here.`,
+		Example: `  vizpeer peer label box1 lic:keyshot
+  vizpeer peer label box1 lic:keyshot --remove
+  vizpeer peer label box1`,
+		Args: takes("NAME|ID", "[LABEL...]"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			labels := args[1:]
+			for _, l := range labels {
+				if err := authz.CheckLabel(l); err != nil {
+					return &usageError{err}
+				}
+			}
+			if remove && len(labels) == 0 {
+				return usagef("--remove takes the labels to be taken back: %s", cmd.UseLine())
+			}
+			cl, p, err := c.machine(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			if len(labels) > 0 {
+				granted := append(slices.Clone(p.Granted), labels...)
+				if remove {
+					if granted, err = without(p, labels); err != nil {
+						return err
+					}
+				}
+				if p, err = cl.manage(cmd.Context(), http.MethodPut, p.ID, "labels", httpapi.Labels{Labels: granted}); err != nil {
+					return err
+				}
+			}
+			return c.print(p, func() { c.showLabels(p) })
+		},
+	}
+	cmd.Flags().BoolVar(&remove, "remove", false, "take the labels back")
+	return cmd
+}
+
+// without lists the labels that p is granted less some, all of which it must have.
+func without(p httpapi.Peer, labels []string) ([]string, error) {
+	for _, l := range labels {
+		switch {
+		case slices.Contains(p.Granted, l):
+		case slices.Contains(labelsOf(p), l):
+			return nil, notFoundf("%s gives the label %s to itself: take it out of its config.toml, or of its --label", plain(p.Name), l)
+		default:
+			return nil, notFoundf("%s does not have the label %s: vizpeer peer label %s", plain(p.Name), l, plain(p.Name))
+		}
+	}
+	return slices.DeleteFunc(slices.Clone(p.Granted), func(l string) bool { return slices.Contains(labels, l) }), nil
+}
+
+// labelsOf lists the labels that count on p.
+func labelsOf(p httpapi.Peer) []string {
+	if p.Capability == nil { // it was not heard of yet
+		return p.Granted
+	}
+	return p.Capability.Labels
+}
+
+func (c *cli) showLabels(p httpapi.Peer) {
+	var rows [][]any
+	for _, l := range labelsOf(p) {
+		from := "the machine itself"
+		if slices.Contains(p.Granted, l) {
+			from = "an admin"
+		}
+		rows = append(rows, []any{l, from})
+	}
+	if len(rows) == 0 {
+		fmt.Fprintf(c.out, "%s has no labels\n", plain(p.Name))
+		return
+	}
+	c.table([]string{"LABEL", "GIVEN BY"}, rows)
+}
+
+// machine finds the one machine of that name, ID or end of an ID, and a client to
+// ask more about it.
+func (c *cli) machine(ctx context.Context, name string) (*client, httpapi.Peer, error) {
+	cl, err := c.client()
+	if err != nil {
+		return nil, httpapi.Peer{}, err
+	}
+	peers, err := cl.peers(ctx)
+	if err != nil {
+		return nil, httpapi.Peer{}, err
+	}
+	p, err := machineNamed(peers, name)
+	return cl, p, err
 }
 
 // machineNamed finds the one machine of that name, ID or end of an ID.
@@ -110,9 +246,9 @@ func (c *cli) showPeer(p httpapi.Peer) {
 			sandbox = "none: Blender runs unconfined there"
 		}
 	}
-	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
+	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "drained", p.Drained, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
 		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "tasks done", p.TasksDone, "system", system, "hardware", machine,
-		"blender", blender, "sandbox", sandbox, "labels", labelsText(p.Capability), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
+		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
 }
 
 func capabilityText(cap *lease.Capability) (machine, blender string) {
@@ -128,13 +264,6 @@ func capabilityText(cap *lease.Capability) (machine, blender string) {
 		builds[i] = b.Version.String()
 	}
 	return strings.Join(parts, ", "), strings.Join(builds, ", ")
-}
-
-func labelsText(cap *lease.Capability) string {
-	if cap == nil {
-		return ""
-	}
-	return strings.Join(cap.Labels, ", ")
 }
 
 // names are the machines' names, as far as the caller may know them: a display
@@ -244,10 +373,10 @@ func (c *cli) statusCommand() *cobra.Command {
 				}
 				c.facts("machine", s.Name, "peer", s.Peer.Short(), "farm", s.FarmName,
 					"roles", strings.Join(s.Roles, ", "), "leader", leader, "connected peers", s.Connected,
-					"hardware", machine, "labels", labelsText(&s.Capability), "blender", blender, "sandbox", sandbox,
+					"hardware", machine, "labels", strings.Join(s.Capability.Labels, ", "), "blender", blender, "sandbox", sandbox,
 					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.Slots, strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
-					"takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
+					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
 			})
 		},
 	}

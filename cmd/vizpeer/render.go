@@ -83,8 +83,9 @@ and the frames come to --output by themselves.`,
 	f.StringVar(&o.vendor, "gpu-vendor", "", "NVIDIA, AMD, INTEL or APPLE")
 	f.Float64Var(&o.minVRAM, "min-vram", 0, "GiB of memory that one GPU must have")
 	f.Float64Var(&o.minRAM, "min-ram", 0, "GiB of memory that the machine must have")
+	f.StringVar(&o.needs.OS, "os", "", "linux, windows or macos")
 	f.StringSliceVar(&o.needs.Labels, "label", nil, "label that the machine must carry, repeatable")
-	f.StringVar(&o.needs.Blender, "blender-version", "", "Blender to render with: 3.4 is any 3.4.x (default: any that can open the file)")
+	f.StringVar(&o.needs.Blender, "blender-version", "", "Blender to render with: 3.4 is every 3.4.x, any is every one that is not older than the file (default: the release that saved the file)")
 	f.IntVar(&o.replicas, "replicas", 0, "machines that must hold a frame before it is done (default: 2, or all there are)")
 	f.StringVar(&o.name, "name", "", "the job's name (default: the file's)")
 	f.BoolVar(&o.wait, "wait", false, "wait for the frames; exit 5 if the job fails or is cancelled")
@@ -128,6 +129,12 @@ func (o *order) check(cmd *cobra.Command, file string) error {
 	o.priority = string(tier)
 	o.set.Engine, o.set.Format = strings.ToUpper(o.set.Engine), strings.ToUpper(o.set.Format)
 	o.needs.Backend, o.needs.GPUVendor = lease.Backend(strings.ToUpper(o.backend)), lease.Vendor(strings.ToUpper(o.vendor))
+	if o.needs.OS = strings.ToLower(o.needs.OS); o.needs.OS == "macos" {
+		o.needs.OS = "darwin"
+	}
+	if strings.EqualFold(o.needs.Blender, lease.AnyBlender) {
+		o.needs.Blender = lease.AnyBlender
+	}
 	var err error
 	if o.needs.MinVRAM, err = gibibytes("--min-vram", o.minVRAM); err != nil {
 		return err

@@ -91,7 +91,7 @@ func takes(names ...string) cobra.PositionalArgs {
 		switch {
 		case len(args) < len(names) && !strings.HasPrefix(names[len(args)], "["): // [optional]
 			return usagef("%s is missing: %s", names[len(args)], cmd.UseLine())
-		case len(args) > len(names):
+		case len(args) > len(names) && (len(names) == 0 || !strings.HasSuffix(names[len(names)-1], "...]")): // [any...]
 			return usagef("%q is one argument too many: %s", args[len(names)], cmd.UseLine())
 		}
 		return nil

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"regexp"
 	"strconv"
 	"strings"
 	"unicode"
@@ -46,6 +45,11 @@ func (s *settings) check() error {
 	if err := checkLabels(s.labels); err != nil {
 		return err
 	}
+	for _, l := range s.labels {
+		if authz.OnlyGranted(l) {
+			return usagef("--label %s is not a machine's own to give, as it may mean a licence or a calibration: an admin grants it with `vizpeer peer label NAME %s`", l, l)
+		}
+	}
 	if err := checkAPIListen(s.apiListen); err != nil {
 		return err
 	}
@@ -64,11 +68,9 @@ func (s *settings) check() error {
 	return err
 }
 
-var labelForm = regexp.MustCompile(`^[A-Za-z0-9._:+-]{1,64}$`)
-
 func checkLabels(labels []string) error {
 	for _, l := range labels {
-		if !labelForm.MatchString(l) {
+		if authz.CheckLabel(l) != nil {
 			return usagef("--label %q is not possible: use 1 to 64 letters, digits and . _ : + -", l)
 		}
 	}

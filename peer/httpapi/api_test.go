@@ -41,6 +41,9 @@ var reach = map[string][]string{
 	"POST /v1/jobs/{id}/priority":         {"root", "ann"},
 	"GET /v1/jobs/{id}/why":               {"root", "ann", "vic"},
 	"GET /v1/peers":                       {"root", "ann", "vic", "box"},
+	"POST /v1/peers/{id}/drain":           {"root"},
+	"POST /v1/peers/{id}/undrain":         {"root"},
+	"PUT /v1/peers/{id}/labels":           {"root"},
 	"GET /v1/blobs":                       {"root", "ann", "vic"},
 	"POST /v1/blobs":                      {"root", "ann"},
 	"GET /v1/blobs/stat":                  {"root", "ann", "vic"},
@@ -172,6 +175,17 @@ func TestDocuments(t *testing.T) {
 		require.Equal(t, 422, m.do(t, "ann", "POST", "/v1/jobs/jann/priority", Priority{"soon"}).StatusCode)
 		require.JSONEq(t, `{"job":"jann","task":-1,"state":"","text":"it waits","ahead":0}`, string(m.do(t, "ann", "GET", "/v1/jobs/jann/why", nil).body))
 		require.Contains(t, string(m.do(t, "ann", "GET", "/v1/jobs/jann/why?task=3", nil).body), `"task":3`)
+		for verb, state := range map[string]string{"drain": "draining", "undrain": "idle"} {
+			var p Peer
+			require.NoError(t, json.Unmarshal(m.do(t, "root", "POST", "/v1/peers/12D3Koo/"+verb, nil).body, &p))
+			require.Equal(t, authz.PeerID("12D3Koo"), p.ID)
+			require.Equal(t, state, p.State)
+		}
+		require.Equal(t, 422, m.do(t, "root", "POST", "/v1/peers/no-peer/drain", nil).StatusCode)
+		var p Peer
+		require.NoError(t, json.Unmarshal(m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{[]string{"lic:x"}}).body, &p))
+		require.Equal(t, Peer{ID: "12D3Koo", Granted: []string{"lic:x"}}, p)
+		require.Equal(t, 422, m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{make([]string, 65)}).StatusCode)
 		r := m.do(t, "root", "POST", "/v1/tickets", Invitation{Role: authz.Operator, Uses: 3})
 		require.Equal(t, 201, r.StatusCode)
 		require.Contains(t, string(r.body), `"ticket":"secret","role":"operator","uses":3`)

@@ -37,6 +37,12 @@ type Queue interface {
 	// it is.
 	Why(ctx context.Context, p authz.Principal, id lease.JobID, task int32) (Why, error)
 	Peers(context.Context, authz.Principal) ([]Peer, error)
+	// Drain begins or ends a drain of a machine, and answers what it is now. It is an
+	// admin's.
+	Drain(ctx context.Context, p authz.Principal, id authz.PeerID, on bool) (Peer, error)
+	// Label sets the labels that a machine is granted, and answers what it is now. It
+	// is an admin's.
+	Label(ctx context.Context, p authz.Principal, id authz.PeerID, labels []string) (Peer, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
 	// Events follows what the principal may see. It never blocks the leader: a

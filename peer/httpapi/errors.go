@@ -121,6 +121,7 @@ var errorTable = []struct {
 	{ErrNotFound, http.StatusNotFound, CodeNotFound},
 	{lease.ErrUnknownJob, http.StatusNotFound, CodeNotFound},
 	{lease.ErrUnknownTask, http.StatusNotFound, CodeNotFound},
+	{authz.ErrNotMember, http.StatusNotFound, CodeNotFound},
 	{ErrUnauthorised, http.StatusUnauthorized, CodeUnauthorised},
 	{authz.ErrToken, http.StatusUnauthorized, CodeUnauthorised},
 	{authz.ErrTokenText, http.StatusUnauthorized, CodeUnauthorised},

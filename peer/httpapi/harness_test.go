@@ -121,6 +121,18 @@ func (f *farm) Peers(_ context.Context, p authz.Principal) ([]Peer, error) {
 	return nil, f.call("peers", p)
 }
 
+func (f *farm) Drain(_ context.Context, p authz.Principal, id authz.PeerID, on bool) (Peer, error) {
+	out := Peer{ID: id, State: "idle"}
+	if on {
+		out.State, out.Drained = "draining", "drained by "+p.User
+	}
+	return out, f.call("drain", p)
+}
+
+func (f *farm) Label(_ context.Context, p authz.Principal, id authz.PeerID, labels []string) (Peer, error) {
+	return Peer{ID: id, Granted: labels}, f.call("label", p)
+}
+
 func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }

@@ -70,6 +70,24 @@ func (s *Server) peerList(ctx context.Context, _ *nothing) (*answer[PeerList], e
 	return answerWith(PeerList{list(peers)}, err)
 }
 
+type peerInput struct {
+	ID authz.PeerID `path:"id" pattern:"^[A-Za-z0-9]{1,128}$"`
+}
+
+// drain makes the handler that begins a drain, or the one that ends it.
+func drain(on bool) func(*Server, context.Context, *peerInput) (*answer[Peer], error) {
+	return func(s *Server, ctx context.Context, in *peerInput) (*answer[Peer], error) {
+		return answerWith(s.queue.Drain(ctx, callerOf(ctx).Principal, in.ID, on))
+	}
+}
+
+func (s *Server) label(ctx context.Context, in *struct {
+	ID   authz.PeerID `path:"id" pattern:"^[A-Za-z0-9]{1,128}$"`
+	Body Labels
+}) (*answer[Peer], error) {
+	return answerWith(s.queue.Label(ctx, callerOf(ctx).Principal, in.ID, in.Body.Labels))
+}
+
 func (s *Server) farmInfo(ctx context.Context, _ *nothing) (*answer[Farm], error) {
 	farm, err := s.queue.Farm(ctx, callerOf(ctx).Principal)
 	farm.Coord.Voters, farm.Coord.Standbys = list(farm.Coord.Voters), list(farm.Coord.Standbys)

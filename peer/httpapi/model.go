@@ -37,7 +37,7 @@ type Submission struct {
 	Priority lease.Tier         `json:"priority,omitempty"`
 	Order    lease.Order        `json:"order,omitempty" doc:"preview (the first, the middle and the last frames first) or linear"`
 	After    []lease.JobID      `json:"after,omitempty" maxItems:"64" doc:"jobs that must be done before this one begins"`
-	Needs    lease.Requirements `json:"needs,omitzero"`
+	Needs    lease.Requirements `json:"needs,omitzero" doc:"what a machine must have: os is linux, windows or darwin; blender is 3.4 for every 3.4.x, 3.4.1 for itself, any for every one that is not older than the file, and absent for the release that saved the file"`
 	Settings lease.Settings     `json:"settings,omitzero"`
 	Replicas int                `json:"replicas,omitempty" minimum:"0" maximum:"16"`
 	// Output is an absolute folder on the machine that takes the submission.
@@ -199,9 +199,16 @@ type Peer struct {
 	Busy       int               `json:"busy"`
 	TasksDone  int               `json:"tasks_done"`
 	Full       string            `json:"full,omitempty" doc:"why it takes no more work, in words"`
-	Capability *lease.Capability `json:"capability"`
+	Drained    string            `json:"drained,omitempty" doc:"why it is drained, in words: an admin said so, or it failed too many jobs in a row"`
+	Capability *lease.Capability `json:"capability" doc:"what the farm takes it to be able to do; its labels are those that it gives itself, where it may, and those that an admin granted"`
+	Granted    []string          `json:"granted_labels,omitempty" doc:"the labels that an admin granted"`
 	Addrs      []string          `json:"addrs,omitempty"`
 	LastSeen   *time.Time        `json:"last_seen"`
+}
+
+// Labels is the body of PUT /v1/peers/{id}/labels.
+type Labels struct {
+	Labels []string `json:"labels" maxItems:"64" doc:"all labels that the machine is granted, in place of those before; lic:keyshot, or any other of 1 to 64 letters, digits and . _ : + -"`
 }
 
 // PeerList is GET /v1/peers.
@@ -245,6 +252,9 @@ type Status struct {
 	Store      StoreStatus      `json:"store"`
 	// Full says in words why this machine takes no more work; "" while it has room.
 	Full string `json:"full,omitempty" doc:"why this machine takes no more work, in words"`
+	// Drained says why this machine is drained, as the leader knows it; "" where it
+	// is not, or while none can be asked.
+	Drained string `json:"drained,omitempty" doc:"why this machine is drained, in words"`
 	// Unkept is the number of finished frames that, as far as this machine knows,
 	// only it holds.
 	Unkept int `json:"unkept"`

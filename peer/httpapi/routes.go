@@ -36,6 +36,7 @@ var (
 	people     = rule{who: "admins, operators and viewers", allows: func(p authz.Principal) bool { return p.Role != authz.Node }}
 	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
 	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
+	managers   = rule{who: "admins", allows: authz.Principal.MayManageMachines}
 )
 
 // route is one line of the API.
@@ -59,7 +60,7 @@ const (
 // routes is the whole API: what is not here does not exist. A role decides
 // whether a route may be used at all; whose job it is about, Queue decides.
 func routes() []*route {
-	const get, post = http.MethodGet, http.MethodPost
+	const get, post, put = http.MethodGet, http.MethodPost, http.MethodPut
 	return []*route{
 		{get, "/healthz", here, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
 		{get, "/readyz", here, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
@@ -92,6 +93,9 @@ func routes() []*route {
 		{post, "/v1/jobs/{id}/priority", atLeader, submitters, "prioritise-job", "Move a job that has not ended to another tier", 0, "", bind((*Server).prioritise)},
 		{get, "/v1/jobs/{id}/why", atLeader, people, "why", "Why a job, or one of its tasks, is where it is", 0, "", bind((*Server).why)},
 		{get, "/v1/peers", atLeader, members, "list-peers", "The machines of the farm: all of them for an admin, one's own for others (GET /v1/farm has the numbers for all)", 0, "", bind((*Server).peerList)},
+		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},
+		{post, "/v1/peers/{id}/undrain", atLeader, managers, "undrain-peer", "Let a machine that is drained take work again", 0, "", bind(drain(false))},
+		{put, "/v1/peers/{id}/labels", atLeader, managers, "label-peer", "Set the labels that a machine is granted, such as those that mean a licence", 0, "", bind((*Server).label)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
 		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
