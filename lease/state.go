@@ -3,7 +3,9 @@ package lease
 import (
 	"cmp"
 	"container/heap"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"maps"
 	"math"
 	"slices"
@@ -70,6 +72,7 @@ type Job struct {
 
 	// What follows is derived from the above.
 
+	kind    string            // see Kind
 	numbers []int32           // the frame numbers, in order
 	tasks   []int32           // which task each frame is of
 	queued  turnHeap          // candidates for Next; may hold tasks that are no longer queued
@@ -137,6 +140,14 @@ func (s *State) editTask(id TaskID) (*Job, *Task, error) {
 		return nil, nil, err
 	}
 	return s.Task(id)
+}
+
+// Kind is equal for jobs that ask for the same of a machine, whatever their project.
+func (j *Job) Kind() string {
+	if j.Above == (Memory{}) {
+		return j.kind
+	}
+	return fmt.Sprint(j.kind, j.Above)
 }
 
 // Numbers lists the job's frame numbers in order.
@@ -304,7 +315,8 @@ func (j *Job) tallyFrame(f *Frame, by int) {
 
 // derive rebuilds what is not stored.
 func (j *Job) derive() {
-	j.numbers = j.Spec.Frames.Expand()
+	needs, _ := json.Marshal(j.Spec.Needs)
+	j.kind, j.numbers = string(needs), j.Spec.Frames.Expand()
 	j.tasks = make([]int32, len(j.Frames))
 	j.count, j.leased, j.waits = make(map[TaskState]int, 6), make(map[authz.PeerID]int), 0
 	j.queued = make(turnHeap, 0, len(j.Tasks))

@@ -40,20 +40,29 @@ type Machine struct {
 // a second time.
 func (m Machine) Lacks(j *lease.Job) []lease.Lack { return m.lacks(j, lease.ShortCID(j.Spec.Project)) }
 
+// couldDo tells whether m meets what jobs of j's kind need, if it had the project.
+func (m Machine) couldDo(j *lease.Job) bool { return len(m.meets(j, j.Spec.Needs.Holding())) == 0 }
+
 func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
 	needs := j.Spec.Needs
 	if m.Holds[project] == lease.Whole {
 		needs = needs.Holding()
 	}
+	lacks := m.meets(j, needs)
+	if len(lacks) == 0 && m.NoRoom[j.ID] {
+		lacks = append(lacks, lease.Lack{Need: "room for the project", Has: "less than that, as it found when it tried"})
+	}
+	return lacks
+}
+
+// meets lists what m lacks of needs, and of what the job was found to need.
+func (m Machine) meets(j *lease.Job, needs lease.Requirements) []lease.Lack {
 	lacks := needs.Match(m.Can)
 	if ram := j.Above.RAM; ram > 0 && m.Can.RAM <= ram {
 		lacks = append(lacks, lease.Lack{Need: "more RAM than " + lease.Gigabytes(ram) + " (a machine with that ran out)", Has: lease.Gigabytes(m.Can.RAM)})
 	}
 	if ram := j.Above.VRAM; ram > 0 && vram(m.Can) <= ram {
 		lacks = append(lacks, lease.Lack{Need: "more GPU memory than " + lease.Gigabytes(ram) + " (a GPU with that ran out)", Has: lease.Gigabytes(vram(m.Can))})
-	}
-	if len(lacks) == 0 && m.NoRoom[j.ID] {
-		lacks = append(lacks, lease.Lack{Need: "room for the project", Has: "less than that, as it found when it tried"})
 	}
 	return lacks
 }
@@ -76,11 +85,18 @@ func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32)
 	free := slices.DeleteFunc(slices.Clone(machines), func(m Machine) bool { return m.Free < 1 || m.Can.Draining })
 	slices.SortFunc(free, smallestFirst)
 	var placed []Placement
+	hopeless := make(map[string]bool) // kinds of jobs that no free machine can do
 	for _, j := range jobs {
 		if len(free) == 0 {
 			break
 		}
+		if hopeless[j.Kind()] {
+			continue
+		}
 		r := newRound(j, free)
+		if len(r.fit) == 0 {
+			hopeless[j.Kind()] = !slices.ContainsFunc(free, func(m Machine) bool { return m.couldDo(j) })
+		}
 		for _, i := range stuck[j.ID] {
 			r.second(i)
 		}
@@ -219,8 +235,13 @@ func Ahead(jobs []*lease.Job, m Machine, renders map[string]bool) *lease.Job {
 	if m.Can.Draining {
 		return nil
 	}
+	hopeless := make(map[string]bool) // kinds of jobs that m cannot do
 	for _, j := range jobs {
-		if renders[j.Spec.Project] || j.KeptOff(m.Peer) || len(m.Lacks(j)) > 0 {
+		if renders[j.Spec.Project] || j.KeptOff(m.Peer) || hopeless[j.Kind()] {
+			continue
+		}
+		if len(m.Lacks(j)) > 0 {
+			hopeless[j.Kind()] = !m.couldDo(j)
 			continue
 		}
 		needs := j.Spec.Needs
