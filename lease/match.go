@@ -163,6 +163,12 @@ func (r Requirements) Holding() Requirements {
 	return r
 }
 
+// Anywhere is r for a project that takes no room.
+func (r Requirements) Anywhere() Requirements {
+	r.Disk, r.Store = 0, 0
+	return r
+}
+
 // Validate reports a requirement that no machine could ever meet.
 func (r Requirements) Validate() error {
 	switch {

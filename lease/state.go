@@ -142,7 +142,8 @@ func (s *State) editTask(id TaskID) (*Job, *Task, error) {
 	return s.Task(id)
 }
 
-// Kind is equal for jobs that ask for the same of a machine, whatever their project.
+// Kind is equal for jobs that ask for the same of a machine, however large their
+// projects are.
 func (j *Job) Kind() string {
 	if j.Above == (Memory{}) {
 		return j.kind
@@ -315,7 +316,7 @@ func (j *Job) tallyFrame(f *Frame, by int) {
 
 // derive rebuilds what is not stored.
 func (j *Job) derive() {
-	needs, _ := json.Marshal(j.Spec.Needs)
+	needs, _ := json.Marshal(j.Spec.Needs.Anywhere())
 	j.kind, j.numbers = string(needs), j.Spec.Frames.Expand()
 	j.tasks = make([]int32, len(j.Frames))
 	j.count, j.leased, j.waits = make(map[TaskState]int, 6), make(map[authz.PeerID]int), 0

@@ -40,8 +40,9 @@ type Machine struct {
 // a second time.
 func (m Machine) Lacks(j *lease.Job) []lease.Lack { return m.lacks(j, lease.ShortCID(j.Spec.Project)) }
 
-// couldDo tells whether m meets what jobs of j's kind need, if it had the project.
-func (m Machine) couldDo(j *lease.Job) bool { return len(m.meets(j, j.Spec.Needs.Holding())) == 0 }
+// couldDo tells whether m meets what jobs of j's kind need, if their projects took no
+// room.
+func (m Machine) couldDo(j *lease.Job) bool { return len(m.meets(j, j.Spec.Needs.Anywhere())) == 0 }
 
 func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
 	needs := j.Spec.Needs
