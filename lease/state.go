@@ -201,11 +201,14 @@ func (j *Job) Place(frame int32) (int, bool) { return slices.BinarySearch(j.numb
 func (j *Job) Next(n int) []int32 {
 	var next []int32
 	for len(next) < n && len(j.queued) > 0 {
-		i := heap.Pop(&j.queued).(turn).task()
-		if j.Tasks[i].State == TaskQueued {
-			next = append(next, i)
-		} else {
+		due := heap.Pop(&j.queued).(turn)
+		switch i := due.task(); {
+		case j.Tasks[i].State != TaskQueued:
 			j.Tasks[i].inHeap = false
+		case due != j.turn(i): // its first frames were cut off
+			heap.Push(&j.queued, j.turn(i))
+		default:
+			next = append(next, i)
 		}
 	}
 	for _, i := range next {
