@@ -129,8 +129,8 @@ func (a *applying) grant(c Grant) error {
 		return fmt.Errorf("%w: %s", ErrDrained, a.Machine(c.Peer).Drained)
 	}
 	i := c.Task.Index
-	if 0 < c.Frames && c.Frames < t.Hi-t.Lo && len(j.Tasks) < MaxTasks {
-		i = j.cut(i, c.Frames)
+	if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < MaxTasks {
+		i = j.cut(i, n)
 	}
 	j.begin(i, Attempt{Lease: c.Lease, Peer: c.Peer, Granted: a.at})
 	j.Served = a.at

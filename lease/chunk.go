@@ -50,6 +50,19 @@ func (s Spec) layout(frames int) ([]Task, error) {
 	return tasks, nil
 }
 
+// with is how many of a task's frames, from its beginning, there are before one more
+// than n is to be rendered.
+func (j *Job) with(t *Task, n int32) int32 {
+	for k := t.Lo; k < t.Hi; k++ {
+		if j.open(k) {
+			if n--; n < 0 {
+				return k - t.Lo
+			}
+		}
+	}
+	return t.Hi - t.Lo
+}
+
 // cut makes a task of the first n frames of another that is queued, and returns its
 // index. Both were tried by whoever tried the whole.
 func (j *Job) cut(i int32, n int32) int32 {

@@ -44,8 +44,8 @@ type Grant struct {
 	Lease ID           `json:"lease"`
 	Task  TaskID       `json:"task"`
 	Peer  authz.PeerID `json:"peer"`
-	// Frames, unless it is 0 or all that the task has, cuts so many off its beginning
-	// and leases those, as a task of their own that the event names.
+	// Frames, unless it is 0 or all that are left of the task, cuts a task off its
+	// beginning that has so many to be rendered, and leases that, which the event names.
 	Frames int32 `json:"frames,omitempty"`
 	// Second leases a task that is stuck on one machine to another as well. Whichever
 	// renders it first ends the other's lease.

@@ -144,6 +144,12 @@ func TestOrder(t *testing.T) {
 	require.Equal(t, []int32{0, 1, 2, 3}, f.small("k", 4, func(s *lease.Spec) { s.Order = lease.Linear }).Next(99))
 	require.Equal(t, []int32{0}, f.small("one", 1).Next(99))
 	require.Equal(t, []int32{0, 1}, f.small("two", 2).Next(99))
+	cut := f.small("cut", 10, func(s *lease.Spec) { s.Order, s.Chunk = lease.Linear, 0 })
+	require.Equal(t, []int32{0}, cut.Next(99))
+	f.do(lease.Command{Grant: &lease.Grant{Lease: "first", Task: lease.TaskID{Job: "cut"}, Peer: "bob", Frames: 3}})
+	f.do(lease.Command{Expire: &lease.Expire{Lease: "first", Task: lease.TaskID{Job: "cut", Index: 1}}})
+	require.Equal(t, []int32{1}, cut.Next(1), "the first frames come back, before those that were left")
+	require.Equal(t, []int32{1, 0}, cut.Next(99))
 	bad := spec(lease.Frames{{First: 1, Last: 1, Step: 1}})
 	bad.Order = "random"
 	_, err := f.try(lease.Command{Submit: &lease.Submit{Job: "no", Spec: bad}})

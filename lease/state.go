@@ -180,15 +180,18 @@ func (j *Job) Remaining(t *Task) []int32 {
 // open tells whether a frame, by its place, is to be rendered.
 func (j *Job) open(place int32) bool { return j.Frames[place] == nil || j.Frames[place].Again }
 
-// complete tells whether nothing of a task is to be rendered.
-func (j *Job) complete(t *Task) bool {
+// Left is the number of frames of a task that are to be rendered.
+func (j *Job) Left(t *Task) (n int32) {
 	for i := t.Lo; i < t.Hi; i++ {
 		if j.open(i) {
-			return false
+			n++
 		}
 	}
-	return true
+	return n
 }
+
+// complete tells whether nothing of a task is to be rendered.
+func (j *Job) complete(t *Task) bool { return j.with(t, 0) == t.Hi-t.Lo }
 
 // TaskOf is the index of the task that a place in the job's list of frames
 // belongs to.
@@ -202,11 +205,14 @@ func (j *Job) Place(frame int32) (int, bool) { return slices.BinarySearch(j.numb
 func (j *Job) Next(n int) []int32 {
 	var next []int32
 	for len(next) < n && len(j.queued) > 0 {
-		i := heap.Pop(&j.queued).(turn).task()
-		if j.Tasks[i].State == TaskQueued {
-			next = append(next, i)
-		} else {
+		due := heap.Pop(&j.queued).(turn)
+		switch i := due.task(); {
+		case j.Tasks[i].State != TaskQueued:
 			j.Tasks[i].inHeap = false
+		case due != j.turn(i): // its first frames were cut off
+			heap.Push(&j.queued, j.turn(i))
+		default:
+			next = append(next, i)
 		}
 	}
 	for _, i := range next {

@@ -72,7 +72,7 @@ func (m Machine) meets(j *lease.Job, needs lease.Requirements) []lease.Lack {
 type Placement struct {
 	Task lease.TaskID
 	Peer authz.PeerID
-	// Frames is how many of the task's frames, from its beginning; 0 for all.
+	// Frames is how many of the frames that are left of the task; 0 for all.
 	Frames int32
 	// Second tells that another machine has the task already, and is stuck.
 	Second bool
@@ -153,7 +153,7 @@ func newRound(j *lease.Job, free []Machine) *round {
 // frames each gets.
 func (r *round) task(i int32) {
 	t := &r.j.Tasks[i]
-	for left := t.Hi - t.Lo; left > 0 && len(r.fit) > 0; {
+	for left := r.j.Left(t); left > 0 && len(r.fit) > 0; {
 		m := choose(r.fit, t)
 		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer}
 		if r.j.Spec.Adaptive() {
