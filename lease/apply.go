@@ -266,7 +266,7 @@ func (a *applying) complete(c Complete) error {
 }
 
 func (a *applying) rendered(j *Job, i int32, at *Attempt, log string) {
-	at.Ended, at.Outcome, at.Log, at.Reason = a.at, OutcomeRendered, cut(log, maxCID), ""
+	at.Ended, at.Outcome, at.Log, at.Reason, at.Kind = a.at, OutcomeRendered, cut(log, maxCID), "", ""
 	j.setTask(i, TaskRendered)
 	a.finished[at.Peer]++
 	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: at.Lease, Peer: at.Peer, State: string(TaskRendered)})
@@ -281,12 +281,12 @@ func (a *applying) fail(c Fail) error {
 		return ErrStale
 	}
 	reason := cut(cmp.Or(c.Reason, "the attempt failed"), maxReason)
-	at.Ended, at.Outcome, at.Reason, at.Log = a.at, OutcomeFailed, reason, cut(c.Log, maxCID)
+	at.Ended, at.Outcome, at.Reason, at.Log, at.Kind = a.at, OutcomeFailed, reason, cut(c.Log, maxCID), c.Kind.known()
 	if j.Faults == nil {
 		j.Faults = map[authz.PeerID]int{}
 	}
 	j.Faults[c.Peer]++
-	if c.Machine {
+	if c.blamesMachine() {
 		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
 	}

@@ -81,7 +81,10 @@ type Fail struct {
 	Reason string `json:"reason"`
 	Tail   string `json:"tail,omitempty"` // Blender's last lines
 	Log    string `json:"log,omitempty"`
-	// Machine blames the machine and not the task: the try does not count.
+	// Kind is what went wrong. [FailMachine] blames the machine and not the task: the
+	// try does not count.
+	Kind FailKind `json:"kind,omitempty"`
+	// Machine is what a log from before Kind says instead of FailMachine.
 	Machine bool `json:"machine,omitempty"`
 	// Others is how many other machines could try the task.
 	Others int `json:"others,omitempty"`
