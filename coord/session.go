@@ -339,7 +339,8 @@ func (l *leader) heard(s *session, up Up) error {
 		up.Complete.Peer, up.Complete.Machines = s.peer, machines
 		cmd.Complete, err = up.Complete, resultsMakeSense(up.Complete.Frames)
 	case up.Fail != nil:
-		up.Fail.Peer, up.Fail.Others = s.peer, l.others(s, up.Fail.Task)
+		up.Fail.Peer = s.peer
+		up.Fail.Had, up.Fail.Others = l.outlook(s, *up.Fail)
 		cmd.Fail = up.Fail
 	case up.Release != nil:
 		up.Release.Peer = s.peer
@@ -426,19 +427,27 @@ func (l *leader) mayHold(s *session, up Up) error {
 	return nil
 }
 
-// others counts the machines beside s that could try a task.
-func (l *leader) others(s *session, id lease.TaskID) (n int) {
+// outlook tells, of an attempt of s that failed, how much memory the machine had, if
+// it ran out of it, and how many others could try the task: then those that have more.
+func (l *leader) outlook(s *session, f lease.Fail) (had lease.Memory, others int) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
-		j, ok := q.Job(id.Job)
+		j, ok := q.Job(f.Task.Job)
+		if !ok {
+			return
+		}
+		if f.Kind == lease.FailMemory {
+			had = j.Spec.Needs.Memory(s.can)
+		}
 		for p, other := range l.sessions {
-			if ok && p != s.peer && !other.can.Draining && !j.KeptOff(p) && len(other.machine().Lacks(j)) == 0 {
-				n++
+			more := other.can.Beyond(had)
+			if p != s.peer && more && !other.can.Draining && !j.KeptOff(p) && len(other.machine().Lacks(j)) == 0 {
+				others++
 			}
 		}
 	})
-	return n
+	return had, others
 }
 
 // resultsMakeSense reports a result that names no content: nobody could ever

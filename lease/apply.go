@@ -279,7 +279,7 @@ func (a *applying) complete(c Complete) error {
 		// Frames that were there when the lease was granted were lost meanwhile: the
 		// machine did its part, and the rest is for the next attempt.
 		reason := fmt.Sprintf("%d frames of the task are still to be rendered", len(missing))
-		a.finish(j, c.Report, OutcomeReleased, reason, c.Log)
+		a.finish(j, c.Report, Attempt{Outcome: OutcomeReleased, Reason: reason, Log: c.Log})
 		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
 	}
@@ -294,7 +294,7 @@ func (a *applying) rendered(j *Job, i int32, k int, log string) {
 	t := &j.Tasks[i]
 	first := t.Attempts[k]
 	j.amend(i, k, func(at *Attempt) {
-		at.Ended, at.Outcome, at.Log, at.Reason = a.at, OutcomeRendered, cut(log, maxCID), ""
+		at.Ended, at.Outcome, at.Log, at.Reason, at.Kind = a.at, OutcomeRendered, cut(log, maxCID), "", ""
 	})
 	a.revoke(j, i, "another machine was first", "another machine was first")
 	j.setTask(i, TaskRendered)
@@ -306,15 +306,16 @@ func (a *applying) rendered(j *Job, i int32, k int, log string) {
 // revoke ends all leases of a task that live.
 func (a *applying) revoke(j *Job, i int32, reason, told string) {
 	for _, at := range j.Tasks[i].Lives() {
-		a.finish(j, Report{Lease: at.Lease, Task: TaskID{Job: j.ID, Index: i}, Peer: at.Peer}, OutcomeRevoked, reason, "")
+		a.finish(j, Report{Lease: at.Lease, Task: TaskID{Job: j.ID, Index: i}, Peer: at.Peer}, Attempt{Outcome: OutcomeRevoked, Reason: reason})
 		a.tell(Event{Type: LeaseRevoked, Job: j.ID, Task: i, Lease: at.Lease, Peer: at.Peer, Reason: told})
 	}
 }
 
-// finish ends an attempt that did not render its task.
-func (a *applying) finish(j *Job, r Report, outcome Outcome, reason, log string) {
+// finish ends an attempt that did not render its task; end says how.
+func (a *applying) finish(j *Job, r Report, end Attempt) {
 	j.amend(r.Task.Index, j.Tasks[r.Task.Index].attempt(r.Lease), func(at *Attempt) {
-		at.Ended, at.Outcome, at.Reason, at.Log = a.at, outcome, cut(reason, maxReason), cut(log, maxCID)
+		at.Ended, at.Outcome, at.Kind = a.at, end.Outcome, end.Kind
+		at.Reason, at.Log = cut(end.Reason, maxReason), cut(end.Log, maxCID)
 	})
 }
 
@@ -327,8 +328,8 @@ func (a *applying) fail(c Fail) error {
 		return ErrStale
 	}
 	reason := cut(cmp.Or(c.Reason, "the attempt failed"), maxReason)
-	a.finish(j, c.Report, OutcomeFailed, reason, c.Log)
-	if c.Others > 0 && c.Had != (Memory{}) {
+	a.finish(j, c.Report, Attempt{Outcome: OutcomeFailed, Reason: reason, Log: c.Log, Kind: c.Kind.known()})
+	if c.Kind == FailMemory && c.Others > 0 && c.Had != (Memory{}) {
 		// A machine with more memory is there: neither the task nor this one is to blame.
 		j.Above = Memory{RAM: max(j.Above.RAM, c.Had.RAM), VRAM: max(j.Above.VRAM, c.Had.VRAM)}
 		a.requeue(j, c.Task.Index, c.Report, reason)
@@ -339,7 +340,7 @@ func (a *applying) fail(c Fail) error {
 	}
 	j.Faults[c.Peer]++
 	a.faulted(j, c.Peer, reason)
-	if c.Machine {
+	if c.Kind == FailMachine {
 		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
 	}
@@ -380,7 +381,7 @@ func (a *applying) release(c Release) error {
 	if !live {
 		return ErrStale
 	}
-	a.finish(j, c.Report, OutcomeReleased, c.Reason, "")
+	a.finish(j, c.Report, Attempt{Outcome: OutcomeReleased, Reason: c.Reason})
 	a.requeue(j, c.Task.Index, c.Report, cut(c.Reason, maxReason))
 	return nil
 }
@@ -398,7 +399,7 @@ func (a *applying) expire(c Expire) error {
 		return ErrStale
 	}
 	r := Report{Lease: at.Lease, Task: c.Task, Peer: at.Peer}
-	a.finish(j, r, OutcomeExpired, silent, "")
+	a.finish(j, r, Attempt{Outcome: OutcomeExpired, Reason: silent})
 	a.requeue(j, c.Task.Index, r, silent)
 	return nil
 }
@@ -611,7 +612,7 @@ func (a *applying) loseOf(j *Job, c Lose) {
 			for _, at := range j.Tasks[i].Lives() {
 				if at.Peer == c.Peer {
 					r := Report{Lease: at.Lease, Task: TaskID{Job: j.ID, Index: int32(i)}, Peer: at.Peer}
-					a.finish(j, r, OutcomeExpired, silent, "")
+					a.finish(j, r, Attempt{Outcome: OutcomeExpired, Reason: silent})
 					a.requeue(j, int32(i), r, silent)
 				}
 			}

@@ -88,9 +88,10 @@ type Fail struct {
 	Reason string `json:"reason"`
 	Tail   string `json:"tail,omitempty"` // Blender's last lines
 	Log    string `json:"log,omitempty"`
-	// Machine blames the machine and not the task: the try does not count.
-	Machine bool `json:"machine,omitempty"`
-	// Had is the memory with which the machine ran out; zero where that is not why.
+	// Kind is what went wrong. [FailMachine] blames the machine and not the task: the
+	// try does not count.
+	Kind FailKind `json:"kind,omitempty"`
+	// Had is the memory with which the machine ran out, of [FailMemory].
 	Had Memory `json:"had,omitzero"`
 	// Others is how many other machines could try the task: with more memory than Had.
 	Others int `json:"others,omitempty"`

@@ -220,5 +220,6 @@ type Attempt struct {
 	Ended   time.Time    `json:"ended,omitzero"`
 	Outcome Outcome      `json:"outcome,omitempty"` // "" while the lease lives
 	Reason  string       `json:"reason,omitempty"`
-	Log     string       `json:"log,omitempty"` // CID of Blender's log
+	Kind    FailKind     `json:"kind,omitempty"` // of one that failed
+	Log     string       `json:"log,omitempty"`  // CID of Blender's log
 }

@@ -324,7 +324,7 @@ func TestMachineFaultsDoNotFailTheTask(t *testing.T) {
 	j := f.submit("j", "1")
 	for range 3 {
 		require.False(t, j.KeptOff("peer-bob"))
-		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant("j", 0, "bob"), Reason: "disk full", Machine: true}})
+		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant("j", 0, "bob"), Reason: "disk full", Kind: lease.FailMachine}})
 	}
 	require.True(t, j.KeptOff("peer-bob"))
 	require.Equal(t, lease.TaskQueued, j.Tasks[0].State)

@@ -95,7 +95,7 @@ func TestBrokenJobsDrainNobody(t *testing.T) {
 		f.small(id, 2)
 		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant(id, 1, "bob"), Reason: "no", Others: 1}})
 		for range lease.MaxTries {
-			f.do(lease.Command{Fail: &lease.Fail{Report: f.grant(id, 0, "eve"), Reason: "no", Others: 1, Machine: true}})
+			f.do(lease.Command{Fail: &lease.Fail{Report: f.grant(id, 0, "eve"), Reason: "no", Others: 1, Kind: lease.FailMachine}})
 		}
 	}
 	require.Equal(t, lease.Machine{}, f.Machine("peer-eve"))

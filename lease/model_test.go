@@ -191,7 +191,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 		"fail": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
 				_ = m.apply(t, lease.Command{Fail: &lease.Fail{
-					Report: r, Reason: "crash", Machine: rapid.Bool().Draw(t, "machine"),
+					Report: r, Reason: "crash", Kind: rapid.SampledFrom(append(lease.FailKinds(), "", "odd")).Draw(t, "kind"),
 					Had: lease.Memory{RAM: rapid.Int64Range(0, 2).Draw(t, "RAM")}, Others: rapid.IntRange(0, 2).Draw(t, "others"),
 				}})
 			}

@@ -140,13 +140,13 @@ func TestOutOfMemory(t *testing.T) {
 	f := newFarm(t)
 	j := f.submit("j", "1")
 	for range 5 {
-		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant("j", 0, "small"), Reason: "out of memory", Had: lease.Memory{RAM: 8 << 30}, Others: 1}})
+		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant("j", 0, "small"), Reason: "out of memory", Kind: lease.FailMemory, Had: lease.Memory{RAM: 8 << 30}, Others: 1}})
 	}
 	require.Equal(t, lease.JobRunning, j.State)
 	require.Equal(t, lease.Memory{RAM: 8 << 30}, j.Above)
 	require.False(t, j.KeptOff("peer-small"))
 	for range 3 {
-		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant("j", 0, "big"), Reason: "out of memory", Had: lease.Memory{RAM: 64 << 30}}})
+		f.do(lease.Command{Fail: &lease.Fail{Report: f.grant("j", 0, "big"), Reason: "out of memory", Kind: lease.FailMemory, Had: lease.Memory{RAM: 64 << 30}}})
 	}
 	require.Equal(t, lease.JobFailed, j.State, "there is none with more")
 }

@@ -157,10 +157,10 @@ func (w *worker) try(ctx context.Context, a *attempt) {
 		up.NoRoom = true
 	case errors.As(err, &failed):
 		log.Warn("the attempt failed", "err", err)
-		up.Fail = &lease.Fail{Report: o.Report, Reason: failed.Reason, Tail: failed.Tail, Log: logCID, Machine: failed.Kind == render.KindMachine}
+		up.Fail = &lease.Fail{Report: o.Report, Reason: failed.Reason, Tail: failed.Tail, Log: logCID, Kind: failed.Kind}
 	default:
 		log.Warn("the attempt could not be made", "err", err)
-		up.Fail = &lease.Fail{Report: o.Report, Reason: err.Error(), Log: logCID, Machine: true}
+		up.Fail = &lease.Fail{Report: o.Report, Reason: err.Error(), Log: logCID, Kind: lease.FailMachine}
 	}
 	if w.report(ctx, up) == refused {
 		w.results.forget(o.Lease)

@@ -62,8 +62,8 @@ func (m Machine) meets(j *lease.Job, needs lease.Requirements) []lease.Lack {
 	if ram := j.Above.RAM; ram > 0 && m.Can.RAM <= ram {
 		lacks = append(lacks, lease.Lack{Need: "more RAM than " + lease.Gigabytes(ram) + " (a machine with that ran out)", Has: lease.Gigabytes(m.Can.RAM)})
 	}
-	if ram := j.Above.VRAM; ram > 0 && vram(m.Can) <= ram {
-		lacks = append(lacks, lease.Lack{Need: "more GPU memory than " + lease.Gigabytes(ram) + " (a GPU with that ran out)", Has: lease.Gigabytes(vram(m.Can))})
+	if ram := j.Above.VRAM; ram > 0 && m.Can.VRAM() <= ram {
+		lacks = append(lacks, lease.Lack{Need: "more GPU memory than " + lease.Gigabytes(ram) + " (a GPU with that ran out)", Has: lease.Gigabytes(m.Can.VRAM())})
 	}
 	return lacks
 }
@@ -210,18 +210,10 @@ func smallestFirst(a, b Machine) int {
 func bySize(a, b Machine) int {
 	return cmp.Or(
 		cmp.Compare(len(a.Can.GPUs), len(b.Can.GPUs)),
-		cmp.Compare(vram(a.Can), vram(b.Can)),
+		cmp.Compare(a.Can.VRAM(), b.Can.VRAM()),
 		cmp.Compare(a.Can.RAM, b.Can.RAM),
 		cmp.Compare(a.Can.Cores, b.Can.Cores),
 	)
-}
-
-func vram(c lease.Capability) int64 {
-	var most int64
-	for _, g := range c.GPUs {
-		most = max(most, g.VRAM)
-	}
-	return most
 }
 
 // aheadFree is what a project that is fetched ahead leaves free of a machine's disk

@@ -47,7 +47,7 @@ func TestSubmitterGoneAtOnce(t *testing.T) {
 		f := New(t, 2)
 		s := f.Peers[1]
 		s.Blender.Fail = func(int32) *render.Error {
-			return &render.Error{Kind: render.KindMachine, Reason: "this machine's Blender is gone"}
+			return &render.Error{Kind: lease.FailMachine, Reason: "this machine's Blender is gone"}
 		}
 		id := f.Submit(s, "1-10")
 		s.Crash()

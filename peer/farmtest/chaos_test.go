@@ -97,7 +97,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 			mu.Lock()
 			defer mu.Unlock()
 			if c.poison(frame) || dice.IntN(100) < 1 {
-				return &render.Error{Kind: render.KindCrash, Reason: "Blender crashed (signal 11)"}
+				return &render.Error{Kind: lease.FailCrash, Reason: "Blender crashed (signal 11)"}
 			}
 			return nil
 		}

@@ -22,7 +22,7 @@ func TestBrokenMachineIsDrained(t *testing.T) {
 		broken := f.Peers[2]
 		broken.Blender.PerFrame = 10 * time.Millisecond
 		broken.Blender.Fail = func(int32) *render.Error {
-			return &render.Error{Kind: render.KindMachine, Reason: "the driver is gone"}
+			return &render.Error{Kind: lease.FailMachine, Reason: "the driver is gone"}
 		}
 		queue := f.Peers[0].Queue()
 		admin := authz.Principal{User: "root", Role: authz.Admin}

@@ -104,7 +104,7 @@ func TestFailures(t *testing.T) {
 		for _, m := range f.Peers {
 			m.Blender.Fail = func(frame int32) *render.Error {
 				if frame == 7 {
-					return &render.Error{Kind: render.KindCrash, Reason: "Blender crashed (signal 11)", Tail: "Writing: /tmp/shot.crash.txt"}
+					return &render.Error{Kind: lease.FailCrash, Reason: "Blender crashed (signal 11)", Tail: "Writing: /tmp/shot.crash.txt"}
 				}
 				return nil
 			}

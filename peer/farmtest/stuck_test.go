@@ -61,3 +61,37 @@ func TestChunksFollowTheFrameTimes(t *testing.T) {
 		require.Less(t, took, 1.15*best)
 	})
 }
+
+// What runs out of memory goes to machines with more, and stays off those with as
+// little.
+func TestOutOfMemoryLooksForMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 2, func(i int, can *lease.Capability) { can.RAM = []int64{8, 16, 64}[i] << 30 })
+		for i, m := range f.Peers {
+			m.Blender.PerFrame = time.Second
+			if i < 2 {
+				m.Blender.Fail = func(int32) *render.Error {
+					return &render.Error{Kind: lease.FailMemory, Reason: "Blender ran out of memory"}
+				}
+			}
+		}
+		id := f.Submit(f.Peers[0], "1-8", func(s *httpapi.Submission) { s.Chunk = 1 })
+		f.Await(id, lease.JobDone, time.Minute)
+		tasks, err := f.Peers[0].Queue().Tasks(t.Context(), farmtest.Operator, id)
+		require.NoError(t, err)
+		failed := 0
+		for _, task := range tasks {
+			require.Zero(t, task.Tries, "nobody is to blame")
+			for _, a := range task.Attempts {
+				if a.Outcome == lease.OutcomeFailed {
+					require.Equal(t, lease.FailMemory, a.Kind)
+					failed++
+				}
+			}
+		}
+		require.LessOrEqual(t, failed, 3, "once each, and what was under way")
+
+		id = f.Submit(f.Peers[0], "1", func(s *httpapi.Submission) { s.Chunk = 1; s.Needs.MinRAM = 64 << 30 })
+		f.Await(id, lease.JobDone, time.Minute)
+	})
+}

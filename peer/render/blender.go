@@ -84,11 +84,11 @@ func (b *Blender) Run(ctx context.Context, a Attempt, sink Sink) (logPath string
 	cleanup = func() {}
 	b.sweep.Do(b.removeLeftovers)
 	if len(a.Frames) == 0 {
-		return "", cleanup, &Error{Kind: KindError, Reason: "the attempt has no frames"}
+		return "", cleanup, &Error{Kind: lease.FailError, Reason: "the attempt has no frames"}
 	}
 	dir, err := b.newDir(a)
 	if err != nil {
-		return "", cleanup, &Error{Kind: KindMachine, Reason: fmt.Sprintf("this machine cannot make a folder for the attempt: %v", err)}
+		return "", cleanup, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot make a folder for the attempt: %v", err)}
 	}
 	cleanup = func() {
 		if err := os.RemoveAll(dir.root); err != nil {
@@ -119,7 +119,7 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 
 	log, err := newBoundedLog(dir.log())
 	if err != nil {
-		return &Error{Kind: KindMachine, Reason: fmt.Sprintf("this machine cannot keep Blender's log: %v", err)}
+		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot keep Blender's log: %v", err)}
 	}
 	limit := b.diskLimit()
 	ctx, stop := context.WithCancelCause(ctx)
@@ -140,9 +140,9 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	case len(w.done) == len(a.Frames):
 		return nil // every image is here and whole: how Blender quits is its own affair
 	case errors.Is(cause, errTimeout):
-		return w.fail(KindTimeout, fmt.Sprintf("Blender was stopped because it ran past the %s an attempt may take", timeout))
+		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped because it ran past the %s an attempt may take", timeout))
 	case errors.Is(cause, errDisk):
-		return w.fail(KindMachine, fmt.Sprintf("Blender was stopped because the attempt wrote more than the %.1f GiB it may take on this machine", float64(limit)/(1<<30)))
+		return w.fail(lease.FailMachine, fmt.Sprintf("Blender was stopped because the attempt wrote more than the %.1f GiB it may take on this machine", float64(limit)/(1<<30)))
 	case cause != nil:
 		return fmt.Errorf("%w: %w", ErrStopped, cause)
 	}
@@ -186,13 +186,13 @@ func backends(r lease.Requirements) []lease.Backend {
 func (b *Blender) command(a Attempt, dir attemptDir, place project, confined bool) (*exec.Cmd, error) {
 	exe, err := exec.LookPath(a.Build.Path)
 	if err != nil {
-		return nil, &Error{Kind: KindMachine, Reason: fmt.Sprintf("this machine's Blender %s is gone or cannot be run", a.Build.Version)}
+		return nil, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine's Blender %s is gone or cannot be run", a.Build.Version)}
 	}
 	view := outside(dir, place)
 	var box *sandbox
 	if confined {
 		if box, err = newSandbox(exe, dir, place); err != nil {
-			return nil, &Error{Kind: KindMachine, Reason: err.Error()}
+			return nil, &Error{Kind: lease.FailMachine, Reason: err.Error()}
 		}
 		view = box.view
 	}
@@ -205,7 +205,7 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 		args.Remap = &remapArgs{Root: view.files, Origin: place.manifest.Origin}
 	}
 	if err := dir.writeDriver(args); err != nil {
-		return nil, &Error{Kind: KindMachine, Reason: fmt.Sprintf("this machine cannot prepare the attempt: %v", err)}
+		return nil, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot prepare the attempt: %v", err)}
 	}
 	// The exit code of a Python error must stand before -P, or it is 0.
 	line := []string{exe, "-b", "--factory-startup", "-noaudio", "-Y", "--python-exit-code", "3",

@@ -543,7 +543,7 @@ func TestCollectSaysWhatIsWrongWithAFile(t *testing.T) {
 		require.Regexp(t, c.text, err.Error())
 		e, ok := errors.AsType[*Error](err)
 		require.True(t, ok, "%v", err)
-		require.Equal(t, KindError, e.Kind)
+		require.Equal(t, lease.FailError, e.Kind)
 		require.Contains(t, e.Tail, path, "Blender's words")
 	}
 }

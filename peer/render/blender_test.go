@@ -59,33 +59,38 @@ func fakeAttempt(t *testing.T, body string, frames ...int32) Attempt {
 func TestFailuresAreToldApart(t *testing.T) {
 	for _, c := range []struct {
 		name, body string
-		kind       Kind
+		kind       lease.FailKind
 		reason     string
 	}{
-		{"crash", "loaded; start 1; kill -SEGV $$", KindCrash, "Blender crashed at frame 1 (segmentation fault)"},
-		{"crash while loading", "kill -ABRT $$", KindCrash, "Blender crashed while loading the file (aborted)"},
-		{"exit code of a crash", "exit 139", KindCrash, "Blender crashed while loading the file (segmentation fault)"},
-		{"killed", "loaded; kill -KILL $$", KindCrash, "another program killed Blender while loading the file"},
-		{"memory", "loaded; start 1; echo 'Malloc returns null: len=99 in x, total 5'; exit 1", KindMemory, "Blender ran out of memory at frame 1"},
-		{"GPU memory", `loaded; start 1; say '{"ev":"fail","kind":"error","reason":"frame 1: System is out of GPU memory"}'; exit 3`, KindMemory, "Blender ran out of memory at frame 1"},
-		{"disk", `loaded; start 1; say '{"ev":"fail","kind":"error","reason":"frame 1: No space left on device"}'; exit 3`, KindMachine, "this machine's disk is full: Blender could not write at frame 1"},
-		{"driver", `loaded; say '{"ev":"fail","kind":"error","reason":"the file has no scene B"}'; exit 3`, KindError, "the file has no scene B"},
-		{"device", `loaded; say '{"ev":"fail","kind":"machine","reason":"no OPTIX"}'; exit 3`, KindMachine, "no OPTIX"},
-		{"made-up kind", `loaded; say '{"ev":"fail","kind":"stop the farm","reason":"x"}'; exit 3`, KindError, "x"},
-		{"not opened", "echo 'Error: File format is not supported'; exit 1", KindError, "Blender could not open the file: Error: File format is not supported"},
-		{"silent", "exit 1", KindError, "Blender could not open the file: it said nothing"},
-		{"not begun", "echo license lost; exit 7", KindError, "Blender ended before it had loaded the file (exit code 7): license lost"},
-		{"later", "loaded; start 1; echo oh; exit 5", KindError, "Blender ended with exit code 5 at frame 1: oh"},
-		{"libraries", "echo 'blender: error while loading shared libraries: libX.so'; exit 127", KindMachine, "this machine's Blender does not start: blender: error while loading shared libraries: libX.so"},
-		{"nothing written", "loaded", KindImage, "Blender ended without an error but wrote nothing for frame 1"},
-		{"no file", "loaded; frame 1 none.png 0001.png", KindImage, "frame 1: Blender wrote no image"},
-		{"empty", "loaded; : > $out/a.png; frame 1 a.png 0001.png", KindImage, "frame 1: the image is empty"},
-		{"cut short", "loaded; head -c 60 $here/good.png > $out/a.png; frame 1 a.png 0001.png", KindImage, "frame 1: the image is cut short or damaged: it ends before its IEND chunk"},
-		{"link", "loaded; ln -s $here/good.png $out/a.png; frame 1 a.png 0001.png", KindImage, "frame 1: the image is not a regular file"},
-		{"outside", "loaded; frame 1 ../driver/driver.py x.png", KindError, "Blender reports frame 1 in a file outside its folder"},
-		{"another frame", "loaded; cp $here/good.png $out; frame 2 good.png x.png", KindError, "Blender reports frame 2, which this attempt does not wait for"},
-		{"bad text", `printf 'Error: \377\376 bad\n'; exit 1`, KindError, "Blender could not open the file: Error: � bad"},
-		{"one long line", "head -c 300000 /dev/zero | tr '\\0' x; echo; echo Error: end; exit 1", KindError, "Blender could not open the file: Error: end"},
+		{"crash", "loaded; start 1; kill -SEGV $$", lease.FailCrash, "Blender crashed at frame 1 (segmentation fault)"},
+		{"crash while loading", "kill -ABRT $$", lease.FailCrash, "Blender crashed while loading the file (aborted)"},
+		{"exit code of a crash", "exit 139", lease.FailCrash, "Blender crashed while loading the file (segmentation fault)"},
+		{"killed", "loaded; kill -KILL $$", lease.FailCrash, "another program killed Blender while loading the file"},
+		{"memory", "loaded; start 1; echo 'Malloc returns null: len=99 in x, total 5'; exit 1", lease.FailMemory, "Blender ran out of memory at frame 1"},
+		{"GPU memory", `loaded; start 1; say '{"ev":"fail","kind":"error","reason":"frame 1: System is out of GPU memory"}'; exit 3`, lease.FailMemory, "the GPU ran out of memory at frame 1"},
+		{"memory and a crash", "loaded; start 1; echo 'Calloc returns null: len=99 in x, total 5'; kill -SEGV $$", lease.FailMemory, "Blender ran out of memory at frame 1"},
+		{"memory and no error", "loaded; start 1; echo 'Error: run out of memory!'; exit 0", lease.FailMemory, "Blender ran out of memory at frame 1"},
+		{"memory of the GPU, and an image all the same", `loaded; start 1; echo 'Fra:1 Mem:9000M | Error: Could not allocate shadow atlas. Most likely out of GPU memory.'; cp $here/good.png $out; frame 1 good.png a.png; sleep 1000`,
+			lease.FailMemory, "the GPU ran out of memory at frame 1, and Blender went on without what found no room: Fra:1 Mem:9000M | Error: Could not allocate shadow atlas. Most likely out of GPU memory."},
+		{"ended", "loaded; start 1; kill -TERM $$", lease.FailCrash, "another program ended Blender at frame 1"},
+		{"disk", `loaded; start 1; say '{"ev":"fail","kind":"error","reason":"frame 1: No space left on device"}'; exit 3`, lease.FailMachine, "this machine's disk is full: Blender could not write at frame 1"},
+		{"driver", `loaded; say '{"ev":"fail","kind":"error","reason":"the file has no scene B"}'; exit 3`, lease.FailError, "the file has no scene B"},
+		{"device", `loaded; say '{"ev":"fail","kind":"machine","reason":"no OPTIX"}'; exit 3`, lease.FailMachine, "no OPTIX"},
+		{"made-up kind", `loaded; say '{"ev":"fail","kind":"stop the farm","reason":"x"}'; exit 3`, lease.FailError, "x"},
+		{"not opened", "echo 'Error: File format is not supported'; exit 1", lease.FailError, "Blender could not open the file: Error: File format is not supported"},
+		{"silent", "exit 1", lease.FailError, "Blender could not open the file: it said nothing"},
+		{"not begun", "echo license lost; exit 7", lease.FailError, "Blender ended before it had loaded the file (exit code 7): license lost"},
+		{"later", "loaded; start 1; echo oh; exit 5", lease.FailError, "Blender ended with exit code 5 at frame 1: oh"},
+		{"libraries", "echo 'blender: error while loading shared libraries: libX.so'; exit 127", lease.FailMachine, "this machine's Blender does not start: blender: error while loading shared libraries: libX.so"},
+		{"nothing written", "loaded", lease.FailImage, "Blender ended without an error but wrote nothing for frame 1"},
+		{"no file", "loaded; frame 1 none.png 0001.png", lease.FailImage, "frame 1: Blender wrote no image"},
+		{"empty", "loaded; : > $out/a.png; frame 1 a.png 0001.png", lease.FailImage, "frame 1: the image is empty"},
+		{"cut short", "loaded; head -c 60 $here/good.png > $out/a.png; frame 1 a.png 0001.png", lease.FailImage, "frame 1: the image is cut short or damaged: it ends before its IEND chunk"},
+		{"link", "loaded; ln -s $here/good.png $out/a.png; frame 1 a.png 0001.png", lease.FailImage, "frame 1: the image is not a regular file"},
+		{"outside", "loaded; frame 1 ../driver/driver.py x.png", lease.FailError, "Blender reports frame 1 in a file outside its folder"},
+		{"another frame", "loaded; cp $here/good.png $out; frame 2 good.png x.png", lease.FailError, "Blender reports frame 2, which this attempt does not wait for"},
+		{"bad text", `printf 'Error: \377\376 bad\n'; exit 1`, lease.FailError, "Blender could not open the file: Error: � bad"},
+		{"one long line", "head -c 300000 /dev/zero | tr '\\0' x; echo; echo Error: end; exit 1", lease.FailError, "Blender could not open the file: Error: end"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			b := NewBlender(Config{Dir: t.TempDir(), Sandbox: SandboxOff})
@@ -107,13 +112,13 @@ func TestExitCodesPassTheSandbox(t *testing.T) {
 	if kind, why := b.Sandbox(); kind == "" {
 		t.Skip("no sandbox on this machine: " + why)
 	}
-	for body, kind := range map[string]Kind{
-		"loaded; start 1; kill -SEGV $$":                                               KindCrash,
-		`loaded; say '{"ev":"fail","kind":"machine","reason":"x"}'; exit 3`:            KindMachine,
+	for body, kind := range map[string]lease.FailKind{
+		"loaded; start 1; kill -SEGV $$":                                               lease.FailCrash,
+		`loaded; say '{"ev":"fail","kind":"machine","reason":"x"}'; exit 3`:            lease.FailMachine,
 		"loaded; cp $here/good.png $out/a.png; frame 1 a.png 0001.png":                 "",
-		"loaded; ls / | tr '\\n' ' '; echo x > /usr/x; echo x > /vizpeer/x; exit 1":    KindError,
-		"exec 2>/dev/null; loaded; start 1; cat /etc/passwd && exit 0; exit 4":         KindError,
-		"exec 2>/dev/null; loaded; echo x > /vizpeer/driver/driver.py && exit; exit 4": KindError,
+		"loaded; ls / | tr '\\n' ' '; echo x > /usr/x; echo x > /vizpeer/x; exit 1":    lease.FailError,
+		"exec 2>/dev/null; loaded; start 1; cat /etc/passwd && exit 0; exit 4":         lease.FailError,
+		"exec 2>/dev/null; loaded; echo x > /vizpeer/driver/driver.py && exit; exit 4": lease.FailError,
 	} {
 		_, cleanup, err := b.Run(t.Context(), fakeAttempt(t, body), &collectorSink{})
 		cleanup()
@@ -191,7 +196,7 @@ func TestHangEndsAtTheTimeout(t *testing.T) {
 	defer cleanup()
 	e, ok := errors.AsType[*Error](err)
 	require.True(t, ok, "%v", err)
-	require.Equal(t, KindTimeout, e.Kind)
+	require.Equal(t, lease.FailTimeout, e.Kind)
 	require.Equal(t, "Blender was stopped because it ran past the 700ms an attempt may take", e.Reason)
 	requireGone(t, a)
 }
@@ -208,7 +213,7 @@ func TestFrameThatIsNotKeptEndsTheAttempt(t *testing.T) {
 	defer cleanup()
 	e, ok := errors.AsType[*Error](err)
 	require.True(t, ok, "%v", err)
-	require.Equal(t, KindMachine, e.Kind)
+	require.Equal(t, lease.FailMachine, e.Kind)
 	require.Contains(t, e.Reason, "the store is full")
 }
 
@@ -249,7 +254,7 @@ func TestAttemptThatFillsTheDiskIsStopped(t *testing.T) {
 	defer cleanup()
 	e, ok := errors.AsType[*Error](err)
 	require.True(t, ok, "%v", err)
-	require.Equal(t, KindMachine, e.Kind)
+	require.Equal(t, lease.FailMachine, e.Kind)
 	require.Equal(t, "Blender was stopped because the attempt wrote more than the 0.0 GiB it may take on this machine", e.Reason)
 	requireGone(t, a)
 }
@@ -279,16 +284,16 @@ func TestAttemptsThatCannotStart(t *testing.T) {
 	b := NewBlender(Config{Dir: t.TempDir(), Sandbox: SandboxOff})
 	for name, c := range map[string]struct {
 		change func(*Attempt)
-		kind   Kind
+		kind   lease.FailKind
 		reason string
 	}{
-		"no frames":      {func(a *Attempt) { a.Frames = nil }, KindError, "the attempt has no frames"},
-		"climbing blend": {func(a *Attempt) { a.Blend = "files/../../x.blend" }, KindError, `the .blend "files/../../x.blend" is not inside the project`},
-		"absent blend":   {func(a *Attempt) { a.Blend = "files/none.blend" }, KindError, `the project holds no file "files/none.blend"`},
-		"absent Blender": {func(a *Attempt) { a.Build.Path = "/nowhere/blender" }, KindMachine, "this machine's Blender 3.4.1 is gone or cannot be run"},
+		"no frames":      {func(a *Attempt) { a.Frames = nil }, lease.FailError, "the attempt has no frames"},
+		"climbing blend": {func(a *Attempt) { a.Blend = "files/../../x.blend" }, lease.FailError, `the .blend "files/../../x.blend" is not inside the project`},
+		"absent blend":   {func(a *Attempt) { a.Blend = "files/none.blend" }, lease.FailError, `the project holds no file "files/none.blend"`},
+		"absent Blender": {func(a *Attempt) { a.Build.Path = "/nowhere/blender" }, lease.FailMachine, "this machine's Blender 3.4.1 is gone or cannot be run"},
 		"bad manifest": {func(a *Attempt) {
 			require.NoError(t, os.WriteFile(filepath.Join(a.Project, ManifestName), []byte("{"), 0o600))
-		}, KindError, "the project's vizpeer.json is damaged: unexpected EOF"},
+		}, lease.FailError, "the project's vizpeer.json is damaged: unexpected EOF"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := fakeAttempt(t, "exit 0")

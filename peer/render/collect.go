@@ -69,7 +69,7 @@ func Collect(ctx context.Context, blender, blend string) (Collected, error) {
 	case asked != (lease.Version{}) && asked.Less(version.Release()) && (err == nil || isBlenders):
 		return Collected{}, &causedError{ErrNewer, err, fmt.Sprintf("%s was saved by Blender %d.%d, which Blender %s cannot read: use Blender %d.%d or newer",
 			name, version.Major, version.Minor, asked, version.Major, version.Minor)}
-	case isBlenders && failed.Kind == KindError && unreadable.MatchString(failed.Tail) && !strings.Contains(failed.Tail, "Traceback"):
+	case isBlenders && failed.Kind == lease.FailError && unreadable.MatchString(failed.Tail) && !strings.Contains(failed.Tail, "Traceback"):
 		return Collected{}, &causedError{ErrDamaged, err, fmt.Sprintf("%s is damaged or cut short: Blender cannot read it; save it again (%s)", name, failed.Reason)}
 	case err != nil:
 		return Collected{}, fmt.Errorf("list what %s needs: %w", name, err)
@@ -139,7 +139,7 @@ func ask(ctx context.Context, blender, script string, answer any, file ...string
 		return v, fmt.Errorf("write to the temporary folder: %w", err)
 	}
 	v, ended := runScript(ctx, blender, dir, path, []string{out}, file...)
-	if e, ok := errors.AsType[*Error](ended); ended != nil && (!ok || e.Kind != KindCrash) {
+	if e, ok := errors.AsType[*Error](ended); ended != nil && (!ok || e.Kind != lease.FailCrash) {
 		return v, ended
 	}
 	// A Blender that crashes while it quits has answered all the same.
@@ -180,11 +180,11 @@ func runScript(ctx context.Context, blender, dir, script string, args []string, 
 	case ctx.Err() != nil:
 		return v, fmt.Errorf("%w: %w", ErrStopped, context.Cause(ctx))
 	case err != nil:
-		return v, &Error{Kind: KindMachine, Reason: fmt.Sprintf("Blender could not be started: %v", err)}
+		return v, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("Blender could not be started: %v", err)}
 	case exit > 128:
-		return v, &Error{Kind: KindCrash, Reason: "Blender crashed (" + signalName(exit-128) + ")", Tail: words.String()}
+		return v, &Error{Kind: lease.FailCrash, Reason: "Blender crashed (" + signalName(exit-128) + ")", Tail: words.String()}
 	case exit != 0:
-		return v, &Error{Kind: KindError, Reason: fmt.Sprintf("Blender ended with exit code %d: %s", exit, orSilent(words.last())), Tail: words.String()}
+		return v, &Error{Kind: lease.FailError, Reason: fmt.Sprintf("Blender ended with exit code %d: %s", exit, orSilent(words.last())), Tail: words.String()}
 	}
 	return v, nil
 }

@@ -11,6 +11,8 @@ import (
 	"path/filepath"
 	"runtime"
 	"strings"
+
+	"vizpeer/lease"
 )
 
 // maxManifest bounds the manifest that is read: a long list of missing files is
@@ -27,7 +29,7 @@ type project struct {
 // findProject looks at what the attempt is about to render.
 func findProject(a Attempt) (project, error) {
 	bad := func(format string, args ...any) (project, error) {
-		return project{}, &Error{Kind: KindError, Reason: fmt.Sprintf(format, args...)}
+		return project{}, &Error{Kind: lease.FailError, Reason: fmt.Sprintf(format, args...)}
 	}
 	root, err := filepath.Abs(a.Project)
 	if err != nil {

@@ -62,22 +62,9 @@ type Sink interface {
 	Frame(context.Context, Frame) error
 }
 
-// Kind tells failures apart, so that the farm can react to each in its own way.
-type Kind string
-
-// The kinds of failure.
-const (
-	KindCrash   Kind = "crash"   // Blender died by a signal it did not handle
-	KindError   Kind = "error"   // Blender or the driver said no
-	KindTimeout Kind = "timeout" // the attempt ran past its time
-	KindMemory  Kind = "memory"  // the machine ran out of memory
-	KindImage   Kind = "image"   // an image is missing, empty or cut short
-	KindMachine Kind = "machine" // this machine cannot render it; the task is not to blame
-)
-
 // Error is why an attempt failed.
 type Error struct {
-	Kind   Kind
+	Kind   lease.FailKind
 	Reason string // one sentence for people
 	Tail   string // Blender's last lines
 }

@@ -72,15 +72,15 @@ func TestSettings(t *testing.T) {
 	for name, c := range map[string]struct {
 		set    lease.Settings
 		needs  lease.Requirements
-		kind   Kind
+		kind   lease.FailKind
 		reason string
 	}{
-		"no such scene":  {lease.Settings{Scene: "Last"}, lease.Requirements{}, KindError, "the file has no scene 'Last', only: Blind, First, Second, Third"},
-		"no such engine": {lease.Settings{Engine: "LUXCORE"}, lease.Requirements{}, KindMachine, "this Blender has no engine LUXCORE"},
-		"no such format": {lease.Settings{Format: "GIF"}, lease.Requirements{}, KindError, "this Blender does not write the format GIF"},
-		"views":          {lease.Settings{Scene: "Third"}, lease.Requirements{}, KindError, "the scene writes each view to a file of its own, and a frame is one file here: set the views format to Stereo 3D, or to Multi-View with OpenEXR"},
-		"no camera":      {lease.Settings{Scene: "Blind"}, lease.Requirements{}, KindError, "frame -3: Error: Cannot render, no camera"},
-		"no METAL":       {lease.Settings{}, lease.Requirements{Backend: lease.Metal}, KindMachine, "Blender finds no device for METAL on this machine"},
+		"no such scene":  {lease.Settings{Scene: "Last"}, lease.Requirements{}, lease.FailError, "the file has no scene 'Last', only: Blind, First, Second, Third"},
+		"no such engine": {lease.Settings{Engine: "LUXCORE"}, lease.Requirements{}, lease.FailMachine, "this Blender has no engine LUXCORE"},
+		"no such format": {lease.Settings{Format: "GIF"}, lease.Requirements{}, lease.FailError, "this Blender does not write the format GIF"},
+		"views":          {lease.Settings{Scene: "Third"}, lease.Requirements{}, lease.FailError, "the scene writes each view to a file of its own, and a frame is one file here: set the views format to Stereo 3D, or to Multi-View with OpenEXR"},
+		"no camera":      {lease.Settings{Scene: "Blind"}, lease.Requirements{}, lease.FailError, "frame -3: Error: Cannot render, no camera"},
+		"no METAL":       {lease.Settings{}, lease.Requirements{Backend: lease.Metal}, lease.FailMachine, "Blender finds no device for METAL on this machine"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			if _, err := os.Stat("/System/Library/Frameworks/Metal.framework"); err == nil && c.needs.Backend == lease.Metal {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -15,6 +14,8 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"vizpeer/lease"
 )
 
 // The phases of [Progress].
@@ -41,19 +42,20 @@ type watch struct {
 	done     map[int32]bool
 	loaded   bool
 	failed   *event
+	spoilt   string // a line of Blender's after which its images are wrong; see spoils
 	tail     tail
 }
 
 // event is one line of the driver's.
 type event struct {
-	Ev      string  `json:"ev"`
-	Frame   int32   `json:"frame"`
-	File    string  `json:"file"`
-	Name    string  `json:"name"`
-	Seconds float64 `json:"seconds"`
-	Kind    Kind    `json:"kind"`
-	Reason  string  `json:"reason"`
-	Text    string  `json:"text"`
+	Ev      string         `json:"ev"`
+	Frame   int32          `json:"frame"`
+	File    string         `json:"file"`
+	Name    string         `json:"name"`
+	Seconds float64        `json:"seconds"`
+	Kind    lease.FailKind `json:"kind"`
+	Reason  string         `json:"reason"`
+	Text    string         `json:"text"`
 }
 
 // read follows Blender's output to its end and keeps in log what is Blender's own
@@ -102,22 +104,25 @@ func (w *watch) event(ctx context.Context, ev event) error {
 // frame checks one image and hands it on.
 func (w *watch) frame(ctx context.Context, ev event) error {
 	if !slices.Contains(w.attempt.Frames, ev.Frame) || w.done[ev.Frame] {
-		return w.fail(KindError, fmt.Sprintf("Blender reports frame %d, which this attempt does not wait for", ev.Frame))
+		return w.fail(lease.FailError, fmt.Sprintf("Blender reports frame %d, which this attempt does not wait for", ev.Frame))
 	}
 	if ev.File == "" || ev.File != filepath.Base(ev.File) || !filepath.IsLocal(ev.File) {
-		return w.fail(KindError, fmt.Sprintf("Blender reports frame %d in a file outside its folder", ev.Frame))
+		return w.fail(lease.FailError, fmt.Sprintf("Blender reports frame %d in a file outside its folder", ev.Frame))
+	}
+	if w.spoilt != "" {
+		return w.fail(lease.FailMemory, fmt.Sprintf("the GPU ran out of memory at frame %d, and Blender went on without what found no room: %s", ev.Frame, w.spoilt))
 	}
 	// First out of Blender's reach, then looked at: it cannot change any more.
 	path := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame))+filepath.Ext(ev.File))
 	if err := os.Rename(filepath.Join(w.dir.out(), ev.File), path); err != nil {
-		return w.fail(KindImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
+		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
 	}
 	if err := checkImage(path); err != nil {
-		return w.fail(KindImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
+		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
 	}
 	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
 	if err := w.sink.Frame(ctx, f); err != nil {
-		return w.fail(KindMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
+		return w.fail(lease.FailMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
 	}
 	w.done[ev.Frame] = true
 	w.now.Done = len(w.done)
@@ -146,6 +151,9 @@ func (w *watch) status(line []byte) {
 		w.phase(phaseSaving)
 		return
 	}
+	if spoils(line) {
+		w.spoilt = clip(strings.ToValidUTF8(string(bytes.TrimSpace(line)), "�"), 300)
+	}
 	if m := memoryText.FindSubmatch(line); m != nil {
 		n, _ := strconv.ParseFloat(string(m[1]), 64)
 		w.now.Memory = int64(n * map[string]float64{"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}[string(m[2])])
@@ -173,100 +181,4 @@ func (w *watch) report(now bool) {
 	w.reported = t
 	w.now.Elapsed = t.Sub(w.began).Seconds()
 	w.sink.Progress(w.now)
-}
-
-func (w *watch) fail(k Kind, reason string) *Error {
-	return &Error{Kind: k, Reason: strings.ToValidUTF8(clip(reason, 1000), "�"), Tail: w.tail.String()}
-}
-
-// judgeRead says what an error while starting or following Blender means.
-func (w *watch) judgeRead(err error) error {
-	if e, ok := errors.AsType[*Error](err); ok {
-		return e
-	}
-	if _, ok := errors.AsType[startError](err); ok {
-		return w.fail(KindMachine, fmt.Sprintf("this machine could not start Blender: %v", err))
-	}
-	return w.fail(KindMachine, fmt.Sprintf("Blender's output could not be read: %v", err))
-}
-
-var (
-	outOfMemory = regexp.MustCompile(`(?i)out of (?:GPU |device )?memory|alloc returns null|Calloc array aborted|MemoryError|bad_alloc|not enough memory`)
-	outOfDisk   = regexp.MustCompile(`(?i)no space left on device|disk full|not enough space on the disk`)
-	windowsTrap = regexp.MustCompile(`EXCEPTION_[A-Z_]+`)
-)
-
-// judge says what the end of a Blender that did not finish means.
-func (w *watch) judge(exit int, oom bool) *Error {
-	words := w.tail.String()
-	if w.failed != nil {
-		words += "\n" + w.failed.Reason
-	}
-	at := "while loading the file"
-	if w.now.Phase != phaseLoading {
-		at = fmt.Sprintf("at frame %d", w.now.Frame)
-	}
-	last := w.tail.last()
-	switch {
-	case exit == 0:
-		return w.fail(KindImage, fmt.Sprintf("Blender ended without an error but wrote nothing for %s", w.lacking()))
-	case exit == 128+9 && oom:
-		return w.fail(KindMemory, fmt.Sprintf("the system killed Blender %s because the machine ran out of memory%s", at, w.usage()))
-	case outOfMemory.MatchString(words):
-		return w.fail(KindMemory, fmt.Sprintf("Blender ran out of memory %s%s", at, w.usage()))
-	case outOfDisk.MatchString(words):
-		return w.fail(KindMachine, fmt.Sprintf("this machine's disk is full: Blender could not write %s", at))
-	case exit == 128+9:
-		return w.fail(KindCrash, fmt.Sprintf("another program killed Blender %s", at))
-	case exit > 128 && exit < 256:
-		return w.fail(KindCrash, fmt.Sprintf("Blender crashed %s (%s)", at, signalName(exit-128)))
-	case exit > 255 || exit < 0 || windowsTrap.MatchString(words): // an NTSTATUS
-		return w.fail(KindCrash, fmt.Sprintf("Blender crashed %s (exit code %#x)", at, uint32(exit)))
-	case strings.HasPrefix(last, "bwrap: "):
-		return w.fail(KindMachine, "this machine's sandbox could not be set up: "+strings.TrimPrefix(last, "bwrap: "))
-	case exit == 126 || exit == 127:
-		return w.fail(KindMachine, fmt.Sprintf("this machine's Blender does not start: %s", last))
-	case w.failed != nil:
-		kind := KindError
-		if w.failed.Kind == KindMachine || w.failed.Kind == KindImage || w.failed.Kind == KindMemory {
-			kind = w.failed.Kind
-		}
-		return w.fail(kind, w.failed.Reason)
-	case !w.loaded && exit == 1: // so Blender ends where it cannot open a file
-		return w.fail(KindError, fmt.Sprintf("Blender could not open the file: %s", orSilent(last)))
-	case !w.loaded:
-		return w.fail(KindError, fmt.Sprintf("Blender ended before it had loaded the file (exit code %d): %s", exit, orSilent(last)))
-	}
-	return w.fail(KindError, fmt.Sprintf("Blender ended with exit code %d %s: %s", exit, at, orSilent(last)))
-}
-
-func orSilent(last string) string {
-	if last == "" {
-		return "it said nothing"
-	}
-	return last
-}
-
-func (w *watch) usage() string {
-	if w.now.Memory == 0 {
-		return ""
-	}
-	return fmt.Sprintf(" (it used %.1f GiB)", float64(w.now.Memory)/(1<<30))
-}
-
-// lacking names the frames that are not there.
-func (w *watch) lacking() string {
-	var names []string
-	for _, f := range w.attempt.Frames {
-		if !w.done[f] {
-			names = append(names, strconv.Itoa(int(f)))
-		}
-	}
-	if len(names) == 1 {
-		return "frame " + names[0]
-	}
-	if len(names) > 8 {
-		names = append(names[:8], "…")
-	}
-	return "frames " + strings.Join(names, ", ")
 }
