@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/gologshim"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
+	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	dialler "github.com/libp2p/go-libp2p/p2p/net/swarm"
 	tls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
@@ -39,11 +40,14 @@ func init() {
 // newHost builds this machine's libp2p host: TCP with TLS and QUIC, nothing that
 // talks to anyone outside the farm.
 func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option) (host.Host, error) {
-	var raised rcmgr.PartialLimitConfig
-	swarm.RaiseLimits(&raised)
 	limits := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&limits)
-	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised.Build(limits.AutoScale())))
+	anywhere := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 0, ConnCount: maxConns}} // a site may be behind one address
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised().Build(limits.AutoScale())), rcmgr.WithLimitPerSubnet(anywhere, anywhere))
+	if err != nil {
+		return nil, err
+	}
+	connections, err := connmgr.NewConnManager(maxConns, maxConns) // whom to keep is the gate's to say
 	if err != nil {
 		return nil, err
 	}
@@ -55,6 +59,7 @@ func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option
 		libp2p.Security(tls.ID, tls.New),
 		libp2p.ConnectionGater(g),
 		libp2p.ResourceManager(resources),
+		libp2p.ConnectionManager(connections),
 		libp2p.DisableRelay(),
 		// After many dials in vain these would take all of UDP, or of IPv6, for blocked,
 		// and refuse to dial a member that is back.
@@ -74,6 +79,31 @@ func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option
 	}
 	h.Network().Notify(g)
 	return h, nil
+}
+
+// maxConns is how many connections a host may have: two to every member of the
+// largest farm, whom the gate has let in.
+const maxConns = 2 * authz.MaxMembers
+
+// raised are the limits that the library's own are too low for: all members of a farm
+// may be connected to its leader, each with a stream for work, a few of pubsub and of
+// the API, and those of the exchange.
+func raised() rcmgr.PartialLimitConfig {
+	var c rcmgr.PartialLimitConfig
+	swarm.RaiseLimits(&c)
+	many := rcmgr.ResourceLimits{
+		Conns: maxConns, ConnsInbound: maxConns, ConnsOutbound: maxConns, FD: maxConns,
+		Streams: 16 * maxConns, StreamsInbound: 16 * maxConns, StreamsOutbound: 16 * maxConns,
+	}
+	c.System = many
+	perProtocol := rcmgr.ResourceLimits{Streams: 2 * maxConns, StreamsInbound: 2 * maxConns, StreamsOutbound: 2 * maxConns}
+	c.ProtocolDefault, c.ServiceDefault = perProtocol, perProtocol
+	// A farm that starts in the morning connects all at once.
+	c.Transient = rcmgr.ResourceLimits{
+		Conns: authz.MaxMembers, ConnsInbound: authz.MaxMembers, ConnsOutbound: authz.MaxMembers, FD: authz.MaxMembers,
+		Streams: maxConns, StreamsInbound: maxConns, StreamsOutbound: maxConns,
+	}
+	return c
 }
 
 // dialAnew lets the next dial of p try every address at once. libp2p itself leaves

@@ -3,13 +3,20 @@ package peer
 import (
 	"context"
 	"crypto/rand"
+	"io"
 	"testing"
+	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
 	dialler "github.com/libp2p/go-libp2p/p2p/net/swarm"
+	tls "github.com/libp2p/go-libp2p/p2p/security/tls"
+	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+	"golang.org/x/sync/errgroup"
 
 	"vizpeer/authz"
 )
@@ -47,4 +54,52 @@ func TestDialErrors(t *testing.T) {
 	require.EqualError(t, err, "[2001:db8::7]:8788: no answer in time")
 	err = &dialError{libp2ppeer.AddrInfo{ID: gone.ID}, dialler.ErrNoAddresses}
 	require.EqualError(t, err, authz.PeerID(gone.ID.String()).Short()+": no address is known")
+}
+
+// A large farm's members are all connected to one machine at once, each with a stream.
+func TestManyMembers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: hundreds of hosts")
+	}
+	const members = 400
+	var keys []crypto.PrivKey
+	var ids []authz.PeerID
+	for range members + 1 {
+		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+		require.NoError(t, err)
+		id, err := libp2ppeer.IDFromPrivateKey(key)
+		require.NoError(t, err)
+		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
+	}
+	view := rosterOf(t, ids...)
+	hub, err := newHost(keys[0], newGate(ids[0], view.Farm(), view), []string{"/ip4/127.0.0.1/tcp/0"})
+	require.NoError(t, err)
+	defer hub.Close()
+	hub.SetStreamHandler("/test/1", func(s network.Stream) { _, _ = io.Copy(s, s) })
+	streams := make([]network.Stream, members)
+	var group errgroup.Group
+	group.SetLimit(32)
+	for i := range members {
+		group.Go(func() error {
+			h, err := libp2p.New(libp2p.Identity(keys[i+1]), libp2p.NoListenAddrs, libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(tls.ID, tls.New), libp2p.ResourceManager(&network.NullResourceManager{}))
+			if err != nil {
+				return err
+			}
+			t.Cleanup(func() { _ = h.Close() })
+			h.Peerstore().AddAddrs(hub.ID(), hub.Addrs(), time.Hour)
+			streams[i], err = h.NewStream(t.Context(), hub.ID(), "/test/1")
+			return err
+		})
+	}
+	require.NoError(t, group.Wait())
+	hub.ConnManager().TrimOpenConns(t.Context())
+	for i, s := range streams {
+		_, err := s.Write([]byte{byte(i)})
+		require.NoError(t, err)
+		var b [1]byte
+		_, err = io.ReadFull(s, b[:])
+		require.NoError(t, err)
+		require.Equal(t, byte(i), b[0])
+	}
+	require.Len(t, hub.Network().Peers(), members)
 }
