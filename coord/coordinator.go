@@ -31,6 +31,7 @@ type Coordinator struct {
 	genesis *authz.Command
 	leading atomic.Pointer[leader]
 	has     Machine
+	limits  lease.Limits
 
 	mu  sync.Mutex
 	can map[authz.PeerID]lease.Capability // the latest ad of each member
@@ -55,7 +56,7 @@ type Machine struct {
 // machine that did not found one.
 func Open(h host.Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
 	c := &Coordinator{
-		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has,
+		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has, limits: cfg.Limits,
 		can: make(map[authz.PeerID]lease.Capability),
 	}
 	if c.slog == nil {
@@ -169,7 +170,7 @@ func (c *Coordinator) Advertise(p authz.PeerID, can lease.Capability, holds leas
 // of the coordinators has it on disk.
 func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec) (lease.JobID, int, error) {
 	id := NewJobID()
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec}}}); err != nil {
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits}}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
@@ -185,6 +186,9 @@ func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec) (lease.JobID,
 // one of Cancel, Pause, Resume, Prioritise, Retry and Drain.
 func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 	cmd.At = time.Now()
+	if cmd.Retry != nil {
+		cmd.Retry.Limits = c.limits
+	}
 	return c.commit(ctx, Entry{Queue: &cmd})
 }
 

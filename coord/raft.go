@@ -25,6 +25,8 @@ type Config struct {
 	// readable by its owner alone.
 	Dir    string
 	Logger *slog.Logger // nothing is logged by default
+	// Limits are of what people submit while this machine leads.
+	Limits lease.Limits
 
 	Heartbeat     time.Duration // how long followers wait for a leader before they elect one: 300 ms
 	LeaderLease   time.Duration // how long a leader that hears from no majority goes on: 200 ms

@@ -82,16 +82,16 @@ func (a *applying) submit(c Submit) error {
 	if err := c.Spec.Validate(); err != nil {
 		return fmt.Errorf("%w: %w", ErrInvalid, err)
 	}
-	if err := a.mayOpen(c.Spec.Owner); err != nil {
-		return err
-	}
 	if err := a.mayFollow(c.Spec.After, false); err != nil {
 		return err
 	}
-	j := &Job{ID: c.Job, Seq: a.seq + 1, Spec: c.Spec, State: JobQueued, Tier: c.Spec.Tier, Created: a.at, Served: a.at, Holders: []authz.PeerID{c.Spec.Submitter}}
+	j := &Job{ID: c.Job, Seq: a.seq + 1, Spec: c.Spec, State: JobQueued, Tier: c.Spec.Tier, Created: a.at, Served: a.at, Holders: []authz.PeerID{c.Spec.Submitter}, Most: max(c.Limits.Tasks, 0)}
 	frames := len(c.Spec.Frames.Expand())
 	var err error
-	if j.Tasks, err = c.Spec.layout(frames); err != nil {
+	if j.Tasks, err = c.Spec.layout(frames, j.MostTasks()); err != nil {
+		return err
+	}
+	if err := a.mayOpen(c.Spec.Owner, len(j.Tasks), c.Limits); err != nil {
 		return err
 	}
 	j.Frames = make([]*Frame, frames)
@@ -129,7 +129,7 @@ func (a *applying) grant(c Grant) error {
 		return fmt.Errorf("%w: %s", ErrDrained, a.Machine(c.Peer).Drained)
 	}
 	i := c.Task.Index
-	if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < MaxTasks {
+	if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < j.MostTasks() {
 		i = j.cut(i, n)
 	}
 	j.begin(i, Attempt{Lease: c.Lease, Peer: c.Peer, Granted: a.at})

@@ -20,8 +20,9 @@ func (s Spec) Adaptive() bool { return s.Chunk == 0 }
 
 // layout cuts a job's frames into its first tasks. Where the farm chooses, the
 // first, the middle and the last frame are tasks of their own: they show what the
-// shot will be, and how long a frame takes before many are granted at once.
-func (s Spec) layout(frames int) ([]Task, error) {
+// shot will be, and how long a frame takes before many are granted at once; they
+// count beside the most tasks that the job may have.
+func (s Spec) layout(frames, most int) ([]Task, error) {
 	chunk := s.Chunk
 	var cuts []int // where tasks end
 	if s.Adaptive() {
@@ -31,8 +32,8 @@ func (s Spec) layout(frames int) ([]Task, error) {
 			cuts = []int{1, last / 2, last/2 + 1, last}
 		}
 	}
-	if n := (frames-1)/chunk + 1 + len(cuts); n > MaxTasks+len(cuts) {
-		return nil, fmt.Errorf("%w: the job would have %d tasks, more than the %d allowed; use larger chunks or fewer frames", ErrLimit, n, MaxTasks)
+	if n := (frames-1)/chunk + 1 + len(cuts); n > most+len(cuts) {
+		return nil, fmt.Errorf("%w: the job would have %d tasks, more than the %d allowed; use larger chunks or fewer frames", ErrLimit, n, most)
 	}
 	for at := chunk; at < frames; at += chunk {
 		cuts = append(cuts, at)

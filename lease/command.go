@@ -37,6 +37,8 @@ type Command struct {
 type Submit struct {
 	Job  JobID `json:"job"`
 	Spec Spec  `json:"spec"`
+	// Limits are set by the leader, from its settings.
+	Limits Limits `json:"limits,omitzero"`
 }
 
 // Grant leases a queued task to a machine.

@@ -31,6 +31,9 @@ type Prioritise struct {
 type Retry struct {
 	Job    JobID  `json:"job"`
 	Frames Frames `json:"frames,omitempty"`
+	// Limits are set by the leader, from its settings. Of them, that of tasks in one
+	// job stays as it was.
+	Limits Limits `json:"limits,omitzero"`
 }
 
 var (
@@ -113,7 +116,7 @@ func (a *applying) retry(c Retry) error {
 		return fmt.Errorf("%w: none of these frames is finished yet", ErrState)
 	}
 	if ended {
-		if err := a.mayOpen(j.Spec.Owner); err != nil {
+		if err := a.mayOpen(j.Spec.Owner, len(j.Tasks), c.Limits); err != nil {
 			return err
 		}
 		if err := a.mayFollow(j.Spec.After, true); err != nil {
@@ -181,20 +184,6 @@ func (a *applying) reopen(j *Job) {
 	}
 	j.derive()
 	a.enlist(j)
-}
-
-// mayOpen refuses a person one more open job than is allowed.
-func (s *State) mayOpen(owner string) error {
-	mine := 0
-	for _, j := range s.open {
-		if j.Spec.Owner == owner {
-			mine++
-		}
-	}
-	if mine >= MaxOpenJobs {
-		return fmt.Errorf("%w: %s has %d jobs that have not ended, the most allowed; wait for one or cancel one", ErrLimit, owner, mine)
-	}
-	return nil
 }
 
 // mayFollow refuses jobs to come after that will never be done, or are not there:

@@ -9,18 +9,20 @@ import (
 	"vizpeer/authz"
 )
 
-// Limits that hold for every job, from the design's table of numbers.
+// Limits that hold for every job, from the design's table of numbers. The first
+// three are defaults; see [Limits].
 const (
-	MaxTasks       = 100_000 // tasks in one job
-	MaxOpenJobs    = 1_000   // jobs of one person that have not ended
-	DefaultChunk   = 5       // frames in one task, until frame times are known
-	DefaultReplica = 2       // machines that must hold a frame before it is done
-	MaxTries       = 3       // failures of a task before its job fails
-	MaxChunk       = 10_000  // frames in one task: its order and its report must fit into a message
-	maxAfter       = 64      // jobs that one job comes after
-	maxLogTail     = 4 << 10 // bytes of Blender's last words kept in the queue
-	maxReason      = 1000    // bytes of a reason
-	maxCID         = 128     // bytes of a CID's text
+	MaxTasks       = 100_000   // tasks in one job
+	MaxOpenJobs    = 1_000     // jobs of one person that have not ended
+	MaxOpenTasks   = 1_000_000 // tasks of one person in such jobs
+	DefaultChunk   = 5         // frames in one task, until frame times are known
+	DefaultReplica = 2         // machines that must hold a frame before it is done
+	MaxTries       = 3         // failures of a task before its job fails
+	MaxChunk       = 10_000    // frames in one task: its order and its report must fit into a message
+	maxAfter       = 64        // jobs that one job comes after
+	maxLogTail     = 4 << 10   // bytes of Blender's last words kept in the queue
+	maxReason      = 1000      // bytes of a reason
+	maxCID         = 128       // bytes of a CID's text
 )
 
 // JobID names a job: "j" and random letters, so that it cannot be guessed.

@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"strings"
@@ -268,6 +269,57 @@ func TestSubmitLimits(t *testing.T) {
 	f.submit("other", "1", func(s *lease.Spec) { s.Owner = "bob" })
 	_, err = f.try(lease.Command{})
 	require.ErrorIs(t, err, lease.ErrInvalid)
+}
+
+// The limits that a command carries count, for the person whose job it is.
+func TestLimits(t *testing.T) {
+	f := newFarm(t)
+	limits := lease.Limits{Tasks: 4, OpenJobs: 2, OpenTasks: 6}
+	submit := func(id lease.JobID, owner string, frames int32) error {
+		s := spec(lease.Frames{{First: 1, Last: frames, Step: 1}})
+		s.Owner, s.Chunk = owner, 1
+		_, err := f.try(lease.Command{Submit: &lease.Submit{Job: id, Spec: s, Limits: limits}})
+		return err
+	}
+	require.ErrorIs(t, submit("j", "ann", 5), lease.ErrLimit)
+	require.ErrorContains(t, submit("j", "ann", 5), "5 tasks, more than the 4 allowed")
+	require.NoError(t, submit("a", "ann", 4))
+	err := submit("b", "ann", 3)
+	require.ErrorIs(t, err, lease.ErrLimit)
+	require.ErrorContains(t, err, "ann would have 7 tasks in jobs that have not ended, more than the 6 allowed")
+	require.NoError(t, submit("b", "bob", 3), "another person")
+	require.NoError(t, submit("c", "ann", 2))
+	require.ErrorContains(t, submit("d", "ann", 1), "ann has 2 jobs that have not ended, the most allowed")
+	retry := lease.Command{Retry: &lease.Retry{Job: "a", Limits: limits}}
+	f.do(lease.Command{Cancel: &lease.Cancel{Job: "a"}})
+	require.NoError(t, submit("d", "ann", 3))
+	f.refuse(lease.ErrLimit, retry)
+	f.do(lease.Command{Cancel: &lease.Cancel{Job: "d"}})
+	f.do(retry)
+
+	require.Equal(t, lease.Limits{Tasks: lease.MaxTasks, OpenJobs: lease.MaxOpenJobs, OpenTasks: lease.MaxOpenTasks}, lease.Limits{OpenJobs: -1}.OrDefault())
+	limits = lease.Limits{}
+	for i := range 10 {
+		require.NoError(t, submit(lease.JobID(fmt.Sprint("e", i)), "eve", lease.MaxTasks))
+	}
+	require.ErrorContains(t, submit("e", "eve", 1), "eve would have 1000001 tasks")
+}
+
+// A job whose tasks the farm cuts has no more of them than its limit.
+func TestLimitOfCuts(t *testing.T) {
+	f := newFarm(t)
+	s := spec(lease.Frames{{First: 1, Last: 100, Step: 1}})
+	s.Chunk, s.Order = 0, lease.Linear
+	f.do(lease.Command{Submit: &lease.Submit{Job: "j", Spec: s, Limits: lease.Limits{Tasks: 3}}})
+	again, err := lease.Restore(bytes.NewReader(written(t, f.Freeze())))
+	require.NoError(t, err)
+	f.State = again
+	j, _ := f.Job("j")
+	for i := range 5 {
+		task := lease.TaskID{Job: "j", Index: 0}
+		_, _ = f.try(lease.Command{Grant: &lease.Grant{Lease: lease.ID(fmt.Sprint("l", i)), Task: task, Peer: "bob", Frames: 10}})
+	}
+	require.Len(t, j.Tasks, 3)
 }
 
 func TestFrameIsDoneWhenEnoughMachinesHoldIt(t *testing.T) {

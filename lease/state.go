@@ -65,6 +65,8 @@ type Job struct {
 	// Holders lists who holds all of the project, its submitter first unless that
 	// has lost it.
 	Holders []authz.PeerID `json:"holders"`
+	// Most is how many tasks it may have; 0 is [MaxTasks].
+	Most int `json:"most,omitempty"`
 	// Faults counts, by machine, the tries at the job that failed.
 	Faults map[authz.PeerID]int `json:"faults,omitempty"`
 	// Above is the memory with which a machine ran out: only one with more is tried.

@@ -10,6 +10,7 @@ import (
 	"github.com/libp2p/go-libp2p"
 
 	"vizpeer/blobs/swarm"
+	"vizpeer/lease"
 )
 
 // Config says where a peer keeps its data, where it listens, and what it offers.
@@ -39,6 +40,9 @@ type Config struct {
 	High, Low float64
 	// MinFree is how many bytes of the disk the store leaves free; 0: 256 MiB.
 	MinFree int64
+	// Limits are of what people submit while this machine leads the queue; the zero
+	// value is the default of each.
+	Limits lease.Limits
 	// Caps limit what is sent to and taken from other peers; the zero value does not.
 	Caps Caps
 	// NoMDNS keeps it from finding peers, and being found, on the local network.

@@ -177,7 +177,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		}
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
 			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge() },
-		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger}); err != nil {
+		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits}); err != nil {
 			return nil, err
 		}
 	}

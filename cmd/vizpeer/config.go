@@ -36,6 +36,8 @@ type settings struct {
 	minFree             size
 	upload, download    rate
 	capHours            []string
+
+	maxTasks, maxOpenJobs, maxOpenTasks int
 }
 
 func (s *settings) flags() *pflag.FlagSet {
@@ -54,6 +56,9 @@ func (s *settings) flags() *pflag.FlagSet {
 	f.Var(&s.upload, "upload-cap", "what this machine sends to others at most, such as \"2 MB/s\" or \"16 Mbit/s\" (default: no cap)")
 	f.Var(&s.download, "download-cap", "what it takes from others at most (default: no cap)")
 	f.StringSliceVar(&s.capHours, "cap-hours", nil, "when the caps hold, such as \"mon-fri 08:00-19:00\", repeatable (default: always)")
+	f.IntVar(&s.maxTasks, "max-tasks", 0, "where this machine leads the queue: tasks that one job may have (default 100000)")
+	f.IntVar(&s.maxOpenJobs, "max-open-jobs", 0, "there: jobs of one person that have not ended (default 1000)")
+	f.IntVar(&s.maxOpenTasks, "max-open-tasks", 0, "there: tasks in such jobs of one person (default 1000000)")
 	return f
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"vizpeer/authz"
+	"vizpeer/lease"
 	"vizpeer/peer"
 )
 
@@ -238,6 +239,7 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		High:      float64(s.cacheHigh),
 		Low:       float64(s.cacheLow),
 		MinFree:   int64(s.minFree),
+		Limits:    lease.Limits{Tasks: s.maxTasks, OpenJobs: s.maxOpenJobs, OpenTasks: s.maxOpenTasks},
 		Caps:      caps,
 		Version:   version,
 		Logger:    slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: level})),

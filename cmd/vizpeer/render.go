@@ -41,9 +41,11 @@ type order struct {
 
 	blend         string // absolute path, once checked
 	fileVersion   lease.Version
-	framesInScene bool     // no --frames: the scene's own range
-	blenders      []string // where to look for one, beside the usual places
-	dataDir       string   // where what they offer is remembered
+	framesInScene bool         // no --frames: the scene's own range
+	list          lease.Frames // of --frames
+	maxTasks      int          // that the farm allows in one job; 0 where it is not known
+	blenders      []string     // where to look for one, beside the usual places
+	dataDir       string       // where what they offer is remembered
 	sent          *sentFiles
 }
 
@@ -99,12 +101,9 @@ and the frames come to --output by themselves.`,
 func (o *order) check(cmd *cobra.Command, file string) error {
 	o.framesInScene = !cmd.Flags().Changed("frames")
 	if !o.framesInScene {
-		frames, err := lease.ParseFrames(o.frames)
-		if err != nil {
+		var err error
+		if o.list, err = lease.ParseFrames(o.frames); err != nil {
 			return &usageError{err}
-		}
-		if err := o.countTasks(frames); err != nil {
-			return err
 		}
 	}
 	tier := lease.Tier(strings.ToLower(o.priority))
@@ -175,8 +174,8 @@ func (o *order) countTasks(frames lease.Frames) error {
 		return nil
 	}
 	n := len(frames.Expand())
-	if tasks := (n + chunk - 1) / chunk; tasks > lease.MaxTasks {
-		return usagef("%d frames in chunks of %d are %d tasks, more than the %d that one job may have: give a larger --chunk or fewer frames", n, chunk, tasks, lease.MaxTasks)
+	if tasks := (n + chunk - 1) / chunk; o.maxTasks > 0 && tasks > o.maxTasks {
+		return usagef("%d frames in chunks of %d are %d tasks, more than the %d that one job may have: give a larger --chunk or fewer frames", n, chunk, tasks, o.maxTasks)
 	}
 	return nil
 }
@@ -242,6 +241,15 @@ func (c *cli) render(ctx context.Context, o *order) error {
 		return err
 	}
 	o.sent = openSent(status.Peer)
+	if o.chunk > 0 {
+		// Where no leader answers now, one may once all is sent, and counts itself.
+		if farm, err := cl.farm(ctx); err == nil {
+			o.maxTasks = farm.Limits.Tasks
+		}
+		if err := o.countTasks(o.list); err != nil {
+			return err
+		}
+	}
 	if o.output != "" && cl.local {
 		if err := makeOutput(o.output, "--output"); err != nil {
 			return err

@@ -58,6 +58,11 @@ func (s *settings) check() error {
 			return err
 		}
 	}
+	for flag, n := range map[string]int{"max-tasks": s.maxTasks, "max-open-jobs": s.maxOpenJobs, "max-open-tasks": s.maxOpenTasks} {
+		if n < 0 {
+			return usagef("--%s %d is not possible: use 1 or more, or 0 for the default", flag, n)
+		}
+	}
 	if s.cacheQuota != 0 && s.cacheQuota < minQuota {
 		return usagef("--cache-quota %s is too small: give %s or more", &s.cacheQuota, bytesText(minQuota))
 	}

@@ -62,7 +62,7 @@ func chunk(j *lease.Job, seconds, rate float64) int32 {
 // frames rounds to what a task may have: at least 1, and so many that the job does
 // not get too many tasks.
 func frames(n float64, j *lease.Job) int32 {
-	least := (len(j.Frames)-1)/(lease.MaxTasks/2) + 1
+	least := (len(j.Frames)-1)/max(j.MostTasks()/2, 1) + 1
 	return int32(min(max(math.Ceil(n), float64(least)), lease.MaxChunk))
 }
 

@@ -233,6 +233,8 @@ type Farm struct {
 	Peers map[string]int `json:"peers"` // by state
 	Jobs  map[string]int `json:"jobs"`  // by state, the caller's own unless an admin asks
 	Coord Coordination   `json:"coord"`
+	// Limits are of what one person may submit, as the leader's settings have them.
+	Limits lease.Limits `json:"limits" doc:"the most that one person may have: tasks in one job, and open_jobs and open_tasks in jobs that have not ended"`
 }
 
 // Status is GET /v1/status: this machine, answered by itself even when no
