@@ -1,7 +1,7 @@
 // Command summary reads the output of `go test -json` on standard input and
 // prints what a person wants of it: a line for each package, the whole output of
-// what failed, each skipped test with its reason, and the totals. It exits 1 if
-// anything failed or nothing ran.
+// what failed, what tests say as attributes, each skipped test with its reason, and
+// the totals. It exits 1 if anything failed or nothing ran.
 package main
 
 import (
@@ -21,6 +21,7 @@ type event struct {
 	Output      string
 	Elapsed     float64
 	FailedBuild string
+	Key, Value  string // of an attribute of a test
 }
 
 type test struct{ pkg, name string }
@@ -45,6 +46,8 @@ func main() {
 		switch e.Action {
 		case "output":
 			output[t] = append(output[t], e.Output)
+		case "attr": // what a test says that passes, too
+			fmt.Printf("      %s %s: %s\n", e.Test, e.Key, e.Value)
 		case "build-output":
 			build[e.ImportPath] = append(build[e.ImportPath], e.Output)
 		case "pass", "fail", "skip":

@@ -18,6 +18,8 @@ func (s *State) Apply(c Command) ([]Event, error) {
 	a := applying{State: s, at: c.At.UTC()}
 	var err error
 	switch {
+	case a.at.Year() < 0 || a.at.Year() > 9999: // it could not be stored
+		err = fmt.Errorf("%w: the command is of the year %d", ErrInvalid, a.at.Year())
 	case c.Submit != nil:
 		err = a.submit(*c.Submit)
 	case c.Grant != nil:

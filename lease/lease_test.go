@@ -322,6 +322,15 @@ func TestLimitOfCuts(t *testing.T) {
 	require.Len(t, j.Tasks, 3)
 }
 
+// A time that no snapshot could hold is refused, whatever the command.
+func TestAbsurdTime(t *testing.T) {
+	s := lease.NewState()
+	for _, at := range []time.Time{time.Date(9999, 12, 31, 23, 59, 59, 0, time.FixedZone("", -3600)), time.Date(0, 1, 1, 0, 0, 0, 0, time.FixedZone("", 3600))} {
+		_, err := s.Apply(lease.Command{At: at, Submit: &lease.Submit{Job: "j", Spec: spec(lease.Frames{{First: 1, Last: 1, Step: 1}})}})
+		require.ErrorIs(t, err, lease.ErrInvalid, at)
+	}
+}
+
 func TestFrameIsDoneWhenEnoughMachinesHoldIt(t *testing.T) {
 	f := newFarm(t)
 	j := f.submit("j", "1-2")

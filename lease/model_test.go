@@ -1,8 +1,11 @@
 package lease_test
 
 import (
-	"bytes"
+	"cmp"
+	"encoding/json"
 	"fmt"
+	"maps"
+	"reflect"
 	"slices"
 	"testing"
 	"time"
@@ -12,35 +15,36 @@ import (
 
 	"vizpeer/authz"
 	"vizpeer/lease"
+	"vizpeer/lease/leasetest"
 )
 
-// model drives a State with random commands and checks after each what must
-// always hold.
+// model drives a State with random commands and checks what must always hold.
 type model struct {
 	s     *lease.State
-	log   []lease.Command
+	w     *leasetest.Witness
+	every int             // commands between two full checks
+	log   []lease.Command // those that were applied
 	clock time.Time
 	n     int
 	jobs  []lease.JobID
-	// live holds every lease that was granted and not ended, as the events told.
-	live map[lease.ID]lease.Report
-	past []lease.Report
-	// accepted has, by job and frame, the content of results taken and not lost.
-	accepted map[string]string
-	ended    map[lease.JobID]lease.JobState
-	frozen   *lease.Frozen
-	was      []byte // what frozen held
-	second   bool   // of the grant under way
-	drained  map[authz.PeerID]bool
+	past  []lease.Report // every lease that was granted
+	// twin was restored from what s stored and has had the same commands since.
+	twin   *lease.State
+	frozen *lease.Frozen
+	was    []byte // what frozen held
 }
 
-var peers = []authz.PeerID{"ann", "bob", "cyd"}
+var (
+	peers = []authz.PeerID{"ann", "bob", "cyd"}
+	tiers = []lease.Tier{lease.Low, lease.Normal, lease.High, lease.Urgent}
+)
 
-func newModel() *model {
-	return &model{
-		s: lease.NewState(), clock: time.Unix(1e9, 0).UTC(), live: map[lease.ID]lease.Report{}, accepted: map[string]string{}, ended: map[lease.JobID]lease.JobState{},
-		drained: map[authz.PeerID]bool{},
-	}
+// maxJobs is how many jobs a model has that have not ended: what is looked at again
+// and again must not grow with the number of commands.
+const maxJobs = 6
+
+func newModel(every int) *model {
+	return &model{s: lease.NewState(), w: leasetest.NewWitness(), every: every, clock: time.Unix(1e9, 0).UTC()}
 }
 
 func (m *model) id(prefix string) string {
@@ -48,78 +52,58 @@ func (m *model) id(prefix string) string {
 	return fmt.Sprintf("%s%d", prefix, m.n)
 }
 
+// due tells whether it is time for a full check.
+func (m *model) due() bool { return (m.w.Applied+m.w.Refused)%m.every == 0 }
+
 func (m *model) apply(t *rapid.T, c lease.Command) error {
 	m.clock = m.clock.Add(time.Duration(rapid.IntRange(0, 5000).Draw(t, "ms")) * time.Millisecond)
 	c.At = m.clock
-	before := m.bytes(t)
-	events, err := m.s.Apply(c)
+	var before []byte
+	if m.due() {
+		before = m.bytes(t)
+	}
+	events, err := m.w.Apply(t, m.s, c)
+	if m.twin != nil {
+		same, because := m.twin.Apply(c)
+		if !reflect.DeepEqual(events, same) || !reflect.DeepEqual(err, because) {
+			require.Equal(t, []any{events, err}, []any{same, because}, "a restored state does something else")
+		}
+	}
 	if err != nil {
-		require.Equal(t, string(before), string(m.bytes(t)), "a refused command changed the state")
-		require.Empty(t, events)
+		if before != nil {
+			leasetest.Same(t, before, m.bytes(t), "a refused command changed the state")
+		}
 		return err
 	}
 	m.log = append(m.log, c)
+	if c.Forget != nil {
+		m.jobs = slices.DeleteFunc(m.jobs, func(id lease.JobID) bool { _, there := m.s.Job(id); return !there })
+	}
 	for _, e := range events {
-		m.heard(t, e)
+		switch e.Type {
+		case lease.JobSubmitted:
+			if !slices.Contains(m.jobs, e.Job) {
+				m.jobs = append(m.jobs, e.Job)
+			}
+		case lease.TaskGranted:
+			m.past = append(m.past, lease.Report{Lease: e.Lease, Task: lease.TaskID{Job: e.Job, Index: e.Task}, Peer: e.Peer})
+		}
 	}
 	return nil
 }
 
-func (m *model) heard(t *rapid.T, e lease.Event) {
-	frame := func() string { return fmt.Sprintf("%s/%d", e.Job, *e.Frame) }
-	switch e.Type {
-	case lease.PeerDrained, lease.PeerUndrained:
-		require.NotEqual(t, m.drained[e.Peer], e.Reason != "", "it was so before")
-		m.drained[e.Peer] = e.Reason != ""
-	case lease.TaskGranted:
-		require.False(t, m.drained[e.Peer], "a drained machine got a task")
-		others := 0
-		for _, r := range m.live {
-			if r.Task == (lease.TaskID{Job: e.Job, Index: e.Task}) {
-				require.NotEqual(t, r.Peer, e.Peer, "a machine has a task twice")
-				others++
-			}
-		}
-		if m.second {
-			require.Equal(t, 1, others)
-		} else {
-			require.Zero(t, others, "a task was leased twice")
-		}
-		r := lease.Report{Lease: e.Lease, Task: lease.TaskID{Job: e.Job, Index: e.Task}, Peer: e.Peer}
-		m.live[e.Lease] = r
-		m.past = append(m.past, r)
-	case lease.TaskRequeued, lease.LeaseRevoked, lease.LeaseEnded:
-		delete(m.live, e.Lease)
-	case lease.TaskEnded:
-		delete(m.live, e.Lease)
-	case lease.FrameResult:
-		require.Contains(t, []string{"", e.Result.CID}, m.accepted[frame()], "a frame was accepted twice")
-		m.accepted[frame()] = e.Result.CID
-	case lease.FrameLost:
-		delete(m.accepted, frame())
-	case lease.JobEnded:
-		require.NotContains(t, m.ended, e.Job, "a job ended twice")
-		m.ended[e.Job] = lease.JobState(e.State)
-	case lease.JobSubmitted: // for the first time, or again
-		delete(m.ended, e.Job)
-	}
-}
+func (m *model) bytes(t require.TestingT) []byte { return written(t, m.s.Freeze()) }
 
-func (m *model) bytes(t require.TestingT) []byte {
-	return written(t, m.s.Freeze())
-}
-
-func written(t require.TestingT, f *lease.Frozen) []byte {
-	var b bytes.Buffer
-	require.NoError(t, f.Write(&b))
-	return b.Bytes()
-}
+func written(t require.TestingT, f *lease.Frozen) []byte { return leasetest.Bytes(t, f) }
 
 func (m *model) drawReport(t *rapid.T) (lease.Report, bool) {
 	if len(m.past) == 0 {
 		return lease.Report{}, false
 	}
 	r := rapid.SampledFrom(m.past[max(0, len(m.past)-12):]).Draw(t, "attempt")
+	if _, _, err := m.s.Task(r.Task); err != nil { // its job is forgotten
+		return lease.Report{}, false
+	}
 	if rapid.IntRange(0, 9).Draw(t, "forge") == 0 {
 		r.Peer = rapid.SampledFrom(peers).Draw(t, "forger")
 	}
@@ -140,7 +124,7 @@ func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 	var out []lease.Result
 	for _, f := range frames {
 		if rapid.Bool().Draw(t, "has") {
-			out = append(out, lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: fmt.Sprintf("%04d.png", f), Size: 1})
+			out = append(out, lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: fmt.Sprintf("%04d.png", f), Size: 1, Seconds: float64(f * f)})
 		}
 	}
 	return out
@@ -149,23 +133,24 @@ func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 func (m *model) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
 		"submit": func(t *rapid.T) {
+			if len(m.s.Open()) >= maxJobs {
+				return
+			}
 			first := rapid.Int32Range(-20, 20).Draw(t, "first")
 			spec := spec(lease.Frames{{First: first, Last: first + rapid.Int32Range(-1, 12).Draw(t, "more"), Step: rapid.Int32Range(1, 3).Draw(t, "step")}})
 			spec.Chunk = rapid.IntRange(0, 4).Draw(t, "chunk")
-			spec.Tier = rapid.SampledFrom([]lease.Tier{lease.Low, lease.Normal, lease.High, lease.Urgent}).Draw(t, "tier")
+			spec.Tier = rapid.SampledFrom(tiers).Draw(t, "tier")
 			spec.Replicas = rapid.IntRange(1, 3).Draw(t, "replicas")
 			spec.Order = rapid.SampledFrom([]lease.Order{"", lease.Linear}).Draw(t, "order")
+			spec.Output.Dir = rapid.SampledFrom([]string{"/out", ""}).Draw(t, "folder")
 			if len(m.jobs) > 0 && rapid.IntRange(0, 3).Draw(t, "after") == 0 {
 				spec.After = []lease.JobID{rapid.SampledFrom(m.jobs).Draw(t, "first")}
 			}
-			id := lease.JobID(m.id("j"))
-			if m.apply(t, lease.Command{Submit: &lease.Submit{Job: id, Spec: spec}}) == nil {
-				m.jobs = append(m.jobs, id)
-			}
+			_ = m.apply(t, lease.Command{Submit: &lease.Submit{Job: lease.JobID(m.id("j")), Spec: spec}})
 		},
 		"grant": func(t *rapid.T) {
 			if len(m.jobs) == 0 {
-				t.Skip("no job")
+				return
 			}
 			j, _ := m.s.Job(rapid.SampledFrom(m.jobs).Draw(t, "job"))
 			task := rapid.Int32Range(-1, int32(len(j.Tasks))).Draw(t, "task")
@@ -175,7 +160,6 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			g := &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}
 			g.Frames = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "frames")
 			g.Second = rapid.IntRange(0, 2).Draw(t, "second") == 0
-			m.second = g.Second
 			_ = m.apply(t, lease.Command{Grant: g})
 		},
 		"record": func(t *rapid.T) {
@@ -224,11 +208,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			}
 		},
 		"lose": func(t *rapid.T) {
-			lose := lease.Lose{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: rapid.IntRange(0, 3).Draw(t, "machines"), Removed: rapid.IntRange(0, 3).Draw(t, "removed") == 0}
-			if _ = m.apply(t, lease.Command{Lose: &lose}); lose.Removed {
-				delete(m.drained, lose.Peer)
-				require.Equal(t, lease.Machine{}, m.s.Machine(lose.Peer))
-			}
+			_ = m.apply(t, lease.Command{Lose: &lease.Lose{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: rapid.IntRange(0, 3).Draw(t, "machines"), Removed: rapid.IntRange(0, 3).Draw(t, "removed") == 0}})
 		},
 		"drain": func(t *rapid.T) {
 			_ = m.apply(t, lease.Command{Drain: &lease.Drain{Peer: rapid.SampledFrom(append(peers, "")).Draw(t, "peer"), On: rapid.IntRange(0, 2).Draw(t, "on") == 0, Reason: rapid.SampledFrom([]string{"", "by ann"}).Draw(t, "why")}})
@@ -263,19 +243,29 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j, Frames: frames}} })(t)
 		},
 		"freeze": func(t *rapid.T) {
-			if m.frozen != nil {
-				require.Equal(t, string(m.was), string(written(t, m.frozen)), "a snapshot changed")
-			}
+			m.unchanged(t)
 			m.frozen = m.s.Freeze()
 			m.was = written(t, m.frozen)
 		},
+		"restart": func(t *rapid.T) {
+			if rapid.IntRange(0, 9).Draw(t, "rarely") == 0 {
+				m.twin = leasetest.Restored(t, m.s)
+			}
+		},
+		"forget": func(t *rapid.T) {
+			if len(m.s.Jobs()) < 2*maxJobs && rapid.IntRange(0, 9).Draw(t, "rarely") > 0 {
+				return
+			}
+			ago := time.Duration(rapid.IntRange(-1, 60).Draw(t, "seconds")) * time.Second
+			_ = m.apply(t, lease.Command{Forget: &lease.Forget{Before: m.clock.Add(-ago)}})
+		},
+		"spoilt": m.spoilt,
 		"prioritise": func(t *rapid.T) {
 			to := rapid.SampledFrom([]lease.Tier{lease.Low, lease.Urgent, "none"}).Draw(t, "to")
 			m.control(func(j lease.JobID) lease.Command {
 				return lease.Command{Prioritise: &lease.Prioritise{Job: j, Tier: to}}
 			})(t)
 		},
-		"": m.check,
 	}
 }
 
@@ -288,99 +278,147 @@ func (m *model) control(command func(lease.JobID) lease.Command) func(*rapid.T) 
 	}
 }
 
-// check compares the state with what the events told.
+// spoilt repeats a command with one value of it that nobody honest would give.
+func (m *model) spoilt(t *rapid.T) {
+	if len(m.log) == 0 {
+		return
+	}
+	c := rapid.SampledFrom(m.log[max(0, len(m.log)-30):]).Draw(t, "command")
+	c.At = time.Time{}
+	text, err := json.Marshal(c)
+	require.NoError(t, err)
+	pick := func(n int) int { return rapid.IntRange(0, n-1).Draw(t, "pick") }
+	var bad lease.Command
+	if json.Unmarshal(spoil(text, pick), &bad) != nil {
+		return
+	}
+	if bad.Submit != nil && len(m.s.Open()) >= maxJobs || bad.Grant != nil && m.granted(bad.Grant.Lease) {
+		return // the leader draws the IDs of leases at random
+	}
+	_ = m.apply(t, bad)
+}
+
+func (m *model) granted(l lease.ID) bool {
+	return slices.ContainsFunc(m.past, func(r lease.Report) bool { return r.Lease == l })
+}
+
+// unchanged requires that what was frozen is as it was.
+func (m *model) unchanged(t *rapid.T) {
+	if m.frozen != nil {
+		leasetest.Same(t, m.was, written(t, m.frozen), "what was frozen has changed")
+	}
+}
+
+// check holds the state against what was told.
 func (m *model) check(t *rapid.T) {
-	live := 0
+	if !m.due() {
+		return
+	}
 	everybody := lease.Presence{Here: func(authz.PeerID) bool { return true }, Voters: peers}
 	for _, p := range peers {
-		machine := m.s.Machine(p)
-		require.Equal(t, m.drained[p], machine.Drained != "")
-		require.LessOrEqual(t, len(machine.Failed), 3)
 		// What is safe job by job is safe as a whole.
 		safe := true
 		for _, j := range m.s.Jobs() {
 			safe = safe && j.Parting(p, everybody).Safe
+			m.rights(t, j, p)
 		}
 		require.Equal(t, safe, m.s.Parting(p, everybody).Safe)
 	}
+	if m.twin != nil {
+		leasetest.Same(t, m.bytes(t), written(t, m.twin.Freeze()), "a restored state went another way")
+	}
+	for _, j := range m.s.Open() {
+		if m.twin != nil {
+			twin, _ := m.twin.Job(j.ID)
+			require.Equal(t, j.Next(1), twin.Next(1), "a restored state would grant another task")
+		}
+		next := j.Next(len(j.Tasks) + 1)
+		require.Len(t, next, j.Count(lease.TaskQueued))
+		if j.Spec.Order == lease.Linear {
+			require.True(t, slices.IsSortedFunc(next, func(a, b int32) int { return cmp.Compare(j.Tasks[a].Lo, j.Tasks[b].Lo) }))
+		}
+	}
+	m.w.Check(t, m.s, m.clock)
+}
+
+// run applies some n commands.
+func (m *model) run(t *rapid.T, n int) {
+	actions := m.actions()
+	names := slices.Sorted(maps.Keys(actions))
+	for m.w.Applied+m.w.Refused < n {
+		actions[rapid.SampledFrom(names).Draw(t, "action")](t)
+		m.check(t)
+	}
+}
+
+// end checks what can be checked only once: a replay of the log is the same state, as
+// is a restored snapshot, and what is open can still be finished.
+func (m *model) end(t *rapid.T) {
+	m.unchanged(t)
+	replay := lease.NewState()
+	for _, c := range m.log {
+		_, err := replay.Apply(c)
+		require.NoError(t, err)
+	}
+	leasetest.Same(t, m.bytes(t), written(t, replay.Freeze()), "a replay gives another state")
+	m.s, m.twin, m.every = leasetest.Restored(t, m.s), m.s, 1
+	m.check(t)
+	m.finish(t)
+	m.check(t)
+}
+
+// finish renders all that is open: nothing was lost on the way.
+func (m *model) finish(t *rapid.T) {
+	do := func(c lease.Command) { require.NoError(t, m.apply(t, c)) }
+	for _, j := range slices.Clone(m.s.Open()) {
+		do(lease.Command{Resume: &lease.Resume{Job: j.ID}})
+	}
+	for _, r := range m.past {
+		_ = m.apply(t, lease.Command{Expire: &lease.Expire{Lease: r.Lease, Task: r.Task}})
+	}
+	for round := 0; len(m.s.Open()) > 0; round++ {
+		require.Less(t, round, 1000, "jobs do not end")
+		for _, j := range slices.Clone(m.s.Open()) {
+			if m.s.Awaits(j) != "" {
+				continue
+			}
+			for _, i := range j.Next(1) {
+				r := lease.Report{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: i}, Peer: "dan"}
+				do(lease.Command{Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer}})
+				var frames []lease.Result
+				for _, f := range j.Remaining(&j.Tasks[i]) {
+					frames = append(frames, lease.Result{Frame: f, CID: fmt.Sprint("last", f), Name: fmt.Sprintf("%04d.png", f), Size: 1})
+				}
+				do(lease.Command{Complete: &lease.Complete{Report: r, Frames: frames, Machines: 1}})
+			}
+			for _, f := range j.Frames {
+				if f != nil && !f.Done {
+					do(lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Peer: "dan", Machines: 1}})
+				}
+			}
+		}
+	}
 	for _, j := range m.s.Jobs() {
-		counts := map[lease.TaskState]int{}
-		renders := map[authz.PeerID]bool{}
-		for i := range j.Tasks {
-			task := &j.Tasks[i]
-			counts[task.State]++
-			for _, a := range task.Lives() {
-				live++
-				require.Equal(t, m.live[a.Lease], lease.Report{Lease: a.Lease, Task: lease.TaskID{Job: j.ID, Index: int32(i)}, Peer: a.Peer})
-				renders[a.Peer] = true
-			}
-			for k := task.Lo; k < task.Hi; k++ {
-				f := j.Frames[k]
-				require.Equal(t, int32(i), j.TaskOf(int(k)))
-				have := ""
-				if f != nil {
-					have = f.CID
-					if !j.State.Ended() {
-						require.NotEmpty(t, f.Holders)
-					}
-					for i, p := range f.Holders {
-						require.NotContains(t, f.Holders[:i], p, "a holder is counted twice")
-					}
-				}
-				require.Equal(t, have, m.accepted[fmt.Sprintf("%s/%d", j.ID, j.Numbers()[k])])
-				if task.State == lease.TaskRendered || task.State == lease.TaskDone {
-					require.NotNil(t, f, "a frame of a finished task is missing")
-				}
-				if task.State == lease.TaskDone {
-					require.True(t, f.Done)
-				}
-			}
-			if task.State == lease.TaskQueued {
-				require.NotEmpty(t, j.Remaining(task), "a task with nothing left to do waits")
-			}
+		if j.State == lease.JobDone {
+			require.Equal(t, len(j.Frames), m.w.Accepted(j.ID), "frames are missing of a job that is done")
 		}
-		for _, p := range peers {
-			require.Equal(t, renders[p], j.Renders(p))
-			m.rights(t, j, p)
-		}
-		for state, n := range counts {
-			require.Equal(t, n, j.Count(state), state)
-		}
-		require.Equal(t, counts[lease.TaskQueued], len(j.Next(len(j.Tasks)+1)))
-		state, ended := m.ended[j.ID]
-		require.Equal(t, ended, j.State.Ended())
-		if ended {
-			require.Equal(t, state, j.State)
-			require.Zero(t, counts[lease.TaskQueued]+counts[lease.TaskLeased])
-		}
-		require.Equal(t, !ended, slices.Contains(m.s.Open(), j))
 	}
-	require.Equal(t, len(m.live), live)
-	open := m.s.Open()
-	require.True(t, slices.IsSortedFunc(open, func(a, b *lease.Job) int {
-		if d := b.Tier.Rank() - a.Tier.Rank(); d != 0 {
-			return d
-		}
-		return int(a.Seq) - int(b.Seq)
-	}), "open jobs are out of order")
-	for _, j := range m.s.Waiting(m.clock, nil) {
-		require.True(t, j.HasQueued() && !j.State.Ended() && j.State != lease.JobPaused)
-		require.Empty(t, m.s.Awaits(j))
-	}
+	require.Zero(t, m.w.Live())
 }
 
 // rights compares what a node may have with what the state says of it.
 func (m *model) rights(t *rapid.T, j *lease.Job, p authz.PeerID) {
 	node := authz.Member{ID: p, Role: authz.Node, User: string(p) + "-2"}
-	may := p == j.Spec.Submitter || j.Renders(p) || !j.State.Ended() && slices.Contains(j.Holders, p)
+	mine := p == j.Spec.Submitter || node.Principal().MaySee(j.Spec.Owner)
+	may := mine || j.Renders(p) || !j.State.Ended() && slices.Contains(j.Holders, p)
 	require.Equal(t, may, m.s.MayHave(node, j.Spec.Project, lease.ProjectOf(j.ID)))
 	require.False(t, m.s.MayHave(node, j.Spec.Project, lease.Scope{}))
 	for _, f := range j.Frames {
-		if f == nil {
+		if f == nil || f.CID == j.Spec.Project {
 			continue
 		}
 		by := lease.FrameOf(j.ID, f.Result.Frame)
-		require.Equal(t, p == "ann", m.s.MayHave(node, f.CID, by))
+		require.Equal(t, mine || p == j.Spec.Output.Peer, m.s.MayHave(node, f.CID, by))
 		require.False(t, m.s.MayHave(node, j.Spec.Project, by), "a frame's scope gives no right to the project")
 		require.False(t, m.s.MayHave(node, f.CID, lease.ProjectOf(j.ID)), "a job's scope gives no right to its frames")
 	}
@@ -388,25 +426,31 @@ func (m *model) rights(t *rapid.T, j *lease.Job, p authz.PeerID) {
 
 func TestStateHolds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
-		m := newModel()
-		t.Repeat(m.actions())
-
-		// A replay of the log and a restored snapshot are the same state.
-		if m.frozen != nil {
-			require.Equal(t, string(m.was), string(written(t, m.frozen)), "a snapshot changed")
-		}
-		replay := lease.NewState()
-		for _, c := range m.log {
-			_, err := replay.Apply(c)
-			require.NoError(t, err)
-		}
-		require.Equal(t, string(m.bytes(t)), string(written(t, replay.Freeze())))
-		restored, err := lease.Restore(bytes.NewReader(m.bytes(t)))
-		require.NoError(t, err)
-		m.s = restored
-		m.check(t)
-		require.Equal(t, string(m.bytes(t)), string(written(t, restored.Freeze())))
+		m := newModel(1)
+		actions := m.actions()
+		actions[""] = m.check
+		t.Repeat(actions)
+		m.end(t)
 	})
+}
+
+// TestMillionsOfCommands drives longer lives of a queue, with the full checks only
+// now and then, and says how many commands that were.
+func TestMillionsOfCommands(t *testing.T) {
+	total := 2_000_000
+	if testing.Short() {
+		total /= 20
+	}
+	applied, refused := 0, 0
+	for applied+refused < total {
+		rapid.Check(t, func(t *rapid.T) {
+			m := newModel(50)
+			m.run(t, rapid.SampledFrom([]int{100, 500, 2500}).Draw(t, "commands"))
+			m.end(t)
+			applied, refused = applied+m.w.Applied, refused+m.w.Refused
+		})
+	}
+	t.Attr("commands", fmt.Sprintf("%d applied, %d refused", applied, refused))
 }
 
 func spec(frames lease.Frames) lease.Spec {
