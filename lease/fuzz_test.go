@@ -161,7 +161,7 @@ func aboutTask(j *lease.Job, i int32, r *rand.Rand) (all []lease.Command) {
 		half := frames[:len(frames)/2]
 		all = append(all, lease.Command{Record: &lease.Record{Report: report, Frames: half}}, lease.Command{Complete: &lease.Complete{Report: report, Frames: half}},
 			lease.Command{Complete: &lease.Complete{Report: report, Frames: frames, Machines: 2}}, lease.Command{Release: &lease.Release{Report: report}},
-			lease.Command{Fail: &lease.Fail{Report: report, Machine: r.IntN(2) == 0}}, lease.Command{Expire: &lease.Expire{Lease: report.Lease, Task: report.Task}})
+			lease.Command{Fail: &lease.Fail{Report: report, Kind: lease.FailKinds()[r.IntN(6)]}}, lease.Command{Expire: &lease.Expire{Lease: report.Lease, Task: report.Task}})
 	}
 	return all
 }
