@@ -156,7 +156,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 		},
 		"fail": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
-				_ = m.apply(t, lease.Command{Fail: &lease.Fail{Report: r, Reason: "crash", Machine: rapid.Bool().Draw(t, "machine")}})
+				_ = m.apply(t, lease.Command{Fail: &lease.Fail{Report: r, Reason: "crash", Kind: rapid.SampledFrom(append(lease.FailKinds(), "", "alien")).Draw(t, "kind"), Machine: rapid.IntRange(0, 3).Draw(t, "machine") == 0}})
 			}
 		},
 		"release": func(t *rapid.T) {
