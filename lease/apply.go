@@ -117,6 +117,8 @@ func (a *applying) grant(c Grant) error {
 		return err
 	case c.Lease == "" || c.Peer == "":
 		return fmt.Errorf("%w: a grant names a lease and a machine", ErrInvalid)
+	case c.Device.Validate() != nil:
+		return fmt.Errorf("%w: %w", ErrInvalid, c.Device.Validate())
 	case j.State.Ended():
 		return ErrEnded
 	case j.State == JobPaused:
@@ -134,7 +136,7 @@ func (a *applying) grant(c Grant) error {
 	if len(t.Attempts) >= maxAttempts {
 		t.Attempts = slices.Delete(t.Attempts, 0, 1)
 	}
-	t.Attempts = append(t.Attempts, Attempt{Lease: c.Lease, Peer: c.Peer, Granted: a.at})
+	t.Attempts = append(t.Attempts, Attempt{Lease: c.Lease, Peer: c.Peer, Device: c.Device, Granted: a.at})
 	j.setTask(c.Task.Index, TaskLeased)
 	j.Served = a.at
 	if j.State == JobQueued {

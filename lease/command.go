@@ -38,11 +38,12 @@ type Submit struct {
 	Spec Spec  `json:"spec"`
 }
 
-// Grant leases a queued task to a machine.
+// Grant leases a queued task to a machine, on one of its devices.
 type Grant struct {
-	Lease ID           `json:"lease"`
-	Task  TaskID       `json:"task"`
-	Peer  authz.PeerID `json:"peer"`
+	Lease  ID           `json:"lease"`
+	Task   TaskID       `json:"task"`
+	Peer   authz.PeerID `json:"peer"`
+	Device Device       `json:"device,omitempty"`
 }
 
 // Report is what every message about an attempt names: the task, the lease that

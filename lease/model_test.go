@@ -142,7 +142,8 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			if next := j.Next(1); len(next) > 0 && rapid.Bool().Draw(t, "next") {
 				task = next[0]
 			}
-			_ = m.apply(t, lease.Command{Grant: &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}})
+			_ = m.apply(t, lease.Command{Grant: &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer"),
+				Device: rapid.SampledFrom([]lease.Device{"", "cpu", "gpu0", "gpu1"}).Draw(t, "device")}})
 		},
 		"record": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
