@@ -115,6 +115,8 @@ func (a *applying) grant(c Grant) error {
 		return fmt.Errorf("%w: a grant names a lease and a machine", ErrInvalid)
 	case c.Frames < 0 || c.Frames > 0 && (c.Second || !j.Spec.Adaptive()):
 		return fmt.Errorf("%w: a task can be cut only while it waits, and where the farm chooses the chunks", ErrInvalid)
+	case c.Device.Validate() != nil:
+		return fmt.Errorf("%w: %w", ErrInvalid, c.Device.Validate())
 	case j.State.Ended():
 		return ErrEnded
 	case j.State == JobPaused:
@@ -134,7 +136,7 @@ func (a *applying) grant(c Grant) error {
 	if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < j.MostTasks() {
 		i = j.cut(i, n)
 	}
-	j.begin(i, Attempt{Lease: c.Lease, Peer: c.Peer, Granted: a.at})
+	j.begin(i, Attempt{Lease: c.Lease, Peer: c.Peer, Device: c.Device, Granted: a.at})
 	j.Served = a.at
 	if j.State == JobQueued {
 		j.State, j.Started = JobRunning, a.at

@@ -41,11 +41,12 @@ type Submit struct {
 	Limits Limits `json:"limits,omitzero"`
 }
 
-// Grant leases a queued task to a machine.
+// Grant leases a queued task to a machine, on one of its devices.
 type Grant struct {
-	Lease ID           `json:"lease"`
-	Task  TaskID       `json:"task"`
-	Peer  authz.PeerID `json:"peer"`
+	Lease  ID           `json:"lease"`
+	Task   TaskID       `json:"task"`
+	Peer   authz.PeerID `json:"peer"`
+	Device Device       `json:"device,omitempty"`
 	// Frames, unless it is 0 or all that are left of the task, cuts a task off its
 	// beginning that has so many to be rendered, and leases that, which the event names.
 	Frames int32 `json:"frames,omitempty"`

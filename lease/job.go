@@ -218,6 +218,7 @@ const (
 type Attempt struct {
 	Lease   ID           `json:"lease"`
 	Peer    authz.PeerID `json:"peer"`
+	Device  Device       `json:"device,omitempty"` // what it renders on; "" where the machine chose
 	Granted time.Time    `json:"granted"`
 	Ended   time.Time    `json:"ended,omitzero"`
 	Outcome Outcome      `json:"outcome,omitempty"` // "" while the lease lives

@@ -60,9 +60,15 @@ type Build struct {
 	Hash    string   `json:"hash,omitempty"` // the build hash it prints, to tell equal versions apart
 	Engines []string `json:"engines,omitempty"`
 	OIDN    bool     `json:"oidn"` // can denoise with OpenImageDenoise, as far as it tells
+	// Backends are those that it finds a device for; empty where the machine's vizpeer
+	// is too old to tell.
+	Backends []Backend `json:"backends,omitempty"`
 	// Path is where the machine found it. It is for the machine itself and is
 	// never sent to others.
 	Path string `json:"-"`
+	// GPUs has Blender's own name, by backend, of each GPU in the order of
+	// [Capability.GPUs]; it tells equal cards apart. It is not sent either.
+	GPUs []map[Backend]string `json:"-"`
 }
 
 // Capability is what a machine can do: the content of its ad.
@@ -76,7 +82,7 @@ type Capability struct {
 	Backends []Backend `json:"backends,omitempty"` // what any device of it offers; CPU where a Blender is there
 	Builds   []Build   `json:"builds,omitempty"`
 	Labels   []string  `json:"labels,omitempty"`
-	Slots    int       `json:"slots"`              // attempts at once; 0 where the machine does not render
+	Slots    int       `json:"slots"`              // attempts at once on the CPU; 0 where the machine does not render. See Devices
 	FreeDisk int64     `json:"free_disk"`          // bytes free for projects and frames
 	Room     *int64    `json:"room,omitempty"`     // bytes that its store may take, counting what it may evict; nil where only the disk bounds it
 	Sandbox  string    `json:"sandbox,omitempty"`  // "bubblewrap", or "" where Blender runs unconfined
@@ -100,14 +106,21 @@ func (c Capability) Validate() error {
 		return fmt.Errorf("more than %d GPUs, Blender builds or labels", maxList)
 	}
 	texts := append([]string{c.OS, c.Arch, c.CPU, c.Sandbox, c.Version}, c.Labels...)
+	backends := slices.Clone(c.Backends)
 	for _, g := range c.GPUs {
-		texts = append(texts, g.Model, string(g.Vendor))
+		if len(g.Backends) > maxList {
+			return fmt.Errorf("a GPU with more than %d backends", maxList)
+		}
+		texts, backends = append(texts, g.Model, string(g.Vendor)), append(backends, g.Backends...)
 	}
 	for _, b := range c.Builds {
-		if len(b.Engines) > maxList {
-			return fmt.Errorf("a Blender with more than %d engines", maxList)
+		if max(len(b.Engines), len(b.Backends)) > maxList {
+			return fmt.Errorf("a Blender with more than %d engines or backends", maxList)
 		}
-		texts = append(append(texts, b.Name, b.Hash), b.Engines...)
+		texts, backends = append(append(texts, b.Name, b.Hash), b.Engines...), append(backends, b.Backends...)
+	}
+	for _, b := range backends {
+		texts = append(texts, string(b))
 	}
 	for _, t := range texts {
 		if len(t) > maxText {
@@ -228,12 +241,13 @@ func (r Requirements) Match(c Capability) []Lack {
 	if _, ok := r.Build(c); !ok {
 		lacks = append(lacks, r.blenderLack(c.Builds))
 	}
-	if r.Backend != "" && !slices.Contains(c.Backends, r.Backend) {
+	offered := r.Backend == "" || slices.Contains(c.Backends, r.Backend)
+	if !offered {
 		lack("backend "+string(r.Backend), join(c.Backends, ", ", func(b Backend) string { return string(b) }))
 	}
-	if r.RequireGPU || r.GPUVendor != "" || r.MinVRAM > 0 {
-		if !slices.ContainsFunc(c.GPUs, r.gpuFits) {
-			lack(r.gpuNeed(), join(c.GPUs, ", ", func(g GPU) string { return fmt.Sprintf("%s with %s", g.Model, Gigabytes(g.VRAM)) }))
+	if offered || r.RequireGPU || r.GPUVendor != "" || r.MinVRAM > 0 {
+		if l, short := r.gpuLack(c); short {
+			lacks = append(lacks, l)
 		}
 	}
 	if c.RAM < r.MinRAM {
@@ -255,14 +269,18 @@ func (r Requirements) Match(c Capability) []Lack {
 
 // Build picks the Blender of c that should render: of those that fit, the oldest
 // release that can open the file, so that the result is nearest to what the
-// artist saw.
+// artist saw. It is the same on all of c's devices; where r wants a GPU, one that can
+// use it goes first.
 func (r Requirements) Build(c Capability) (Build, bool) {
 	var best Build
-	found := false
+	found, able := false, false
 	for _, b := range c.Builds {
-		if r.meets(wantVersion, b) && r.meets(wantFile, b) && r.meets(wantEngine, b) && r.meets(wantDenoiser, b) &&
-			(!found || b.Version.Less(best.Version)) {
-			best, found = b, true
+		if !r.meets(wantVersion, b) || !r.meets(wantFile, b) || !r.meets(wantEngine, b) || !r.meets(wantDenoiser, b) {
+			continue
+		}
+		can := !r.WantsGPU() || slices.ContainsFunc(c.GPUs, func(g GPU) bool { return r.uses(b, g) })
+		if !found || can && !able || can == able && b.Version.Less(best.Version) {
+			best, found, able = b, true, can
 		}
 	}
 	return best, found
@@ -361,7 +379,7 @@ func (r Requirements) blenderLack(builds []Build) Lack {
 // Memory is that of c which a job with these requirements fills: of its largest GPU
 // where it asks for one, else the machine's own.
 func (r Requirements) Memory(c Capability) (m Memory) {
-	if r.RequireGPU || r.GPUVendor != "" || r.MinVRAM > 0 || r.Backend != "" && r.Backend != CPU {
+	if r.WantsGPU() {
 		m.VRAM = c.VRAM()
 	} else {
 		m.RAM = c.RAM

@@ -160,6 +160,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			g := &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}
 			g.Frames = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "frames")
 			g.Second = rapid.IntRange(0, 2).Draw(t, "second") == 0
+			g.Device = rapid.SampledFrom([]lease.Device{"", "cpu", "gpu0", "gpu1", "gpu"}).Draw(t, "device")
 			_ = m.apply(t, lease.Command{Grant: g})
 		},
 		"record": func(t *rapid.T) {

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -136,7 +137,7 @@ func (q queue) Job(_ context.Context, p authz.Principal, id lease.JobID, from au
 		out = httpapi.Job{
 			JobSummary: summary(j), Project: j.Spec.Project, FrameList: j.Spec.Frames.String(), Submitter: j.Spec.Submitter,
 			Output: j.Spec.Output.Dir, Replicas: j.Spec.Replicas, ProjectHolders: len(j.Holders), Needs: j.Spec.Needs, Log: j.Tail,
-			Frames: make([]httpapi.Frame, 0, len(j.Frames)),
+			Frames: make([]httpapi.Frame, 0, len(j.Frames)), Failures: failures(j),
 		}
 		for i := range j.Tasks {
 			for k := j.Tasks[i].Lo; k < j.Tasks[i].Hi; k++ {
@@ -159,6 +160,23 @@ func (q queue) Job(_ context.Context, p authz.Principal, id lease.JobID, from au
 		return nil
 	})
 	return out, err
+}
+
+// failures counts a job's failed tries by kind; nil where there is none.
+func failures(j *lease.Job) map[lease.FailKind]int {
+	var count map[lease.FailKind]int
+	for i := range j.Tasks {
+		for _, a := range j.Tasks[i].Attempts {
+			if a.Outcome != lease.OutcomeFailed {
+				continue
+			}
+			if count == nil {
+				count = make(map[lease.FailKind]int)
+			}
+			count[cmp.Or(a.Kind, lease.FailError)]++
+		}
+	}
+	return count
 }
 
 func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {

@@ -92,7 +92,7 @@ func (o outlook) task(j *lease.Job, i int32) httpapi.Why {
 		}
 		if n := len(t.Attempts); n > 0 && t.Attempts[n-1].Reason != "" {
 			a := t.Attempts[n-1]
-			w.Text += fmt.Sprintf("; the last try, by %s, was %s: %s", o.name(a.Peer), a.Outcome, a.Reason)
+			w.Text += fmt.Sprintf("; the last try, by %s, %s: %s", o.name(a.Peer), ending(a), a.Reason)
 		}
 	case lease.TaskLeased:
 		lives := t.Lives()
@@ -108,7 +108,22 @@ func (o outlook) task(j *lease.Job, i int32) httpapi.Why {
 		w.Text = j.Reason
 	}
 	w.Task = &i
+	if n := len(t.Attempts); n > 0 && t.Attempts[n-1].Outcome != "" {
+		last := t.Attempts[n-1]
+		w.Last = &last
+	}
 	return w
+}
+
+// ending says how an attempt ended, in a word or two.
+func ending(a lease.Attempt) string {
+	switch {
+	case a.Outcome != lease.OutcomeFailed:
+		return "was " + string(a.Outcome)
+	case a.Kind == "":
+		return "failed"
+	}
+	return fmt.Sprintf("failed (%s)", a.Kind)
 }
 
 // turn tells how many jobs are served first.

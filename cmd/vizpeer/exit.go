@@ -94,7 +94,8 @@ type jobError struct {
 	id     lease.JobID
 	state  lease.JobState
 	reason string
-	log    string // Blender's last lines
+	kinds  map[lease.FailKind]int // of its failed tries
+	log    string                 // Blender's last lines
 }
 
 func (e *jobError) Error() string {
@@ -110,8 +111,11 @@ func (e *jobError) Error() string {
 
 // next is what a person can do about a failure.
 func (e *jobError) next() string {
-	if strings.Contains(e.reason, "ran past the") {
+	switch {
+	case e.kinds[lease.FailTimeout] > 0:
 		return "give a longer --task-timeout"
+	case e.kinds[lease.FailMemory] > 0:
+		return fmt.Sprintf("ask for a machine with more memory by --min-ram, or by --min-vram where it was the GPU's; see `vizpeer job logs %s`", e.id)
 	}
 	return fmt.Sprintf("see `vizpeer job logs %s`", e.id)
 }

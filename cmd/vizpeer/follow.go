@@ -375,7 +375,7 @@ func (cl *client) follow(ctx context.Context, id lease.JobID, show func(f *follo
 // verdict turns how a job ended into the error for it, nil for done.
 func verdict(job httpapi.Job) error {
 	if job.State != lease.JobDone {
-		return &jobError{id: job.ID, state: job.State, reason: job.Reason, log: job.Log}
+		return &jobError{id: job.ID, state: job.State, reason: job.Reason, kinds: job.Failures, log: job.Log}
 	}
 	return nil
 }

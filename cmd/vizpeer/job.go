@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -163,11 +164,22 @@ func (c *cli) showJob(job httpapi.Job, now string) {
 	}
 	c.facts("id", job.ID, "name", job.Name, "state", job.State, "reason", job.Reason, "tier", job.Tier,
 		"owner", job.Owner, "frames", fmt.Sprintf("%s (%d of %d rendered)", job.FrameList, rendered, len(job.Frames)),
-		"tasks", tasks, "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
+		"tasks", tasks, "failed tries", failuresText(job.Failures), "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
 		"created", job.CreatedAt.Local().Format(time.DateTime), "took", took(job.JobSummary), "project", job.Project, "this machine may be switched off", off)
 	if job.Log != "" {
 		fmt.Fprintf(c.out, "\nBlender's last lines:\n%s\n", plainLines(strings.TrimSpace(job.Log)))
 	}
+}
+
+// failuresText counts failed tries by kind: "2 crash, 1 memory".
+func failuresText(count map[lease.FailKind]int) string {
+	var words []string
+	for _, kind := range lease.FailKinds() {
+		if n := count[kind]; n > 0 {
+			words = append(words, fmt.Sprintf("%d %s", n, kind))
+		}
+	}
+	return strings.Join(words, ", ")
 }
 
 func took(job httpapi.JobSummary) string {
@@ -458,11 +470,17 @@ func (c *cli) jobLogs() *cobra.Command {
 				return err
 			}
 			id := lease.JobID(args[0])
-			wanted := []int32{task}
-			if !cmd.Flags().Changed("task") {
-				if wanted, err = logged(cmd.Context(), cl, id); err != nil {
-					return err
+			tasks, err := cl.tasks(cmd.Context(), id)
+			if err != nil {
+				return err
+			}
+			wanted := logged(tasks)
+			if cmd.Flags().Changed("task") {
+				at := slices.IndexFunc(wanted, func(l taskLog) bool { return l.Task == task })
+				if at < 0 { // the peer says why there is none
+					wanted, at = []taskLog{{Task: task}}, 0
 				}
+				wanted = wanted[at : at+1]
 			}
 			return c.printLogs(cmd.Context(), cl, id, wanted)
 		},
@@ -471,39 +489,53 @@ func (c *cli) jobLogs() *cobra.Command {
 	return cmd
 }
 
-// logged lists the tasks that have a log.
-func logged(ctx context.Context, cl *client, id lease.JobID) ([]int32, error) {
-	tasks, err := cl.tasks(ctx, id)
-	var have []int32
+// taskLog is a line of `job logs --json`: a log and how the attempt ended that left
+// it.
+type taskLog struct {
+	Task    int32          `json:"task"`
+	Outcome lease.Outcome  `json:"outcome,omitempty"`
+	Kind    lease.FailKind `json:"kind,omitempty"` // where it failed
+	Reason  string         `json:"reason,omitempty"`
+	Log     string         `json:"log"`
+}
+
+// logged lists the tasks that have a log, which is the latest attempt's that left one.
+func logged(tasks []httpapi.Task) (logs []taskLog) {
 	for _, t := range tasks {
-		if slices.ContainsFunc(t.Attempts, func(a lease.Attempt) bool { return a.Log != "" }) {
-			have = append(have, t.Index)
+		for _, a := range slices.Backward(t.Attempts) {
+			if a.Log != "" {
+				logs = append(logs, taskLog{Task: t.Index, Outcome: a.Outcome, Kind: a.Kind, Reason: a.Reason})
+				break
+			}
 		}
 	}
-	return have, err
+	return logs
 }
 
-// taskLog is a line of `job logs --json`.
-type taskLog struct {
-	Task int32  `json:"task"`
-	Log  string `json:"log"`
-}
-
-func (c *cli) printLogs(ctx context.Context, cl *client, id lease.JobID, tasks []int32) error {
-	logs := []taskLog{}
-	for _, task := range tasks {
-		text, err := cl.read(ctx, jobPath(id, fmt.Sprintf("/logs?task=%d", task)))
+// printLogs fetches the text of logs and prints them.
+func (c *cli) printLogs(ctx context.Context, cl *client, id lease.JobID, logs []taskLog) error {
+	for i := range logs {
+		text, err := cl.read(ctx, jobPath(id, fmt.Sprintf("/logs?task=%d", logs[i].Task)))
 		if err != nil {
 			return err
 		}
-		logs = append(logs, taskLog{task, string(text)})
+		logs[i].Log = string(text)
 	}
-	return c.print(logs, func() {
+	return c.print(orEmpty(logs), func() {
 		for _, l := range logs {
-			if len(logs) > 1 {
-				fmt.Fprintf(c.out, "--- task %d\n", l.Task)
+			if len(logs) > 1 || l.Outcome == lease.OutcomeFailed {
+				fmt.Fprintln(c.out, plain(l.head()))
 			}
 			fmt.Fprintln(c.out, plainLines(strings.TrimRight(l.Log, "\n")))
 		}
 	})
+}
+
+// head is the line above a log.
+func (l taskLog) head() string {
+	head := fmt.Sprintf("--- task %d", l.Task)
+	if l.Outcome != lease.OutcomeFailed {
+		return head
+	}
+	return fmt.Sprintf("%s, failed (%s): %s", head, cmp.Or(l.Kind, lease.FailError), l.Reason)
 }

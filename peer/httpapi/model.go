@@ -95,6 +95,8 @@ type Why struct {
 	// Nearest is the machine that comes nearest to what the job needs, where none
 	// meets it.
 	Nearest *Nearest `json:"nearest,omitempty"`
+	// Last is the task's latest attempt, where that has ended.
+	Last *lease.Attempt `json:"last,omitempty"`
 }
 
 // Nearest is a machine and what it lacks.
@@ -153,6 +155,8 @@ type Job struct {
 	ProjectHolders int                `json:"project_holders"`
 	Needs          lease.Requirements `json:"needs,omitzero"`
 	Frames         []Frame            `json:"frames"`
+	// Failures counts the tries that failed, as far as the tasks remember them.
+	Failures map[lease.FailKind]int `json:"failures,omitempty" doc:"tries that failed, by kind: crash, error, timeout, memory, image, machine"`
 	// Log is the last words of Blender, where the job failed.
 	Log string `json:"log,omitempty"`
 	// Parting tells what of this job hangs on the machine that asks.
