@@ -38,8 +38,8 @@ type leader struct {
 	submitted []lease.JobID // jobs whose project keepers may want
 	timed     []frameTime   // frames by which machines can be compared
 
-	speeds map[authz.PeerID]float64 // see [sched.Machine]
-	stuck  *time.Timer              // the next attempt may be stuck
+	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
+	stuck  *time.Timer                               // the next attempt may be stuck
 }
 
 // timedLease is a live lease and the time it has left.
@@ -68,7 +68,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
-		speeds: make(map[authz.PeerID]float64),
+		speeds: make(map[authz.PeerID]map[lease.Device]float64),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
 	l.establish()
@@ -199,7 +199,7 @@ func (l *leader) applied(a Applied) {
 				t.since = time.Now()
 				t.frames++
 			}
-			l.timed = append(l.timed, frameTime{e.Job, e.Peer, e.Result.Seconds})
+			l.timed = append(l.timed, frameTime{e.Job, e.Task, e.Lease, e.Peer, e.Result.Seconds})
 		case lease.FrameLost:
 			for _, s := range l.sessions {
 				if l.unask(s, e.Job, *e.Frame, e.Result.CID) {

@@ -92,7 +92,7 @@ func (c *Coordinator) Knowledge() Knowledge {
 			granted, _ := r.Member(p)
 			can, m := s.taken(q, granted.Labels), s.machine()
 			k.Members[p] = Member{
-				Can: &can, Connected: true, Here: true, Busy: max(0, m.Can.Slots-m.Free), Addrs: s.addrs, Seen: time.Now(),
+				Can: &can, Connected: true, Here: true, Busy: max(0, m.Can.TotalSlots()-len(m.Free)), Addrs: s.addrs, Seen: time.Now(),
 				Holds: m.Holds, NoRoom: m.NoRoom,
 			}
 		}

@@ -17,9 +17,8 @@ func (l *leader) schedule() {
 	l.c.Read(func(s *lease.State, _ *authz.Roster) { l.compare(s) })
 	for p, s := range l.sessions {
 		here[p] = true
-		if s.free() > 0 {
-			m := s.machine()
-			m.Speed = l.speeds[p]
+		if m := s.machine(); len(m.Free) > 0 {
+			m.Speeds = l.speeds[p]
 			machines = append(machines, m)
 		}
 	}
@@ -33,7 +32,7 @@ func (l *leader) schedule() {
 				return !slices.ContainsFunc(j.Holders, func(p authz.PeerID) bool { return here[p] })
 			})
 			for _, p := range sched.Place(jobs, machines, stuck) {
-				g := &lease.Grant{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer, Frames: p.Frames, Second: p.Second}
+				g := &lease.Grant{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer, Device: p.Device, Frames: p.Frames, Second: p.Second}
 				grants = append(grants, lease.Command{At: time.Now(), Grant: g})
 			}
 		})
@@ -41,7 +40,7 @@ func (l *leader) schedule() {
 	// The slot is taken before the grant is committed, so that its events find it.
 	for _, c := range grants {
 		s := l.sessions[c.Grant.Peer]
-		s.granted[c.Grant.Lease], s.look = true, true
+		s.granted[c.Grant.Lease], s.look = c.Grant.Device, true
 	}
 	l.mu.Unlock()
 	if len(grants) > 0 {
@@ -68,13 +67,17 @@ func (l *leader) grant(grants []lease.Command) {
 		if !ok {
 			continue // it has ended already
 		}
-		if s := l.sessions[g.Peer]; s == nil || !s.granted[g.Lease] {
+		s := l.sessions[g.Peer]
+		if s != nil {
+			_, ok = s.granted[g.Lease]
+		}
+		if s == nil || !ok {
 			// The machine left, or came back over another stream, meanwhile.
 			back = append(back, o.Report)
-		} else {
-			l.arm(g.Lease, o.Task, g.Peer)
-			s.send(Down{Grant: &o})
+			continue
 		}
+		l.arm(g.Lease, o.Task, g.Peer)
+		s.send(Down{Grant: &o})
 	}
 	l.mu.Unlock()
 	for _, r := range back {
@@ -85,6 +88,7 @@ func (l *leader) grant(grants []lease.Command) {
 // order is what a machine is told of a grant that was committed: the task may have
 // been cut. It is false where the lease lives no more. l.mu is held.
 func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
+	o.Device = g.Device
 	o.Report = lease.Report{Lease: g.Lease, Task: g.Task, Peer: g.Peer}
 	for _, e := range a.Queue {
 		if e.Type == lease.TaskGranted {
@@ -108,6 +112,8 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 // frameTime is how long a machine took for a frame.
 type frameTime struct {
 	job     lease.JobID
+	task    int32
+	lease   lease.ID
 	peer    authz.PeerID
 	seconds float64
 }
@@ -118,15 +124,22 @@ const speedWeight = 0.1
 // compare learns the machines' speeds from the frames that came. Both locks are held.
 func (l *leader) compare(s *lease.State) {
 	for _, t := range l.timed {
-		j, ok := s.Job(t.job)
-		if !ok || t.seconds <= 0 || j.MeanPace().Frames() == j.Pace(t.peer).Frames() {
+		j, task, err := s.Task(lease.TaskID{Job: t.job, Index: t.task})
+		if err != nil || t.seconds <= 0 {
+			continue
+		}
+		d := task.Device(t.lease)
+		if j.MeanPace().Frames() == j.Pace(lease.Hand{Peer: t.peer, Device: d}).Frames() {
 			continue // nobody else rendered any of it
 		}
 		speed := j.MeanPace().Seconds() / t.seconds
-		if old := l.speeds[t.peer]; old > 0 {
+		if old := l.speeds[t.peer][d]; old > 0 {
 			speed = (1-speedWeight)*old + speedWeight*speed
 		}
-		l.speeds[t.peer] = speed
+		if l.speeds[t.peer] == nil {
+			l.speeds[t.peer] = make(map[lease.Device]float64)
+		}
+		l.speeds[t.peer][d] = speed
 	}
 	l.timed = l.timed[:0]
 }
@@ -142,7 +155,8 @@ func (l *leader) stuckTasks(s *lease.State) map[lease.JobID][]int32 {
 		if !ok {
 			continue
 		}
-		due, ok := sched.Stuck(j, sched.Running{Report: lease.Report{Lease: id, Task: t.task, Peer: t.peer}, Since: t.since, First: t.frames == 0})
+		r := sched.Running{Report: lease.Report{Lease: id, Task: t.task, Peer: t.peer}, Device: j.Tasks[t.task.Index].Device(id), Since: t.since, First: t.frames == 0}
+		due, ok := sched.Stuck(j, r)
 		switch {
 		case !ok:
 		case !due.After(now):

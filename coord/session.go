@@ -28,14 +28,14 @@ type session struct {
 	limit *rate.Limiter // of what it says
 
 	// Guarded by the leader's mu.
-	said    lease.Capability  // what it says of itself
-	can     lease.Capability  // what it is taken to be able to do; see judge
-	granted map[lease.ID]bool // leases it was given
-	running map[lease.ID]bool // attempts it says it makes, some under leases that have ended
-	asked   map[KeepID]bool   // what it was asked to keep: true until it has answered
-	keeping int               // orders to keep that it has not answered, sent or not
-	later   []Keep            // those that wait until it has answered some
-	holds   map[string]int    // eighths of projects that its ad tells of
+	said    lease.Capability          // what it says of itself
+	can     lease.Capability          // what it is taken to be able to do; see judge
+	granted map[lease.ID]lease.Device // leases it was given
+	running map[lease.ID]lease.Device // attempts it says it makes, some under leases that have ended
+	asked   map[KeepID]bool           // what it was asked to keep: true until it has answered
+	keeping int                       // orders to keep that it has not answered, sent or not
+	later   []Keep                    // those that wait until it has answered some
+	holds   map[string]int            // eighths of projects that its ad tells of
 	noRoom  map[lease.JobID]shortage
 	next    Prefetch // what it was told last to fetch ahead, without sources
 	look    bool     // something may be to be fetched ahead
@@ -96,15 +96,26 @@ func (s *session) close() {
 	})
 }
 
-// free is the number of slots without an attempt.
-func (s *session) free() int {
-	busy := len(s.granted)
-	for id := range s.running {
-		if !s.granted[id] {
-			busy++
+// free lists, for each slot without an attempt, what it renders on.
+func (s *session) free() (free []lease.Device) {
+	busy := make(map[lease.Device]int)
+	for _, d := range s.granted {
+		busy[d]++
+	}
+	for id, d := range s.running {
+		if _, granted := s.granted[id]; !granted {
+			busy[d]++
 		}
 	}
-	return s.can.Slots - busy
+	anywhere := busy[""] // on what, nobody said
+	for _, d := range s.can.Devices() {
+		for n := d.Slots - busy[d.Device]; n > 0; n-- {
+			if anywhere--; anywhere < 0 {
+				free = append(free, d.Device)
+			}
+		}
+	}
+	return free
 }
 
 // judge works out anew what a member is taken to be able to do. It is asked whenever
@@ -193,7 +204,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 	}
 	s := &session{
 		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
-		granted: make(map[lease.ID]bool), running: make(map[lease.ID]bool), asked: make(map[KeepID]bool),
+		granted: make(map[lease.ID]lease.Device), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
 	}
 	stop := context.AfterFunc(ctx, s.close)
@@ -254,8 +265,11 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 			w.Open = append(w.Open, j.ID)
 		}
 		for _, r := range hello.Leases {
-			s.running[r.Lease] = true
 			j, t, err := q.Task(r.Task)
+			s.running[r.Lease] = ""
+			if err == nil {
+				s.running[r.Lease] = t.Device(r.Lease)
+			}
 			// An attempt whose lease has run out may still help: until somebody
 			// else has the task, its frames are taken.
 			if err == nil {
@@ -270,7 +284,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 		switch {
 		case t.peer != s.peer:
 		case known[id]:
-			s.granted[id] = true
+			s.granted[id] = s.running[id]
 			l.arm(id, t.task, t.peer)
 		default:
 			unknown = append(unknown, lease.Report{Lease: id, Task: t.task, Peer: t.peer})
@@ -465,9 +479,10 @@ func resultsMakeSense(results []lease.Result) error {
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	clear(s.running)
+	was := s.running
+	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
 	for _, run := range r.Leases {
-		s.running[run.Lease] = true
+		s.running[run.Lease] = was[run.Lease]
 		t := l.leases[run.Lease]
 		if t == nil || t.peer != s.peer {
 			continue

@@ -190,6 +190,8 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 			return fmt.Errorf("%w: frame %d has the file name %q", ErrInvalid, f.Frame, f.Name)
 		}
 	}
+	t := &j.Tasks[r.Task.Index]
+	device := t.Attempts[t.attempt(r.Lease)].Device
 	for _, f := range results {
 		at, _ := j.Place(f.Frame)
 		have := j.Frames[at]
@@ -198,8 +200,8 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 			if have != nil {
 				a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &have.Result, Reason: "it was rendered again"})
 			}
-			j.setFrame(at, &Frame{Result: f, Peer: r.Peer})
-			j.measured(r.Peer, f.Seconds)
+			j.setFrame(at, &Frame{Result: f, Peer: r.Peer, Device: device})
+			j.measured(Hand{r.Peer, device}, f.Seconds)
 			a.tell(Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
 		case have.CID != f.CID:
 			continue

@@ -107,28 +107,30 @@ func (p Pace) Slowest() float64 { return p.slowest }
 // project; in seconds, 0 where none was measured.
 func (p Pace) Overhead() float64 { return p.overhead }
 
-// Pace is how fast a machine renders the job.
-func (j *Job) Pace(p authz.PeerID) Pace { return j.paces[p] }
+// Hand is a device of a machine: what renders one frame at a time.
+type Hand struct {
+	Peer   authz.PeerID
+	Device Device
+}
+
+// Pace is how fast a machine renders the job on one of its devices.
+func (j *Job) Pace(h Hand) Pace { return j.paces[h] }
 
 // MeanPace is how fast all machines together do.
 func (j *Job) MeanPace() Pace { return j.pace }
 
-// Paces are those of each machine that rendered a frame of the job. It is for
-// reading only.
-func (j *Job) Paces() map[authz.PeerID]Pace { return j.paces }
-
 // measured adds the time of a frame. Nothing in the state rests on it: machines
 // might add in another order, and get another last digit.
-func (j *Job) measured(p authz.PeerID, seconds float64) {
+func (j *Job) measured(h Hand, seconds float64) {
 	add := func(to *Pace) {
 		to.frames++
 		to.seconds += seconds
 		to.slowest = max(to.slowest, seconds)
 	}
-	one := j.paces[p]
+	one := j.paces[h]
 	add(&one)
 	add(&j.pace)
-	j.paces[p] = one
+	j.paces[h] = one
 }
 
 // overheads adds what the last attempt at a task took beside rendering, where it
@@ -155,10 +157,11 @@ func (j *Job) overheads(t *Task) {
 			to.overhead = took
 		}
 	}
-	one := j.paces[a.Peer]
+	h := Hand{a.Peer, a.Device}
+	one := j.paces[h]
 	add(&one)
 	add(&j.pace)
-	j.paces[a.Peer] = one
+	j.paces[h] = one
 }
 
 // Unrendered is the number of frames that are to be rendered, by whoever has them now
@@ -168,8 +171,8 @@ func (j *Job) Unrendered() int { return len(j.Frames) - j.rendered + j.again }
 // Done is the number of frames that are rendered and held by enough machines.
 func (j *Job) Done() int { return j.rendered - j.undone }
 
-// Leased counts the live leases by machine. It is for reading only.
-func (j *Job) Leased() map[authz.PeerID]int { return j.leased }
+// Hands counts the live leases by what renders them. It is for reading only.
+func (j *Job) Hands() map[Hand]int { return j.hands }
 
 // Waits is the number of frames in tasks that are queued.
 func (j *Job) Waits() int { return j.waits }

@@ -73,13 +73,13 @@ func TestFits(t *testing.T) {
 		needs lease.Requirements
 		fit   []lease.Device
 	}{
-		"nothing":           {lease.Requirements{Engine: "CYCLES", FileVersion: v(4, 0, 0)}, []lease.Device{"cpu", "gpu0", "gpu1", "gpu2"}},
+		"nothing":           {lease.Requirements{Engine: "CYCLES", FileVersion: v(4, 0, 0), Blender: "any"}, []lease.Device{"cpu", "gpu0", "gpu1", "gpu2"}},
 		"the oldest build":  {lease.Requirements{Engine: "CYCLES"}, []lease.Device{"cpu", "gpu0", "gpu1"}}, // 3.4.1 renders it, and has no oneAPI
 		"the CPU":           {lease.Requirements{Engine: "CYCLES", Backend: lease.CPU}, []lease.Device{"cpu"}},
 		"a GPU":             {lease.Requirements{Engine: "CYCLES", RequireGPU: true}, []lease.Device{"gpu0", "gpu1"}},
 		"a backend":         {lease.Requirements{Engine: "CYCLES", Backend: lease.OptiX}, []lease.Device{"gpu0", "gpu1"}}, // by 4.2
 		"a vendor":          {lease.Requirements{Engine: "CYCLES", GPUVendor: lease.Intel}, []lease.Device{"gpu2"}},
-		"memory":            {lease.Requirements{Engine: "CYCLES", MinVRAM: 13 << 30, FileVersion: v(4, 0, 0)}, []lease.Device{"gpu1", "gpu2"}},
+		"memory":            {lease.Requirements{Engine: "CYCLES", MinVRAM: 13 << 30, FileVersion: v(4, 0, 0), Blender: "any"}, []lease.Device{"gpu1", "gpu2"}},
 		"vendor and memory": {lease.Requirements{Engine: "CYCLES", GPUVendor: lease.NVIDIA, MinVRAM: 13 << 30}, []lease.Device{"gpu1"}},
 		"a build without":   {lease.Requirements{Engine: "CYCLES", Backend: lease.OneAPI, Blender: "3.4"}, nil},
 		"too much memory":   {lease.Requirements{Engine: "CYCLES", MinVRAM: 99 << 30}, nil},

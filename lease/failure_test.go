@@ -1,7 +1,6 @@
 package lease_test
 
 import (
-	"encoding/json"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -37,27 +36,4 @@ func TestLateFramesUndoAFailure(t *testing.T) {
 	a := j.Tasks[0].Attempts[0]
 	require.Equal(t, lease.OutcomeRendered, a.Outcome)
 	require.Empty(t, a.Kind)
-}
-
-// What a log or a snapshot says that was written before there were kinds means what
-// it meant.
-func TestFailuresFromBeforeKinds(t *testing.T) {
-	f := newFarm(t)
-	j := f.submit("j", "1")
-	for _, old := range []struct {
-		text  string
-		fails int
-	}{{`{"reason": "disk full", "machine": true}`, 0}, {`{"reason": "crash"}`, 1}} {
-		r := f.grant("j", 0, "bob")
-		var fail lease.Fail
-		require.NoError(t, json.Unmarshal([]byte(old.text), &fail))
-		fail.Report = r
-		f.do(lease.Command{Fail: &fail})
-		require.Equal(t, old.fails, j.Tasks[0].Fails)
-		a := j.Tasks[0].Attempts[len(j.Tasks[0].Attempts)-1]
-		require.Empty(t, a.Kind)
-		text, err := json.Marshal(a)
-		require.NoError(t, err)
-		require.NotContains(t, string(text), "kind", "a snapshot from before is the same")
-	}
 }

@@ -80,14 +80,15 @@ type Job struct {
 	queued  turnHeap          // candidates for Next; may hold tasks that are no longer queued
 	count   map[TaskState]int // of Tasks
 	waits   int               // frames of tasks that are queued
-	// leased counts, by machine, the live leases.
+	// leased counts, by machine, the live leases, and hands by what renders them.
 	leased map[authz.PeerID]int
+	hands  map[Hand]int
 	// of Frames: how many there are, and of those how many are to be rendered again,
 	// are not done, and were delivered
 	rendered, again, undone, delivered int
-	pace                               Pace                  // of all machines together
-	paces                              map[authz.PeerID]Pace // of each
-	shared                             bool                  // a snapshot has its lists: see own
+	pace                               Pace          // of all machines together
+	paces                              map[Hand]Pace // of each
+	shared                             bool          // a snapshot has its lists: see own
 }
 
 // own makes the job's lists its own, where a snapshot that is still being written
@@ -295,6 +296,10 @@ func (j *Job) tally(t *Task, by int) {
 		if j.leased[a.Peer] += by; j.leased[a.Peer] == 0 {
 			delete(j.leased, a.Peer)
 		}
+		h := Hand{a.Peer, a.Device}
+		if j.hands[h] += by; j.hands[h] == 0 {
+			delete(j.hands, h)
+		}
 	}
 }
 
@@ -327,10 +332,10 @@ func (j *Job) derive() {
 	needs, _ := json.Marshal(j.Spec.Needs.Anywhere())
 	j.kind, j.numbers = string(needs), j.Spec.Frames.Expand()
 	j.tasks = make([]int32, len(j.Frames))
-	j.count, j.leased, j.waits = make(map[TaskState]int, 6), make(map[authz.PeerID]int), 0
+	j.count, j.leased, j.hands, j.waits = make(map[TaskState]int, 6), make(map[authz.PeerID]int), make(map[Hand]int), 0
 	j.queued = make(turnHeap, 0, len(j.Tasks))
 	j.rendered, j.again, j.undone, j.delivered = 0, 0, 0, 0
-	j.pace, j.paces = Pace{}, make(map[authz.PeerID]Pace)
+	j.pace, j.paces = Pace{}, make(map[Hand]Pace)
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
 		j.tally(t, 1)
@@ -343,7 +348,7 @@ func (j *Job) derive() {
 	for _, f := range j.Frames {
 		j.tallyFrame(f, 1)
 		if f != nil {
-			j.measured(f.Peer, f.Seconds)
+			j.measured(Hand{f.Peer, f.Device}, f.Seconds)
 		}
 	}
 	for i := range j.Tasks {

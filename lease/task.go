@@ -29,8 +29,9 @@ const maxAttempts = 16
 // replaced, never changed.
 type Frame struct {
 	Result
-	Peer      authz.PeerID   `json:"peer"`    // who rendered it
-	Holders   []authz.PeerID `json:"holders"` // who holds all of it, in order of their reports
+	Peer      authz.PeerID   `json:"peer"`             // who rendered it
+	Device    Device         `json:"device,omitempty"` // on what of it
+	Holders   []authz.PeerID `json:"holders"`          // who holds all of it, in order of their reports
 	Done      bool           `json:"done,omitempty"`
 	Delivered bool           `json:"delivered,omitempty"`
 	// Again tells that it is to be rendered again: this one counts until there is
@@ -66,6 +67,14 @@ func (t *Task) Live(id ID) (Attempt, bool) {
 		}
 	}
 	return Attempt{}, false
+}
+
+// Device is what the attempt of a lease renders on; "" where that is not known.
+func (t *Task) Device(id ID) Device {
+	if k := t.attempt(id); k >= 0 {
+		return t.Attempts[k].Device
+	}
+	return ""
 }
 
 // mayHaveSecond tells whether p may try the task beside the one machine that does.

@@ -11,17 +11,17 @@ import (
 // machines are then taken for equally fast.
 const unmeasured = 1.0
 
-// seconds is how long m is expected to take for a frame of j.
-func (m Machine) seconds(j *lease.Job) float64 {
-	if own := j.Pace(m.Peer); own.Frames() > 0 {
+// seconds is how long m is expected to take for a frame of j on one of its devices.
+func (m Machine) seconds(j *lease.Job, d lease.Device) float64 {
+	if own := j.Pace(lease.Hand{Peer: m.Peer, Device: d}); own.Frames() > 0 {
 		return max(own.Seconds(), shortest)
 	}
 	mean := unmeasured
 	if all := j.MeanPace(); all.Frames() > 0 {
 		mean = max(all.Seconds(), shortest)
 	}
-	if m.Speed > 0 {
-		return mean / m.Speed
+	if speed := m.Speeds[d]; speed > 0 {
+		return mean / speed
 	}
 	return mean
 }
@@ -78,8 +78,9 @@ const (
 // Running is an attempt under way.
 type Running struct {
 	lease.Report
-	Since time.Time // it gave its last frame, or began
-	First bool      // it has given none yet
+	Device lease.Device
+	Since  time.Time // it gave its last frame, or began
+	First  bool      // it has given none yet
 }
 
 // Stuck tells from when on an attempt is so far behind its siblings that another
@@ -93,6 +94,6 @@ func Stuck(j *lease.Job, r Running) (time.Time, bool) {
 	if r.First {
 		wait += stuckFirst
 	}
-	slowest := max(pace.Slowest(), j.Pace(r.Peer).Slowest())
+	slowest := max(pace.Slowest(), j.Pace(lease.Hand{Peer: r.Peer, Device: r.Device}).Slowest())
 	return r.Since.Add(wait + time.Duration((stuckFactor*slowest+pace.Overhead())*float64(time.Second))), true
 }

@@ -34,6 +34,7 @@ func render(t *testing.T, s *lease.State, workers []worker, load time.Duration) 
 	type ends struct {
 		at     time.Time
 		worker int
+		device lease.Device
 		report lease.Report
 	}
 	var running []ends
@@ -41,15 +42,17 @@ func render(t *testing.T, s *lease.State, workers []worker, load time.Duration) 
 		machines := make([]sched.Machine, len(workers))
 		for i, w := range workers {
 			machines[i] = w.Machine
+			machines[i].Free = slices.Clone(w.Free)
 			for _, r := range running {
 				if r.worker == i {
-					machines[i].Free--
+					at := slices.Index(machines[i].Free, r.device)
+					machines[i].Free = slices.Delete(machines[i].Free, at, at+1)
 				}
 			}
 		}
 		for _, p := range sched.Place(s.Waiting(now, nil), machines, nil) {
 			attempts++
-			g := lease.Grant{Lease: lease.ID(fmt.Sprint("l", attempts)), Task: p.Task, Peer: p.Peer, Frames: p.Frames}
+			g := lease.Grant{Lease: lease.ID(fmt.Sprint("l", attempts)), Task: p.Task, Peer: p.Peer, Device: p.Device, Frames: p.Frames}
 			for _, e := range do(lease.Command{Grant: &g}) {
 				if e.Type == lease.TaskGranted {
 					g.Task.Index = e.Task
@@ -60,7 +63,7 @@ func render(t *testing.T, s *lease.State, workers []worker, load time.Duration) 
 			require.NoError(t, err)
 			d := load + time.Duration(len(j.Remaining(task)))*workers[w].frame
 			require.LessOrEqual(t, d-load, max(lease.MaxChunkFor, workers[w].frame))
-			running = append(running, ends{now.Add(d), w, lease.Report{Lease: g.Lease, Task: g.Task, Peer: g.Peer}})
+			running = append(running, ends{now.Add(d), w, p.Device, lease.Report{Lease: g.Lease, Task: g.Task, Peer: g.Peer}})
 		}
 		if len(running) == 0 {
 			return now.Sub(time.Unix(100, 0)), attempts
@@ -157,7 +160,7 @@ func TestStuck(t *testing.T) {
 	stuck := map[lease.JobID][]int32{"j": {5}}
 	require.Empty(t, sched.Place(jobs, []sched.Machine{machine("a", 1, 16)}, stuck), "not twice on one machine")
 	placed := sched.Place(jobs, []sched.Machine{machine("a", 1, 16), machine("b", 2, 16)}, stuck)
-	require.Equal(t, []sched.Placement{{Task: slow.Task, Peer: "b", Second: true}}, placed)
+	require.Equal(t, []sched.Placement{{Task: slow.Task, Peer: "b", Device: lease.CPUDevice, Second: true}}, placed)
 	do(lease.Command{Grant: &lease.Grant{Lease: "second", Task: slow.Task, Peer: "b", Second: true}})
 	_, known = sched.Stuck(j, slow)
 	require.False(t, known, "two are enough")

@@ -25,15 +25,15 @@ import (
 type Machine struct {
 	Peer authz.PeerID
 	Can  lease.Capability
-	Free int // slots without a lease
+	Free []lease.Device // for each slot without a lease, what it renders on
 	// Holds tells how many eighths of a project are there already, by
 	// [lease.ShortCID].
 	Holds map[string]int
 	// NoRoom lists the jobs whose projects its store could not take when it tried.
 	NoRoom map[lease.JobID]bool
-	// Speed is how many times as fast as the others it rendered what they all did; 0
-	// where nobody knows.
-	Speed float64
+	// Speeds tells, by device, how many times as fast as the others it rendered what
+	// they all did; nothing where nobody knows.
+	Speeds map[lease.Device]float64
 }
 
 // Lacks lists what m lacks of what j needs. A project that it holds needs no room
@@ -70,8 +70,9 @@ func (m Machine) meets(j *lease.Job, needs lease.Requirements) []lease.Lack {
 
 // Placement is a task and the machine that should try it.
 type Placement struct {
-	Task lease.TaskID
-	Peer authz.PeerID
+	Task   lease.TaskID
+	Peer   authz.PeerID
+	Device lease.Device // what of the machine it is for
 	// Frames is how many of the frames that are left of the task; 0 for all.
 	Frames int32
 	// Second tells that another machine has the task already, and is stuck.
@@ -83,7 +84,10 @@ type Placement struct {
 // changes no argument. Its cost grows with the number of jobs and machines, not with
 // the number of tasks.
 func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32) []Placement {
-	free := slices.DeleteFunc(slices.Clone(machines), func(m Machine) bool { return m.Free < 1 || m.Can.Draining })
+	free := slices.DeleteFunc(slices.Clone(machines), func(m Machine) bool { return len(m.Free) == 0 || m.Can.Draining })
+	for i := range free {
+		free[i].Free = slices.Clone(free[i].Free)
+	}
 	slices.SortFunc(free, smallestFirst)
 	var placed []Placement
 	hopeless := make(map[string]bool) // kinds of jobs that no free machine can do
@@ -107,7 +111,7 @@ func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32)
 			}
 		}
 		placed = append(placed, r.placed...)
-		free = slices.DeleteFunc(free, func(m Machine) bool { return m.Free < 1 })
+		free = slices.DeleteFunc(free, func(m Machine) bool { return len(m.Free) == 0 })
 	}
 	return placed
 }
@@ -116,8 +120,8 @@ func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32)
 type round struct {
 	j      *lease.Job
 	fit    []*Machine // those with a free slot that may have it, the best first
-	slots  int        // how many free slots they have
-	rate   float64    // frames a second of all machines that have tasks of the job or may get some
+	slots  int        // how many free slots of theirs are of use
+	rate   float64    // frames a second of all slots that render the job or may do so
 	placed []Placement
 }
 
@@ -126,24 +130,36 @@ func newRound(j *lease.Job, free []Machine) *round {
 	project, local := lease.ShortCID(j.Spec.Project), false
 	for i := range free {
 		m := &free[i]
-		if m.Free > 0 && !j.KeptOff(m.Peer) && len(m.lacks(j, project)) == 0 {
+		if j.KeptOff(m.Peer) || len(m.lacks(j, project)) > 0 {
+			continue
+		}
+		slots := r.slots
+		for _, d := range m.Free {
+			if j.Spec.Needs.Fits(m.Can, d) {
+				r.slots++
+				r.rate += 1 / m.seconds(j, d)
+			}
+		}
+		if r.slots > slots {
 			r.fit = append(r.fit, m)
-			r.slots += m.Free
-			r.rate += float64(m.Free) / m.seconds(j)
 			local = local || m.Holds[project] > 0
 		}
 	}
 	if len(r.fit) == 0 {
 		return r
 	}
-	if local || j.MeanPace().Frames() > 0 {
+	if measured := j.MeanPace().Frames() > 0; local || measured {
 		slices.SortStableFunc(r.fit, func(a, b *Machine) int {
-			return cmp.Or(bySize(*a, *b), cmp.Compare(b.Holds[project], a.Holds[project]), cmp.Compare(a.seconds(j), b.seconds(j)))
+			c := cmp.Or(bySize(*a, *b), cmp.Compare(b.Holds[project], a.Holds[project]))
+			if c == 0 && measured {
+				c = cmp.Compare(a.seconds(j, a.best(j)), b.seconds(j, b.best(j)))
+			}
+			return c
 		})
 	}
 	if j.Spec.Adaptive() {
-		for p, n := range j.Leased() {
-			r.rate += float64(n) / (Machine{Peer: p}).seconds(j)
+		for h, n := range j.Hands() {
+			r.rate += float64(n) / (Machine{Peer: h.Peer}).seconds(j, h.Device)
 		}
 	}
 	return r
@@ -155,9 +171,9 @@ func (r *round) task(i int32) {
 	t := &r.j.Tasks[i]
 	for left := r.j.Left(t); left > 0 && len(r.fit) > 0; {
 		m := choose(r.fit, t)
-		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer}
+		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Device: m.best(r.j)}
 		if r.j.Spec.Adaptive() {
-			p.Frames = min(left, chunk(r.j, m.seconds(r.j), r.rate))
+			p.Frames = min(left, chunk(r.j, m.seconds(r.j, p.Device), r.rate))
 			left -= p.Frames
 		} else {
 			left = 0
@@ -174,16 +190,32 @@ func (r *round) second(i int32) {
 	})
 	if len(others) > 0 {
 		m := choose(others, t)
-		r.take(m, Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Second: true})
+		r.take(m, Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Device: m.best(r.j), Second: true})
 	}
 }
 
 func (r *round) take(m *Machine, p Placement) {
 	r.placed = append(r.placed, p)
 	r.slots--
-	if m.Free--; m.Free == 0 {
+	at := slices.Index(m.Free, p.Device)
+	m.Free = slices.Delete(m.Free, at, at+1)
+	if m.best(r.j) == "" {
 		r.fit = slices.DeleteFunc(r.fit, func(o *Machine) bool { return o == m })
 	}
+}
+
+// best is the free device of m that is expected to be the fastest for j, a GPU where
+// nothing was measured; "" where none serves it.
+func (m Machine) best(j *lease.Job) (best lease.Device) {
+	for _, d := range m.Free {
+		if !j.Spec.Needs.Fits(m.Can, d) {
+			continue
+		}
+		if c := cmp.Compare(m.seconds(j, d), m.seconds(j, best)); best == "" || c < 0 || c == 0 && best == lease.CPUDevice {
+			best = d
+		}
+	}
+	return best
 }
 
 // choose takes the smallest machine that has not failed the task yet, or the
@@ -202,7 +234,7 @@ func choose(fit []*Machine, t *lease.Task) *Machine {
 // smallestFirst orders machines by size. One with more slots free goes first
 // among equals, so that work spreads.
 func smallestFirst(a, b Machine) int {
-	return cmp.Or(bySize(a, b), cmp.Compare(b.Free, a.Free), cmp.Compare(a.Peer, b.Peer))
+	return cmp.Or(bySize(a, b), cmp.Compare(len(b.Free), len(a.Free)), cmp.Compare(a.Peer, b.Peer))
 }
 
 // bySize compares machines by what would be wasted on a job that does not need

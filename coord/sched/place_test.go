@@ -2,6 +2,7 @@ package sched_test
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"time"
 
@@ -26,7 +27,7 @@ func submit(t require.TestingT, s *lease.State, id string, frames int32, change 
 func machine(peer string, free int, ram int64, gpus ...lease.GPU) sched.Machine {
 	c := lease.Capability{Slots: free, RAM: ram << 30, Cores: 8, GPUs: gpus, FreeDisk: 1 << 40, Backends: []lease.Backend{lease.CPU},
 		Builds: []lease.Build{{Name: "Blender", Version: lease.Version{Major: 3, Minor: 4}}}}
-	return sched.Machine{Peer: authz.PeerID(peer), Can: c, Free: free}
+	return sched.Machine{Peer: authz.PeerID(peer), Can: c, Free: slices.Repeat([]lease.Device{lease.CPUDevice}, free)}
 }
 
 func gpu(vram int64) lease.GPU {
@@ -156,6 +157,30 @@ func TestAhead(t *testing.T) {
 	require.Nil(t, sched.Ahead(s.Waiting(time.Unix(1, 0), nil), m, nil))
 }
 
+// What needs no GPU takes one where it is idle, and the CPU beside it; what wants the
+// CPU leaves it alone.
+func TestDevices(t *testing.T) {
+	card := gpu(8)
+	card.Backends = []lease.Backend{lease.CUDA}
+	m := machine("a", 1, 16, card, card, gpu(2))
+	m.Can.Backends = append(m.Can.Backends, lease.CUDA)
+	m.Free = []lease.Device{lease.CPUDevice, lease.GPUDevice(0), lease.GPUDevice(1)}
+	on := func(tasks int32, needs lease.Requirements) (devices []lease.Device) {
+		s := lease.NewState()
+		submit(t, s, "j", tasks, func(s *lease.Spec) { s.Needs = needs })
+		for _, p := range place(s, []sched.Machine{m}) {
+			devices = append(devices, p.Device)
+		}
+		return devices
+	}
+	require.Equal(t, []lease.Device{"gpu0"}, on(1, lease.Requirements{}))
+	require.Equal(t, []lease.Device{"gpu0", "gpu1", "cpu"}, on(5, lease.Requirements{}))
+	require.Equal(t, []lease.Device{"cpu"}, on(5, lease.Requirements{Backend: lease.CPU}))
+	require.Equal(t, []lease.Device{"gpu0", "gpu1"}, on(5, lease.Requirements{RequireGPU: true, Engine: "CYCLES"}))
+	require.Equal(t, []lease.Device{"gpu0", "gpu1"}, on(5, lease.Requirements{Backend: lease.CUDA}))
+	require.Len(t, m.Free, 3, "its argument is left alone")
+}
+
 // No machine stays free while a task that it could do waits, no slot is used
 // twice, and no machine gets what it cannot do.
 func TestPlaceConservesWork(t *testing.T) {
@@ -167,38 +192,51 @@ func TestPlaceConservesWork(t *testing.T) {
 				s.Needs.MinVRAM = rapid.SampledFrom([]int64{0, 0, 8, 24}).Draw(t, "vram") << 30
 				s.Chunk = rapid.IntRange(0, 2).Draw(t, "chunk")
 				s.Needs.MinRAM = rapid.SampledFrom([]int64{0, 32}).Draw(t, "ram") << 30
+				if s.Needs.MinVRAM == 0 {
+					s.Needs.Backend = rapid.SampledFrom([]lease.Backend{"", "", lease.CPU, lease.CUDA}).Draw(t, "backend")
+				}
 			})
 		}
 		var machines []sched.Machine
 		for i := range rapid.IntRange(0, 5).Draw(t, "machines") {
 			m := machine(fmt.Sprint("m", i), rapid.IntRange(0, 3).Draw(t, "free"), rapid.SampledFrom([]int64{16, 64}).Draw(t, "ram"))
 			if rapid.Bool().Draw(t, "gpu") {
-				m.Can.GPUs = []lease.GPU{gpu(rapid.SampledFrom([]int64{8, 24}).Draw(t, "vram"))}
+				m.Can.GPUs = []lease.GPU{gpu(rapid.SampledFrom([]int64{8, 24}).Draw(t, "vram")), gpu(8)}
+				if m.Can.Slots > 0 && rapid.Bool().Draw(t, "cuda") {
+					m.Can.GPUs[0].Backends = []lease.Backend{lease.CUDA}
+					m.Can.Backends = append(m.Can.Backends, lease.CUDA)
+					if rapid.Bool().Draw(t, "idle") {
+						m.Free = append(m.Free, lease.GPUDevice(0))
+					}
+				}
 			}
 			m.Holds = map[string]int{"bafy": rapid.IntRange(0, 8).Draw(t, "eighths")}
 			machines = append(machines, m)
 		}
 		placed := place(s, machines)
-		used, taken := map[authz.PeerID]int{}, map[lease.TaskID]bool{}
+		free, taken := map[authz.PeerID][]lease.Device{}, map[lease.TaskID]bool{}
+		for _, m := range machines {
+			free[m.Peer] = slices.Clone(m.Free)
+		}
 		for i, p := range placed {
 			require.False(t, taken[p.Task], "placed twice")
-			used[p.Peer]++
-			lease := lease.Command{At: time.Unix(2, 0), Grant: &lease.Grant{Lease: lease.ID(fmt.Sprint("l", i)), Task: p.Task, Peer: p.Peer, Frames: p.Frames}}
-			_, err := s.Apply(lease)
+			at := slices.Index(free[p.Peer], p.Device)
+			require.GreaterOrEqual(t, at, 0, "a slot is used twice")
+			free[p.Peer] = slices.Delete(free[p.Peer], at, at+1)
+			g := lease.Command{At: time.Unix(2, 0), Grant: &lease.Grant{Lease: lease.ID(fmt.Sprint("l", i)), Task: p.Task, Peer: p.Peer, Device: p.Device, Frames: p.Frames}}
+			_, err := s.Apply(g)
 			require.NoError(t, err)
 			_, task, err := s.Task(p.Task)
 			require.NoError(t, err)
 			taken[p.Task] = len(task.Lives()) > 0 // else a part of it was cut off
 		}
 		for _, m := range machines {
-			require.LessOrEqual(t, used[m.Peer], m.Free)
 			for _, j := range s.Waiting(time.Unix(1, 0), nil) {
-				fits := m.Can.Slots > 0 && len(j.Spec.Needs.Match(m.Can)) == 0
-				for i := range j.Tasks {
-					id := lease.TaskID{Job: j.ID, Index: int32(i)}
-					if fits && j.Tasks[i].State == lease.TaskQueued && used[m.Peer] < m.Free {
-						t.Fatalf("%s is free and %s waits", m.Peer, id)
-					}
+				if len(j.Spec.Needs.Match(m.Can)) > 0 {
+					continue
+				}
+				for _, d := range free[m.Peer] {
+					require.False(t, j.Spec.Needs.Fits(m.Can, d), "%s of %s is free and %s waits", d, m.Peer, j.ID)
 				}
 			}
 		}
@@ -207,6 +245,7 @@ func TestPlaceConservesWork(t *testing.T) {
 			for _, m := range machines {
 				if m.Peer == p.Peer {
 					require.Empty(t, j.Spec.Needs.Match(m.Can))
+					require.True(t, j.Spec.Needs.Fits(m.Can, p.Device))
 				}
 			}
 		}

@@ -151,13 +151,13 @@ func (w *Witness) job(t require.TestingT, j *lease.Job) (lives int) {
 		require.Equal(t, state, j.State)
 	}
 	places := w.frames(t, j)
-	counts, leased, waits := map[lease.TaskState]int{}, map[authz.PeerID]int{}, 0
+	counts, leased, waits := map[lease.TaskState]int{}, map[lease.Hand]int{}, 0
 	for i := range j.Tasks {
 		task := &j.Tasks[i]
 		counts[task.State]++
 		for _, a := range task.Lives() {
 			lives++
-			leased[a.Peer]++
+			leased[lease.Hand{Peer: a.Peer, Device: a.Device}]++
 			if want := (lease.Report{Lease: a.Lease, Task: lease.TaskID{Job: j.ID, Index: int32(i)}, Peer: a.Peer}); w.live[a.Lease] != want {
 				require.Equal(t, w.live[a.Lease], want, "a lease lives of which nobody was told")
 			}
@@ -178,7 +178,7 @@ func (w *Witness) job(t require.TestingT, j *lease.Job) (lives int) {
 		require.Zero(t, counts[lease.TaskFailed]+counts[lease.TaskCancelled], "tasks of an open job are lost")
 	}
 	require.Equal(t, waits, j.Waits())
-	require.Equal(t, leased, j.Leased())
+	require.Equal(t, leased, j.Hands())
 	return lives
 }
 
