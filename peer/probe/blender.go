@@ -25,6 +25,9 @@ import (
 //go:embed probe.py
 var script []byte
 
+// questions changes with what probe.py asks, so that Blenders are asked anew.
+const questions = "2\n"
+
 const (
 	versionTime = 30 * time.Second
 	scriptTime  = 2 * time.Minute // the first look at a GPU can be slow
@@ -36,14 +39,14 @@ type blender struct {
 	Path        string    `json:"path"`
 	Size        int64     `json:"size"`
 	Modified    time.Time `json:"modified"`
-	Fingerprint string    `json:"fingerprint"` // of the machine's GPUs when it was asked
+	Fingerprint string    `json:"fingerprint"` // of the machine's GPUs when it was asked, and of the questions
 
 	Name    string                     `json:"name"`
 	Version lease.Version              `json:"version"`
 	Hash    string                     `json:"hash"`
 	Engines []string                   `json:"engines"`
 	OIDN    bool                       `json:"oidn"`
-	Devices map[lease.Backend][]string `json:"devices"`
+	Devices map[lease.Backend][]device `json:"gpus"`
 }
 
 func (b blender) build() lease.Build {
@@ -65,7 +68,7 @@ func (p prober) blenders(ctx context.Context, g gpus) []blender {
 		if err != nil {
 			continue
 		}
-		now := blender{Path: path, Size: st.Size(), Modified: st.ModTime().UTC(), Fingerprint: g.fingerprint}
+		now := blender{Path: path, Size: st.Size(), Modified: st.ModTime().UTC(), Fingerprint: questions + g.fingerprint}
 		if k := slices.IndexFunc(known, now.same); k >= 0 {
 			found = append(found, known[k])
 			continue

@@ -23,10 +23,16 @@ import (
 // answers.
 const toolTime = 20 * time.Second
 
+// card is a GPU as the machine's own tools see it.
+type card struct {
+	lease.GPU
+	bus string // see [busOf]; "" where no tool tells
+}
+
 // gpus is the machine's graphics devices, and a text that changes with them and
 // their drivers.
 type gpus struct {
-	list        []lease.GPU
+	list        []card
 	fingerprint string
 }
 
@@ -34,7 +40,7 @@ type gpus struct {
 // what they do not see.
 func (p prober) gpus(ctx context.Context, c lease.Capability) gpus {
 	var found gpus
-	add := func(list []lease.GPU, fingerprint []byte) {
+	add := func(list []card, fingerprint []byte) {
 		found.list = append(found.list, list...)
 		found.fingerprint += string(fingerprint)
 	}
@@ -42,20 +48,20 @@ func (p prober) gpus(ctx context.Context, c lease.Capability) gpus {
 	add(nvidia, text)
 	amd, text := p.rocm(ctx)
 	add(amd, text)
-	for _, card := range p.cards() {
-		if card.Vendor == lease.NVIDIA && len(nvidia) > 0 || card.Vendor == lease.AMD && len(amd) > 0 {
+	for _, c := range p.cards() {
+		if c.Vendor == lease.NVIDIA && len(nvidia) > 0 || c.Vendor == lease.AMD && len(amd) > 0 {
 			continue
 		}
-		add([]lease.GPU{card}, []byte(card.Model+"\n"))
+		add([]card{c}, []byte(c.Model+" "+c.bus+"\n"))
 	}
 	switch {
 	case runtime.GOOS == "darwin" && runtime.GOARCH == "arm64":
 		// The memory is shared; macOS lets the GPU use about two thirds of it.
-		add([]lease.GPU{{Vendor: lease.Apple, Model: cmp.Or(c.CPU, "Apple"), VRAM: c.RAM / 3 * 2}}, []byte(c.CPU))
+		add([]card{{GPU: lease.GPU{Vendor: lease.Apple, Model: cmp.Or(c.CPU, "Apple"), VRAM: c.RAM / 3 * 2}}}, []byte(c.CPU))
 	case runtime.GOOS == "windows":
-		for _, card := range p.windowsCards() {
-			if card.Vendor != lease.NVIDIA || len(nvidia) == 0 {
-				add([]lease.GPU{card}, []byte(card.Model+"\n"))
+		for _, g := range p.windowsCards() {
+			if g.Vendor != lease.NVIDIA || len(nvidia) == 0 {
+				add([]card{{GPU: g}}, []byte(g.Model+"\n"))
 			}
 		}
 	}
@@ -73,13 +79,13 @@ func (p prober) tool(ctx context.Context, name string, args ...string) []byte {
 	return out
 }
 
-// nvidia reads lines like "NVIDIA RTX A4000, 16376, GPU-…, 535.104.05"; memory is
-// in MiB.
-func (p prober) nvidia(ctx context.Context) ([]lease.GPU, []byte) {
-	out := p.tool(ctx, "nvidia-smi", "--query-gpu=name,memory.total,uuid,driver_version", "--format=csv,noheader,nounits")
+// nvidia reads lines like "NVIDIA RTX A4000, 16376, GPU-…, 535.104.05,
+// 00000000:01:00.0"; memory is in MiB.
+func (p prober) nvidia(ctx context.Context) ([]card, []byte) {
+	out := p.tool(ctx, "nvidia-smi", "--query-gpu=name,memory.total,uuid,driver_version,pci.bus_id", "--format=csv,noheader,nounits")
 	r := csv.NewReader(bytes.NewReader(out))
 	r.FieldsPerRecord, r.TrimLeadingSpace, r.LazyQuotes = -1, true, true
-	var list []lease.GPU
+	var list []card
 	for {
 		fields, err := r.Read()
 		if err != nil {
@@ -89,7 +95,7 @@ func (p prober) nvidia(ctx context.Context) ([]lease.GPU, []byte) {
 			continue // "NVIDIA-SMI has failed because …" comes on standard output too
 		}
 		mib, _ := strconv.ParseInt(fields[1], 10, 64) // "[N/A]" where memory is shared
-		list = append(list, lease.GPU{Vendor: lease.NVIDIA, Model: fields[0], VRAM: mib << 20})
+		list = append(list, card{GPU: lease.GPU{Vendor: lease.NVIDIA, Model: fields[0], VRAM: mib << 20}, bus: busOf(strings.Join(fields[4:], ""))})
 	}
 	if len(list) == 0 {
 		return nil, nil
@@ -97,10 +103,10 @@ func (p prober) nvidia(ctx context.Context) ([]lease.GPU, []byte) {
 	return list, out
 }
 
-// rocm reads a document of {"card0": {"Card Series": …, "VRAM Total Memory (B)": …}},
-// whose keys have changed their case over the years.
-func (p prober) rocm(ctx context.Context) ([]lease.GPU, []byte) {
-	out := p.tool(ctx, "rocm-smi", "--showproductname", "--showmeminfo", "vram", "--json")
+// rocm reads a document of {"card0": {"Card Series": …, "VRAM Total Memory (B)": …,
+// "PCI Bus": "0000:03:00.0"}}, whose keys have changed their case over the years.
+func (p prober) rocm(ctx context.Context) ([]card, []byte) {
+	out := p.tool(ctx, "rocm-smi", "--showproductname", "--showmeminfo", "vram", "--showbus", "--json")
 	if at := bytes.IndexByte(out, '{'); at > 0 {
 		out = out[at:] // warnings come first
 	}
@@ -108,7 +114,7 @@ func (p prober) rocm(ctx context.Context) ([]lease.GPU, []byte) {
 	if json.Unmarshal(out, &cards) != nil {
 		return nil, nil
 	}
-	var list []lease.GPU
+	var list []card
 	for _, name := range slices.Sorted(maps.Keys(cards)) {
 		if !strings.HasPrefix(name, "card") {
 			continue
@@ -120,11 +126,11 @@ func (p prober) rocm(ctx context.Context) ([]lease.GPU, []byte) {
 			}
 		}
 		vram, _ := strconv.ParseInt(values["vram total memory (b)"], 10, 64)
-		list = append(list, lease.GPU{
+		list = append(list, card{bus: busOf(values["pci bus"]), GPU: lease.GPU{
 			Vendor: lease.AMD,
 			Model:  cmp.Or(values["card series"], values["card model"], "AMD GPU"),
 			VRAM:   max(0, vram),
-		})
+		}})
 	}
 	if len(list) == 0 {
 		return nil, nil
@@ -136,10 +142,10 @@ func (p prober) rocm(ctx context.Context) ([]lease.GPU, []byte) {
 var pciVendors = map[string]lease.Vendor{"0x10de": lease.NVIDIA, "0x1002": lease.AMD, "0x8086": lease.Intel}
 
 // cards lists what the Linux kernel says of the graphics cards.
-func (p prober) cards() []lease.GPU {
+func (p prober) cards() []card {
 	files := p.sys.files()
 	found, _ := fs.Glob(files, "sys/class/drm/card[0-9]*/device/vendor")
-	var list []lease.GPU
+	var list []card
 	for _, file := range found {
 		if strings.Contains(path.Base(path.Dir(path.Dir(file))), "-") {
 			continue // a connector: card0-HDMI-A-1
@@ -157,11 +163,11 @@ func (p prober) cards() []lease.GPU {
 		}
 		vram, _ := strconv.ParseInt(read("mem_info_vram_total"), 10, 64)
 		device := read("device")
-		list = append(list, lease.GPU{
+		list = append(list, card{bus: busOf(read("uevent")), GPU: lease.GPU{ // PCI_SLOT_NAME=0000:03:00.0
 			Vendor: vendor,
 			Model:  cmp.Or(read("product_name"), pciName(files, read("vendor"), device), string(vendor)+" "+device),
 			VRAM:   max(0, vram),
-		})
+		}})
 	}
 	return list
 }
@@ -189,42 +195,4 @@ func pciName(files fs.FS, vendor, device string) string {
 		return ""
 	}
 	return ""
-}
-
-// offers is what a vendor's devices can do, if a Blender says so.
-var offers = map[lease.Vendor][]lease.Backend{
-	lease.NVIDIA: {lease.OptiX, lease.CUDA},
-	lease.AMD:    {lease.HIP, lease.Metal},
-	lease.Intel:  {lease.OneAPI, lease.Metal},
-	lease.Apple:  {lease.Metal},
-}
-
-// withBackends says of each GPU what Blender can do with it, and adds devices that
-// only Blender knows of.
-func withBackends(list []lease.GPU, devices map[lease.Backend][]string) []lease.GPU {
-	list = slices.Clone(list)
-	seen := map[lease.Vendor]bool{}
-	for i := range list {
-		seen[list[i].Vendor] = true
-		for _, b := range offers[list[i].Vendor] {
-			if len(devices[b]) > 0 {
-				list[i].Backends = append(list[i].Backends, b)
-			}
-		}
-	}
-	makers := map[lease.Backend]lease.Vendor{lease.CUDA: lease.NVIDIA, lease.HIP: lease.AMD, lease.OneAPI: lease.Intel}
-	for _, b := range []lease.Backend{lease.CUDA, lease.HIP, lease.OneAPI} {
-		if vendor := makers[b]; !seen[vendor] {
-			for _, name := range devices[b] {
-				g := lease.GPU{Vendor: vendor, Model: name}
-				for _, o := range offers[vendor] {
-					if len(devices[o]) > 0 {
-						g.Backends = append(g.Backends, o)
-					}
-				}
-				list = append(list, g)
-			}
-		}
-	}
-	return list
 }

@@ -34,7 +34,7 @@ type Config struct {
 	Blender []string
 	// Labels are the machine's labels.
 	Labels []string
-	// Slots is how many attempts run at once; 0 is one.
+	// Slots is how many attempts run at once on the CPU; 0 is one.
 	Slots int
 	// NoWork keeps the machine from rendering: it gets no slots.
 	NoWork bool
@@ -114,24 +114,9 @@ func (p prober) probe(ctx context.Context) lease.Capability {
 	c.Sandbox, _ = render.SandboxKind()
 
 	gpus := p.gpus(ctx, c)
-	devices := map[lease.Backend][]string{}
-	for _, b := range p.blenders(ctx, gpus) {
-		c.Builds = append(c.Builds, b.build())
-		for backend, names := range b.Devices {
-			devices[backend] = names
-		}
-	}
-	c.GPUs = withBackends(gpus.list, devices)
-	for _, backend := range lease.Backends() {
-		if len(devices[backend]) > 0 {
-			c.Backends = append(c.Backends, backend)
-		}
-	}
-	if len(c.Builds) > 0 {
-		c.Backends = append(c.Backends, lease.CPU)
-		if !p.cfg.NoWork {
-			c.Slots = max(1, p.cfg.Slots)
-		}
+	describe(&c, gpus.list, p.blenders(ctx, gpus))
+	if len(c.Builds) > 0 && !p.cfg.NoWork {
+		c.Slots = max(1, p.cfg.Slots)
 	}
 	return c
 }

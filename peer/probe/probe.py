@@ -37,7 +37,7 @@ def denoiser():
 
 
 def devices():
-    """The names of Cycles' devices by backend."""
+    """Cycles' devices by backend: their IDs tell equal cards apart."""
     addon = bpy.context.preferences.addons.get("cycles")
     found = {}
     if addon is None:
@@ -49,9 +49,9 @@ def devices():
         except TypeError:  # not in this build
             continue
         getattr(preferences, "refresh_devices", preferences.get_devices)()
-        names = [d.name for d in preferences.devices if d.type == backend]
-        if names:
-            found[backend] = names
+        mine = [{"id": d.id, "name": d.name} for d in preferences.devices if d.type == backend]
+        if mine:
+            found[backend] = mine
     return found
 
 
@@ -61,5 +61,5 @@ with open(sys.argv[sys.argv.index("--") + 1], "w", encoding="utf-8") as f:
         "hash": bpy.app.build_hash.decode("utf-8", "replace"),
         "engines": engines(),
         "oidn": denoiser(),
-        "devices": devices(),
+        "gpus": devices(),
     }, f)

@@ -54,10 +54,11 @@ func TestGPUs(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("needs Linux: other systems add what they see themselves")
 	}
-	card := func(n, vendor, device, vram string) fstest.MapFS {
+	cardFiles := func(n, vendor, device, vram string) fstest.MapFS {
 		m := fstest.MapFS{
 			"sys/class/drm/card" + n + "/device/vendor":        {Data: []byte(vendor + "\n")},
 			"sys/class/drm/card" + n + "/device/device":        {Data: []byte(device + "\n")},
+			"sys/class/drm/card" + n + "/device/uevent":        {Data: []byte("DRIVER=x\nPCI_CLASS=30000\nPCI_ID=1002:744C\nPCI_SLOT_NAME=0000:0" + n + ":00.0\n")},
 			"sys/class/drm/card" + n + "-DP-1/device/vendor":   {Data: []byte(vendor + "\n")},
 			"sys/class/drm/renderD12" + n + "/device/vendor":   {Data: []byte(vendor + "\n")},
 			"sys/class/drm/card" + n + "-DP-1/device/irrelevt": {},
@@ -78,56 +79,51 @@ func TestGPUs(t *testing.T) {
 	}
 	for name, c := range map[string]struct {
 		sys  recorded
-		want []lease.GPU
+		want []card
 	}{
 		"none": {recorded{tree: join()}, nil},
 		"two of NVIDIA, seen by the kernel too": {
 			recorded{
-				tools: map[string]string{"nvidia-smi": "NVIDIA H100 80GB HBM3, 81559, GPU-2d5f1b1e-0000-1111-2222-333344445555, 550.54.15\n" +
-					"NVIDIA GeForce RTX 3090, 24576, GPU-7c0d1b1e-0000-1111-2222-333344445555, 550.54.15\n"},
-				tree: join(card("0", "0x10de", "0x2330", ""), card("1", "0x10de", "0x2204", "")),
+				tools: map[string]string{"nvidia-smi": "NVIDIA H100 80GB HBM3, 81559, GPU-2d5f1b1e-0000-1111-2222-333344445555, 550.54.15, 00000000:81:00.0\n" +
+					"NVIDIA GeForce RTX 3090, 24576, GPU-7c0d1b1e-0000-1111-2222-333344445555, 550.54.15, 00010000:C1:00.0\n"},
+				tree: join(cardFiles("0", "0x10de", "0x2330", ""), cardFiles("1", "0x10de", "0x2204", "")),
 			},
-			[]lease.GPU{{Vendor: lease.NVIDIA, Model: "NVIDIA H100 80GB HBM3", VRAM: 81559 << 20}, {Vendor: lease.NVIDIA, Model: "NVIDIA GeForce RTX 3090", VRAM: 24576 << 20}},
+			[]card{
+				{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA H100 80GB HBM3", VRAM: 81559 << 20}, "0000:81:00"},
+				{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA GeForce RTX 3090", VRAM: 24576 << 20}, "10000:c1:00"},
+			},
 		},
 		"a driver that does not answer": {
 			recorded{
 				tools: map[string]string{"nvidia-smi": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA driver is installed and running.\n\n"},
-				tree:  join(card("0", "0x10de", "0x2204", "")),
+				tree:  join(cardFiles("0", "0x10de", "0x2204", "")),
 			},
-			[]lease.GPU{{Vendor: lease.NVIDIA, Model: "NVIDIA 0x2204"}},
+			[]card{{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA 0x2204"}, "0000:00:00"}},
 		},
 		"shared memory": {
 			recorded{tools: map[string]string{"nvidia-smi": "NVIDIA GH200, [N/A], GPU-2d5f1b1e-0000-1111-2222-333344445555, 550.54.15\n"}, tree: join()},
-			[]lease.GPU{{Vendor: lease.NVIDIA, Model: "NVIDIA GH200"}},
+			[]card{{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA GH200"}, ""}},
 		},
 		"AMD by its tool": {
 			recorded{
-				tools: map[string]string{"rocm-smi": "WARNING: something\n" + `{"card0": {"VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "27000832", "Card Series": "Radeon RX 7900 XTX", "Card Model": "0x744c"}, "system": {"Driver version": "6.7"}}`},
-				tree:  join(card("0", "0x1002", "0x744c", "25753026560")),
+				tools: map[string]string{"rocm-smi": "WARNING: something\n" + `{"card0": {"VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "27000832", "Card Series": "Radeon RX 7900 XTX", "Card Model": "0x744c", "PCI Bus": "0000:03:00.0"}, "system": {"Driver version": "6.7"}}`},
+				tree:  join(cardFiles("0", "0x1002", "0x744c", "25753026560")),
 			},
-			[]lease.GPU{{Vendor: lease.AMD, Model: "Radeon RX 7900 XTX", VRAM: 25753026560}},
+			[]card{{lease.GPU{Vendor: lease.AMD, Model: "Radeon RX 7900 XTX", VRAM: 25753026560}, "0000:03:00"}},
 		},
 		"AMD and Intel by the kernel, and a virtual one": {
-			recorded{tree: join(card("0", "0x1002", "0x744c", "25753026560"), card("1", "0x8086", "0x56a0", ""), card("2", "0x1af4", "0x1050", ""))},
-			[]lease.GPU{{Vendor: lease.AMD, Model: "Navi 31 [Radeon RX 7900 XT]", VRAM: 25753026560}, {Vendor: lease.Intel, Model: "DG2 [Arc A770]"}},
+			recorded{tree: join(cardFiles("0", "0x1002", "0x744c", "25753026560"), cardFiles("1", "0x8086", "0x56a0", ""), cardFiles("2", "0x1af4", "0x1050", ""))},
+			[]card{
+				{lease.GPU{Vendor: lease.AMD, Model: "Navi 31 [Radeon RX 7900 XT]", VRAM: 25753026560}, "0000:00:00"},
+				{lease.GPU{Vendor: lease.Intel, Model: "DG2 [Arc A770]"}, "0000:01:00"},
+			},
 		},
-		"nonsense": {recorded{tools: map[string]string{"nvidia-smi": "\"\x00,,,\n", "rocm-smi": "[1]"}, tree: join(card("0", "what", "", "x"))}, nil},
+		"nonsense": {recorded{tools: map[string]string{"nvidia-smi": "\"\x00,,,\n", "rocm-smi": "[1]"}, tree: join(cardFiles("0", "what", "", "x"))}, nil},
 	} {
 		t.Run(name, func(t *testing.T) {
 			require.Equal(t, c.want, proberOf(t, &c.sys).gpus(t.Context(), lease.Capability{}).list)
 		})
 	}
-}
-
-func TestBackendsAreThoseThatBlenderOffers(t *testing.T) {
-	list := []lease.GPU{{Vendor: lease.NVIDIA, Model: "A"}, {Vendor: lease.Intel, Model: "B"}}
-	got := withBackends(list, map[lease.Backend][]string{lease.OptiX: {"A"}, lease.CUDA: {"A"}, lease.HIP: {"C"}})
-	require.Equal(t, []lease.GPU{
-		{Vendor: lease.NVIDIA, Model: "A", Backends: []lease.Backend{lease.OptiX, lease.CUDA}},
-		{Vendor: lease.Intel, Model: "B"},
-		{Vendor: lease.AMD, Model: "C", Backends: []lease.Backend{lease.HIP}},
-	}, got)
-	require.Empty(t, list[0].Backends, "the argument is left alone")
 }
 
 // fakeBlender is a program that answers as a Blender with the given version line.
@@ -142,7 +138,7 @@ func fakeBlender(t *testing.T, first, answer string) string {
 	return path
 }
 
-const fakeAnswer = `{"version": "4.2.1", "hash": "396f546c9d82", "engines": ["CYCLES", "BLENDER_EEVEE_NEXT"], "oidn": true, "devices": {"OPTIX": ["NVIDIA A"], "CUDA": ["NVIDIA A"]}}`
+const fakeAnswer = `{"version": "4.2.1", "hash": "396f546c9d82", "engines": ["CYCLES", "BLENDER_EEVEE_NEXT"], "oidn": true, "gpus": {"OPTIX": [{"id": "CUDA_NVIDIA A_0000:01:00_OptiX", "name": "NVIDIA A"}], "CUDA": [{"id": "CUDA_NVIDIA A_0000:01:00", "name": "NVIDIA A"}]}}`
 
 func TestBlendersAreAskedOnce(t *testing.T) {
 	sys := &recorded{tree: fstest.MapFS{}}
@@ -165,8 +161,10 @@ func TestBlendersAreAskedOnce(t *testing.T) {
 	c := p.probe(t.Context())
 	require.Equal(t, []lease.Build{{
 		Name: "Blender", Version: lease.Version{Major: 4, Minor: 2, Patch: 1}, Hash: "396f546c9d82",
-		Engines: []string{"CYCLES", "BLENDER_EEVEE_NEXT"}, OIDN: true, Path: path,
+		Engines: []string{"CYCLES", "BLENDER_EEVEE_NEXT"}, OIDN: true, Path: path, Backends: []lease.Backend{lease.OptiX, lease.CUDA, lease.CPU},
+		GPUs: []map[lease.Backend]string{{lease.OptiX: "CUDA_NVIDIA A_0000:01:00_OptiX", lease.CUDA: "CUDA_NVIDIA A_0000:01:00"}},
 	}}, c.Builds)
+	require.Equal(t, 2, c.TotalSlots(), "the CPU and the GPU")
 	require.Equal(t, []lease.Backend{lease.OptiX, lease.CUDA, lease.CPU}, c.Backends)
 	require.Equal(t, 1, c.Slots)
 	require.Equal(t, runtime.NumCPU(), c.Cores)

@@ -157,7 +157,24 @@ type driverArgs struct {
 	Remap   *remapArgs      `json:"remap,omitempty"`
 	Backend []lease.Backend `json:"backends,omitempty"`
 	GPU     bool            `json:"gpu,omitempty"`
+	// IDs are Blender's names of the one GPU to render on, by backend.
+	IDs map[lease.Backend]string `json:"ids,omitempty"`
 	lease.Settings
+}
+
+// on makes d the one device to render on.
+func (a *driverArgs) on(d lease.Device, b lease.Build) error {
+	i, isGPU := d.GPU()
+	switch {
+	case d == "":
+	case d == lease.CPUDevice:
+		a.Backend = []lease.Backend{lease.CPU}
+	case isGPU && i < len(b.GPUs) && len(b.GPUs[i]) > 0:
+		a.IDs = b.GPUs[i]
+	default:
+		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine's Blender %s cannot use its device %q", b.Version, string(d))}
+	}
+	return nil
 }
 
 type remapArgs struct {
@@ -198,8 +215,10 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 	}
 	args := driverArgs{
 		Out: view.out, Scratch: filepath.Join(view.tmp, "unkept"), Frames: a.Frames,
-		Backend: backends(a.Needs), Settings: a.Set,
-		GPU: a.Needs.RequireGPU || a.Needs.GPUVendor != "" || a.Needs.MinVRAM > 0 || a.Needs.Backend != "" && a.Needs.Backend != lease.CPU,
+		Backend: backends(a.Needs), Settings: a.Set, GPU: a.Needs.WantsGPU(),
+	}
+	if err := args.on(a.Device, a.Build); err != nil {
+		return nil, err
 	}
 	if view.remap {
 		args.Remap = &remapArgs{Root: view.files, Origin: place.manifest.Origin}

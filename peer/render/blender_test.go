@@ -5,11 +5,13 @@ package render
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"image"
 	"image/png"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -319,4 +321,58 @@ func TestLeftoversAreRemoved(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	require.NoError(t, err)
 	require.Empty(t, left)
+}
+
+func TestAttemptIsToldItsDevice(t *testing.T) {
+	a := fakeAttempt(t, `for args; do :; done; cp "$args" $here/args; exit 1`)
+	ids := map[lease.Backend]string{lease.OptiX: "CUDA_RTX_0000:41:00_OptiX", lease.CUDA: "CUDA_RTX_0000:41:00"}
+	a.Build.GPUs = []map[lease.Backend]string{nil, ids}
+	b := NewBlender(Config{Dir: t.TempDir(), Sandbox: SandboxOff})
+	for _, c := range []struct {
+		device   lease.Device
+		needs    lease.Requirements
+		backends []lease.Backend
+		gpu      bool
+		ids      map[lease.Backend]string
+		reason   string
+	}{
+		{"", lease.Requirements{}, nil, false, nil, ""},
+		{"", lease.Requirements{GPUVendor: lease.NVIDIA}, []lease.Backend{lease.OptiX, lease.CUDA}, true, nil, ""},
+		{"cpu", lease.Requirements{}, []lease.Backend{lease.CPU}, false, nil, ""},
+		{"gpu1", lease.Requirements{}, nil, false, ids, ""},
+		{"gpu1", lease.Requirements{Backend: lease.CUDA}, []lease.Backend{lease.CUDA}, true, ids, ""},
+		{"gpu0", lease.Requirements{}, nil, false, nil, `this machine's Blender 3.4.1 cannot use its device "gpu0"`},
+		{"gpu2", lease.Requirements{}, nil, false, nil, `this machine's Blender 3.4.1 cannot use its device "gpu2"`},
+		{"tpu", lease.Requirements{}, nil, false, nil, `this machine's Blender 3.4.1 cannot use its device "tpu"`},
+	} {
+		a.Device, a.Needs = c.device, c.needs
+		_, cleanup, err := b.Run(t.Context(), a, &collectorSink{})
+		cleanup()
+		e, ok := errors.AsType[*Error](err)
+		require.True(t, ok, "%v", err)
+		if c.reason != "" {
+			require.Equal(t, c.reason, e.Reason)
+			require.Equal(t, lease.FailMachine, e.Kind)
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(filepath.Dir(a.Build.Path), "args"))
+		require.NoError(t, err)
+		var args driverArgs
+		require.NoError(t, json.Unmarshal(text, &args))
+		require.Equal(t, c.backends, args.Backend, c.device)
+		require.Equal(t, c.gpu, args.GPU, c.device)
+		require.Equal(t, c.ids, args.IDs, c.device)
+	}
+}
+
+func TestDevicesAreChosen(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("needs python3: install it (apt-get install python3)")
+	}
+	cmd := exec.Command(python, "devices_test.py")
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "\nOK\n")
 }

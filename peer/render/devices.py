@@ -33,41 +33,31 @@ def _devices(preferences, backend):
     return [d for d in preferences.devices if d.type == backend]
 
 
-def available(bpy):
-    """The names of the devices by backend, CPU apart."""
-    preferences = _preferences(bpy)
-    found = {}
-    for backend in BACKENDS:
-        names = [d.name for d in _devices(preferences, backend)]
-        if names:
-            found[backend] = names
-    try:
-        preferences.compute_device_type = "NONE"
-    except TypeError:
-        pass
-    return found
-
-
-def choose(bpy, scene, backends, gpu):
+def choose(bpy, scene, backends, gpu, ids=None):
     """Sets the scene and Blender up for the best device among backends.
 
-    None means every backend; the CPU is taken where no GPU is there and gpu, which
-    asks for one, is false. Answers the device's name.
+    backends is a list of them, best first; None means every one. The CPU is taken
+    where no GPU is there and gpu, which asks for one, is false. ids names one GPU, as
+    Blender itself does, by backend: then it is that one, however many are like it.
+    Answers the device's name.
     """
     preferences = _preferences(bpy)
-    osl = getattr(scene.cycles, "shading_system", False)
-    if backends == ["CPU"] or (osl and not gpu):
-        backends = []
+    if backends == ["CPU"] or (getattr(scene.cycles, "shading_system", False) and not gpu):
+        backends, ids = [], None  # Open Shading Language is the CPU's
     for backend in BACKENDS if backends is None else backends:
-        if backend not in BACKENDS:
+        if backend not in BACKENDS or (ids is not None and backend not in ids):
             continue
-        mine = _devices(preferences, backend)
+        mine = [d for d in _devices(preferences, backend) if ids is None or d.id == ids[backend]]
         if not mine:
             continue
+        used = {d.id for d in mine}
         for device in preferences.devices:
-            device.use = device.type == backend
+            device.use = device.type == backend and device.id in used
         scene.cycles.device = "GPU"
         return "%s %s" % (backend, mine[0].name)
+    if ids is not None:
+        raise Unavailable("Blender does not find the GPU any more that it found when this machine's vizpeer "
+                          "started (%s)" % ", ".join(sorted(ids.values())))
     if gpu:
         raise Unavailable("Blender finds no device for %s on this machine"
                           % (" or ".join(backends) if backends else "a GPU"))

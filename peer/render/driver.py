@@ -176,7 +176,7 @@ def main():
     refuse_views(render)
     if render.engine == "CYCLES":
         try:
-            say("device", name=devices.choose(bpy, scene, args.get("backends"), args.get("gpu", False)))
+            say("device", name=devices.choose(bpy, scene, args.get("backends"), args.get("gpu", False), args.get("ids")))
         except devices.Unavailable as e:
             raise Fail("machine", str(e))
     # The results are named before the scene's own path is lost.

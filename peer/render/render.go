@@ -27,7 +27,10 @@ type Attempt struct {
 	Build   lease.Build
 	Frames  []int32
 	Needs   lease.Requirements
-	Set     lease.Settings
+	// Device is what Cycles renders on, alone; "" is the best that Needs allow. Other
+	// engines draw with what the system gives them.
+	Device lease.Device
+	Set    lease.Settings
 	// Timeout bounds the whole attempt; 0 is a day for each frame.
 	Timeout time.Duration
 }
