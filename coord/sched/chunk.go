@@ -21,7 +21,7 @@ func (m Machine) seconds(j *lease.Job) float64 {
 		mean = max(all.Seconds(), shortest)
 	}
 	if m.Speed > 0 {
-		return mean / m.Speed
+		return max(mean/m.Speed, shortest)
 	}
 	return mean
 }
