@@ -48,7 +48,7 @@ cross:
 fuzz:
 	@for package in $$(go list ./...); do \
 		for f in $$(go test -list '^Fuzz' $$package | grep '^Fuzz'); do \
-			echo "$$package $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) $$package || exit 1; \
+			echo "$$package $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$package || exit 1; \
 		done; \
 	done
 

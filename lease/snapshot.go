@@ -106,6 +106,9 @@ func (j *Job) check() error {
 	if j.Tier.Rank() < 0 {
 		return fmt.Errorf("job %s: unknown tier %q", j.ID, j.Tier)
 	}
+	if s := j.State; s != JobQueued && s != JobRunning && s != JobPaused && !s.Ended() {
+		return fmt.Errorf("job %s: unknown state %q", j.ID, s)
+	}
 	frames, chunk := len(j.Spec.Frames.Expand()), j.Spec.Chunk
 	if len(j.Frames) != frames || len(j.Tasks) < 1 || len(j.Tasks) > max(MaxTasks, frames) {
 		return fmt.Errorf("job %s: %d frames in %d tasks do not fit its frame list", j.ID, len(j.Frames), len(j.Tasks))
@@ -138,6 +141,9 @@ func (j *Job) check() error {
 		}
 		if lives := len(t.Lives()); lives != live || lives > 2 || (lives > 0) != (t.State == TaskLeased) {
 			return fmt.Errorf("job %s: task %d is %s with %d attempts under way", j.ID, i, t.State, live)
+		}
+		if len(t.Attempts) == 0 && slices.ContainsFunc(j.Frames[t.Lo:t.Hi], func(f *Frame) bool { return f != nil }) {
+			return fmt.Errorf("job %s: task %d has frames without an attempt", j.ID, i)
 		}
 		switch t.State {
 		case TaskQueued, TaskFailed, TaskCancelled:

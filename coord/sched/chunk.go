@@ -21,7 +21,7 @@ func (m Machine) seconds(j *lease.Job, d lease.Device) float64 {
 		mean = max(all.Seconds(), shortest)
 	}
 	if speed := m.Speeds[d]; speed > 0 {
-		return mean / speed
+		return max(mean/speed, shortest)
 	}
 	return mean
 }

@@ -3,6 +3,7 @@ package sched_test
 import (
 	"cmp"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -169,5 +170,27 @@ func TestStuck(t *testing.T) {
 	for _, a := range j.Tasks[5].Attempts {
 		require.Equal(t, a.Lease == "second", a.Outcome == lease.OutcomeRendered)
 		require.Equal(t, a.Lease == slow.Lease, a.Outcome == lease.OutcomeRevoked)
+	}
+}
+
+// A machine that says it takes no time for a frame is believed to be fast, no more:
+// what it and the others get can still be granted.
+func TestChunksOfALiar(t *testing.T) {
+	s := lease.NewState()
+	submit(t, s, "j", 100, func(s *lease.Spec) { s.Chunk = 0 })
+	r := lease.Report{Lease: "l", Task: lease.TaskID{Job: "j"}, Peer: "b"}
+	for _, c := range []lease.Command{{Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer}},
+		{Complete: &lease.Complete{Report: r, Machines: 1, Frames: []lease.Result{{Frame: 1, CID: "c", Name: "0001.png", Size: 1, Seconds: 5}}}}} {
+		_, err := s.Apply(c)
+		require.NoError(t, err)
+	}
+	liar := machine("a", 1, 16)
+	liar.Speed = math.Inf(1)
+	placed := place(s, []sched.Machine{liar, machine("b", 1, 16)})
+	require.Len(t, placed, 2)
+	for i, p := range placed {
+		require.Positive(t, p.Frames)
+		_, err := s.Apply(lease.Command{At: time.Unix(2, 0), Grant: &lease.Grant{Lease: lease.ID(fmt.Sprint("l", i)), Task: p.Task, Peer: p.Peer, Frames: p.Frames}})
+		require.NoError(t, err)
 	}
 }
