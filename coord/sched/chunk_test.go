@@ -185,7 +185,7 @@ func TestChunksOfALiar(t *testing.T) {
 		require.NoError(t, err)
 	}
 	liar := machine("a", 1, 16)
-	liar.Speed = math.Inf(1)
+	liar.Speeds = map[lease.Device]float64{lease.CPUDevice: math.Inf(1)}
 	placed := place(s, []sched.Machine{liar, machine("b", 1, 16)})
 	require.Len(t, placed, 2)
 	for i, p := range placed {
