@@ -14,7 +14,7 @@ type Member struct {
 	Can       *lease.Capability // nil where it never said
 	Connected bool
 	Here      bool // connected, or was less than a lease's TTL ago
-	Busy      int
+	Busy      int  // attempts under way, of [lease.Capability.TotalSlots]
 	Addrs     []string
 	Seen      time.Time // when it was last heard from; zero where never in this term
 	// Holds and NoRoom are what [sched.Machine] has of them.
@@ -83,7 +83,7 @@ func (c *Coordinator) Knowledge() Knowledge {
 	for p, s := range l.sessions {
 		m := s.machine()
 		k.Members[p] = Member{
-			Can: &m.Can, Connected: true, Here: true, Busy: max(0, m.Can.Slots-m.Free), Addrs: s.addrs, Seen: time.Now(),
+			Can: &m.Can, Connected: true, Here: true, Busy: s.busy(), Addrs: s.addrs, Seen: time.Now(),
 			Holds: m.Holds, NoRoom: m.NoRoom,
 		}
 	}

@@ -153,7 +153,9 @@ type Order struct {
 	lease.Report
 	Spec   lease.Spec `json:"spec"`
 	Frames []int32    `json:"frames"` // those of the task that nobody has rendered
-	From   []Addr     `json:"from"`   // who has the project, or is fetching it; the most of it first
+	// Device is what the member shall render on; "" leaves the choice to it.
+	Device lease.Device `json:"device,omitempty"`
+	From   []Addr       `json:"from"` // who has the project, or is fetching it; the most of it first
 	// Stocked tells that the queue knows the member to hold the project.
 	Stocked bool `json:"stocked,omitempty"`
 }

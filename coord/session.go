@@ -50,7 +50,7 @@ const heavy = 50
 
 // maxRunning bounds the attempts that a member may say it makes: those of its
 // slots, and as many of which it does not know yet that they have ended.
-const maxRunning = 2 * lease.MaxSlots
+const maxRunning = 2 * lease.MaxTotalSlots
 
 // keepWindow is how many orders to keep a member may have at once: one that comes
 // back after a night must not be flooded.
@@ -96,14 +96,17 @@ func (s *session) close() {
 }
 
 // free is the number of slots without an attempt.
-func (s *session) free() int {
+func (s *session) free() int { return s.can.Slots - s.busy() }
+
+// busy is the number of attempts that it makes, or was just given.
+func (s *session) busy() int {
 	busy := len(s.granted)
 	for id := range s.running {
 		if !s.granted[id] {
 			busy++
 		}
 	}
-	return s.can.Slots - busy
+	return busy
 }
 
 // machine is the member as the scheduler sees it.
@@ -486,7 +489,7 @@ func (h Hello) validate() error {
 	if len(h.Store) > lease.MaxStoreID {
 		return fmt.Errorf("a hello with a store's ID of %d bytes", len(h.Store))
 	}
-	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxSlots {
+	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxTotalSlots {
 		return fmt.Errorf("a hello with %d addresses and %d leases", len(h.Addrs), len(h.Leases))
 	}
 	for _, a := range h.Addrs {

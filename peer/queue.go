@@ -325,7 +325,7 @@ func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
 		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can),
 	}
 	if known.Can != nil {
-		out.Slots = known.Can.Slots
+		out.Slots = known.Can.TotalSlots()
 	}
 	if !known.Seen.IsZero() {
 		seen := known.Seen.UTC()

@@ -111,7 +111,7 @@ func (c *cli) showPeer(p httpapi.Peer) {
 		}
 	}
 	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
-		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "tasks done", p.TasksDone, "system", system, "hardware", machine,
+		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "slots", devicesText(p.Capability), "tasks done", p.TasksDone, "system", system, "hardware", machine,
 		"blender", blender, "sandbox", sandbox, "labels", labelsText(p.Capability), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
 }
 
@@ -128,6 +128,27 @@ func capabilityText(cap *lease.Capability) (machine, blender string) {
 		builds[i] = b.Version.String()
 	}
 	return strings.Join(parts, ", "), strings.Join(builds, ", ")
+}
+
+// devicesText lists what a machine renders on: "2 on cpu, 1 on gpu0 (RTX 3060: OPTIX, CUDA)".
+func devicesText(can *lease.Capability) string {
+	if can == nil {
+		return ""
+	}
+	var words []string
+	for _, d := range can.Devices() {
+		text := fmt.Sprintf("%d on %s", d.Slots, d.Device)
+		if i, ok := d.Device.GPU(); ok {
+			g := can.GPUs[i]
+			backends := make([]string, len(g.Backends))
+			for k, b := range g.Backends {
+				backends[k] = string(b)
+			}
+			text += fmt.Sprintf(" (%s: %s)", g.Model, strings.Join(backends, ", "))
+		}
+		words = append(words, text)
+	}
+	return strings.Join(words, ", ")
 }
 
 func labelsText(cap *lease.Capability) string {
@@ -240,12 +261,14 @@ func (c *cli) statusCommand() *cobra.Command {
 				}
 				running := make([]string, len(s.Running))
 				for i, t := range s.Running {
-					running[i] = lease.TaskID{Job: t.Job, Index: t.Task}.String()
+					if running[i] = (lease.TaskID{Job: t.Job, Index: t.Task}).String(); t.Device != "" {
+						running[i] += " on " + string(t.Device)
+					}
 				}
 				c.facts("machine", s.Name, "peer", s.Peer.Short(), "farm", s.FarmName,
 					"roles", strings.Join(s.Roles, ", "), "leader", leader, "connected peers", s.Connected,
 					"hardware", machine, "labels", labelsText(&s.Capability), "blender", blender, "sandbox", sandbox,
-					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.Slots, strings.Join(running, ", "))),
+					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.TotalSlots(), strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
 					"takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
 			})
