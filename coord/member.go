@@ -14,7 +14,7 @@ type Member struct {
 	Can       *lease.Capability // what it is taken to be able to do; nil where it never said
 	Connected bool
 	Here      bool // connected, or was less than a lease's TTL ago
-	Busy      int
+	Busy      int  // attempts under way, of [lease.Capability.TotalSlots]
 	Addrs     []string
 	Seen      time.Time // when it was last heard from; zero where never in this term
 	// Holds and NoRoom are what [sched.Machine] has of them.
@@ -92,7 +92,7 @@ func (c *Coordinator) Knowledge() Knowledge {
 			granted, _ := r.Member(p)
 			can, m := s.taken(q, granted.Labels), s.machine()
 			k.Members[p] = Member{
-				Can: &can, Connected: true, Here: true, Busy: max(0, m.Can.TotalSlots()-len(m.Free)), Addrs: s.addrs, Seen: time.Now(),
+				Can: &can, Connected: true, Here: true, Busy: s.busy(), Addrs: s.addrs, Seen: time.Now(),
 				Holds: m.Holds, NoRoom: m.NoRoom,
 			}
 		}

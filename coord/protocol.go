@@ -151,11 +151,11 @@ type Redirect struct {
 // Order grants a lease and says all that an attempt needs.
 type Order struct {
 	lease.Report
-	Spec lease.Spec `json:"spec"`
-	// Device is what of the machine the attempt is to render on.
+	Spec   lease.Spec `json:"spec"`
+	Frames []int32    `json:"frames"` // those of the task that nobody has rendered
+	// Device is what the member shall render on; "" leaves the choice to it.
 	Device lease.Device `json:"device,omitempty"`
-	Frames []int32      `json:"frames"` // those of the task that nobody has rendered
-	From   []Addr       `json:"from"`   // who has the project, or is fetching it; the most of it first
+	From   []Addr       `json:"from"` // who has the project, or is fetching it; the most of it first
 	// Stocked tells that the queue knows the member to hold the project.
 	Stocked bool `json:"stocked,omitempty"`
 }

@@ -51,7 +51,7 @@ const heavy = 50
 
 // maxRunning bounds the attempts that a member may say it makes: those of its
 // slots, and as many of which it does not know yet that they have ended.
-const maxRunning = 2 * lease.MaxSlots
+const maxRunning = 2 * lease.MaxTotalSlots
 
 // keepWindow is how many orders to keep a member may have at once: one that comes
 // back after a night must not be flooded.
@@ -116,6 +116,17 @@ func (s *session) free() (free []lease.Device) {
 		}
 	}
 	return free
+}
+
+// busy is the number of attempts that it makes, or was just given.
+func (s *session) busy() int {
+	busy := len(s.granted)
+	for id := range s.running {
+		if _, granted := s.granted[id]; !granted {
+			busy++
+		}
+	}
+	return busy
 }
 
 // judge works out anew what a member is taken to be able to do. It is asked whenever
@@ -530,7 +541,7 @@ func (h Hello) validate() error {
 	if len(h.Store) > lease.MaxStoreID {
 		return fmt.Errorf("a hello with a store's ID of %d bytes", len(h.Store))
 	}
-	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxSlots {
+	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxTotalSlots {
 		return fmt.Errorf("a hello with %d addresses and %d leases", len(h.Addrs), len(h.Leases))
 	}
 	for _, a := range h.Addrs {

@@ -28,7 +28,7 @@ type Config struct {
 	Blender []string
 	// Labels are matched with the labels that a job asks for.
 	Labels []string
-	// Slots is how many attempts to make at once; 0 is one where a Blender is
+	// Slots is how many attempts to make at once on the CPU, beside one on each GPU; 0 is one where a Blender is
 	// found.
 	Slots int
 	// NoWork keeps this machine from rendering.

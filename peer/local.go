@@ -260,7 +260,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	}
 	l.worker.mu.Lock()
 	for _, a := range l.worker.attempts {
-		s.Running = append(s.Running, httpapi.RunningTask{Job: a.order.Task.Job, Task: a.order.Task.Index, Progress: a.progress})
+		s.Running = append(s.Running, httpapi.RunningTask{Job: a.order.Task.Job, Task: a.order.Task.Index, Device: a.order.Device, Progress: a.progress})
 	}
 	l.worker.mu.Unlock()
 	s.Store.Free = s.Capability.FreeDisk

@@ -332,7 +332,7 @@ func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
 		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
 	}
 	if known.Can != nil {
-		out.Slots = known.Can.Slots
+		out.Slots = known.Can.TotalSlots()
 	}
 	if !known.Seen.IsZero() {
 		seen := known.Seen.UTC()

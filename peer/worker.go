@@ -89,21 +89,15 @@ func (w *worker) start(o coord.Order) {
 	ctx, cancel := context.WithCancelCause(w.ctx)
 	a := &attempt{order: o, cancel: cancel}
 	w.mu.Lock()
-	making := 0
-	for _, other := range w.attempts {
-		if !other.over {
-			making++
-		}
-	}
-	busy := making >= w.can().Slots
-	if !busy {
+	busy := w.busy(o.Device)
+	if busy == "" {
 		w.attempts[o.Lease] = a
 	}
 	w.mu.Unlock()
 	w.crew.Go(func() {
 		defer cancel(nil)
-		if busy {
-			w.report(w.ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: "no free slot"}})
+		if busy != "" {
+			w.report(w.ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: busy}})
 			return
 		}
 		w.try(ctx, a)
@@ -112,6 +106,31 @@ func (w *worker) start(o coord.Order) {
 		w.mu.Unlock()
 		w.link.Nudge()
 	})
+}
+
+// busy says why no more can be rendered on a device now, "" where it can. w.mu is held.
+func (w *worker) busy(d lease.Device) string {
+	can, all, there := w.can(), 0, 0
+	for _, a := range w.attempts {
+		if !a.over {
+			all++
+			if a.order.Device == d {
+				there++
+			}
+		}
+	}
+	slots := can.SlotsOn(d)
+	switch {
+	case all >= can.TotalSlots():
+		return "no free slot"
+	case d == "":
+		return ""
+	case slots == 0:
+		return fmt.Sprintf("the machine does not render on a device %.20q", string(d))
+	case there >= slots:
+		return fmt.Sprintf("no free slot on %s", d)
+	}
+	return ""
 }
 
 // revoke stops an attempt whose lease was taken back.
@@ -128,7 +147,7 @@ func (w *worker) revoke(r coord.Revoke) {
 func (w *worker) try(ctx context.Context, a *attempt) {
 	o := a.order
 	log := w.slog.With("task", o.Task.String(), "lease", o.Lease)
-	log.Info("rendering", "frames", len(o.Frames))
+	log.Info("rendering", "frames", len(o.Frames), "device", o.Device)
 	logCID, err := w.render(ctx, a)
 	w.mu.Lock()
 	a.over = true
@@ -243,6 +262,9 @@ func (w *worker) render(ctx context.Context, a *attempt) (string, error) {
 		}
 		return "", fmt.Errorf("this machine %s", lacks[0])
 	}
+	if o.Device != "" && !needs.Fits(can, o.Device) {
+		return "", fmt.Errorf("this machine's %s does not serve the job", o.Device)
+	}
 	build, _ := o.Spec.Needs.Build(can)
 	if err := w.store.Pin(ctx, root, jobPin(o.Task.Job)); err != nil {
 		return "", err
@@ -263,7 +285,7 @@ func (w *worker) render(ctx context.Context, a *attempt) (string, error) {
 	s := &sink{w: w, a: a, ctx: ctx}
 	log, cleanup, err := w.runner.Run(ctx, render.Attempt{
 		ID: o.Lease, Project: dir, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
-		Needs: o.Spec.Needs, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
+		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
 	}, s)
 	defer cleanup()
 	s.wg.Wait()

@@ -46,7 +46,7 @@ func (s *settings) flags() *pflag.FlagSet {
 	f.StringVar(&s.apiListen, "api-listen", peer.DefaultAPI, "address of the HTTP API; port 0 picks a free one")
 	f.StringSliceVar(&s.blender, "blender", nil, "Blender program, or a folder of them, repeatable (default: the ones found on this machine)")
 	f.StringSliceVar(&s.labels, "label", nil, "label that jobs may ask for, repeatable; one with a colon is an admin's to grant: vizpeer peer label")
-	f.IntVar(&s.slots, "slots", 0, "tasks to render at once (default: one where a Blender is found)")
+	f.IntVar(&s.slots, "slots", 0, "tasks to render at once on the CPU, beside one on each GPU (default: one where a Blender is found)")
 	f.BoolVar(&s.noWork, "no-work", false, "do not render on this machine")
 	f.BoolVar(&s.noMDNS, "no-mdns", false, "do not look for peers on the local network")
 	f.Var(&s.cacheQuota, "cache-quota", "room for scenes and frames, such as \"200 GiB\" (default: 20 % of the disk, between 10 and 500 GiB)")

@@ -127,7 +127,11 @@ func renderers(tasks []httpapi.Task, names map[authz.PeerID]string) string {
 			words = append(words, "…")
 			break
 		}
-		words = append(words, fmt.Sprintf("%s (task %d)", nameOf(names, t.Peer), t.Index))
+		who := nameOf(names, t.Peer)
+		if n := len(t.Attempts); n > 0 && t.Attempts[n-1].Device != "" {
+			who += " " + string(t.Attempts[n-1].Device)
+		}
+		words = append(words, fmt.Sprintf("%s (task %d)", who, t.Index))
 	}
 	return strings.Join(words, ", ")
 }

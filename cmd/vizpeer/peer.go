@@ -247,7 +247,7 @@ func (c *cli) showPeer(p httpapi.Peer) {
 		}
 	}
 	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "drained", p.Drained, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
-		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "tasks done", p.TasksDone, "system", system, "hardware", machine,
+		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "slots", devicesText(p.Capability), "tasks done", p.TasksDone, "system", system, "hardware", machine,
 		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
 }
 
@@ -264,6 +264,27 @@ func capabilityText(cap *lease.Capability) (machine, blender string) {
 		builds[i] = b.Version.String()
 	}
 	return strings.Join(parts, ", "), strings.Join(builds, ", ")
+}
+
+// devicesText lists what a machine renders on: "2 on cpu, 1 on gpu0 (RTX 3060: OPTIX, CUDA)".
+func devicesText(can *lease.Capability) string {
+	if can == nil {
+		return ""
+	}
+	var words []string
+	for _, d := range can.Devices() {
+		text := fmt.Sprintf("%d on %s", d.Slots, d.Device)
+		if i, ok := d.Device.GPU(); ok {
+			g := can.GPUs[i]
+			backends := make([]string, len(g.Backends))
+			for k, b := range g.Backends {
+				backends[k] = string(b)
+			}
+			text += fmt.Sprintf(" (%s: %s)", g.Model, strings.Join(backends, ", "))
+		}
+		words = append(words, text)
+	}
+	return strings.Join(words, ", ")
 }
 
 // names are the machines' names, as far as the caller may know them: a display
@@ -369,12 +390,14 @@ func (c *cli) statusCommand() *cobra.Command {
 				}
 				running := make([]string, len(s.Running))
 				for i, t := range s.Running {
-					running[i] = lease.TaskID{Job: t.Job, Index: t.Task}.String()
+					if running[i] = (lease.TaskID{Job: t.Job, Index: t.Task}).String(); t.Device != "" {
+						running[i] += " on " + string(t.Device)
+					}
 				}
 				c.facts("machine", s.Name, "peer", s.Peer.Short(), "farm", s.FarmName,
 					"roles", strings.Join(s.Roles, ", "), "leader", leader, "connected peers", s.Connected,
 					"hardware", machine, "labels", strings.Join(s.Capability.Labels, ", "), "blender", blender, "sandbox", sandbox,
-					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.Slots, strings.Join(running, ", "))),
+					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.TotalSlots(), strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
 					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "version", s.Version)
 			})

@@ -199,7 +199,7 @@ type Peer struct {
 	Name       string            `json:"name"`
 	Roles      []string          `json:"roles"` // worker, coordinator, submitter
 	State      string            `json:"state"` // idle, busy, offline, draining
-	Slots      int               `json:"slots"`
+	Slots      int               `json:"slots" doc:"attempts at once, on the CPU and on each GPU that its Blender can use together"`
 	Busy       int               `json:"busy"`
 	TasksDone  int               `json:"tasks_done"`
 	Full       string            `json:"full,omitempty" doc:"why it takes no more work, in words"`
@@ -273,6 +273,7 @@ type Status struct {
 type RunningTask struct {
 	Job      lease.JobID     `json:"job"`
 	Task     int32           `json:"task"`
+	Device   lease.Device    `json:"device,omitempty"` // what it renders on
 	Progress json.RawMessage `json:"progress,omitempty"`
 }
 
