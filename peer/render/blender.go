@@ -71,9 +71,13 @@ func (b *Blender) Sandbox() (kind, reason string) {
 	return SandboxKind()
 }
 
-// killGrace is how long Blender's output may stay open once it was killed or has
-// ended: whatever still holds it then is left to itself.
-const killGrace = 5 * time.Second
+// Once Blender has ended its output does too, unless a process holds it that Blender
+// started and that left its group: after strayGrace it is looked for, and after
+// killGrace whatever still holds the output is left to itself.
+const (
+	strayGrace = 200 * time.Millisecond
+	killGrace  = 5 * time.Second
+)
 
 const dayPerFrame = 24 * time.Hour
 
@@ -106,7 +110,8 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 		return err
 	}
 	kind, _ := b.Sandbox()
-	cmd, err := b.command(a, dir, place, kind != "")
+	confined := kind != ""
+	cmd, err := b.command(a, dir, place, confined)
 	if err != nil {
 		return err
 	}
@@ -128,7 +133,11 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	began := time.Now()
 	w := &watch{attempt: a, dir: dir, sink: sink, began: began, done: map[int32]bool{}}
 	ooms := oomKills()
-	exit, err := supervise(ctx, cmd, func(r io.Reader) error { return w.read(ctx, r, log) })
+	tmp := dir.tmp()
+	if confined {
+		tmp = "" // the sandbox takes all of its processes along
+	}
+	exit, err := supervise(ctx, cmd, tmp, func(r io.Reader) error { return w.read(ctx, r, log) })
 	if cerr := log.Close(); cerr != nil && err == nil {
 		b.cfg.Logger.Warn("Blender's log is incomplete", "attempt", a.ID, "err", cerr)
 	}
@@ -299,6 +308,7 @@ func (d attemptDir) writeDriver(args driverArgs) error {
 func (b *Blender) removeLeftovers() {
 	old, _ := filepath.Glob(filepath.Join(b.cfg.Dir, attemptPrefix+"*"))
 	for _, dir := range old {
+		killStrays(0, attemptDir{dir}.tmp())
 		if err := os.RemoveAll(dir); err != nil {
 			b.cfg.Logger.Warn("an old attempt's folder could not be removed", "dir", dir, "err", err)
 		}
@@ -306,9 +316,10 @@ func (b *Blender) removeLeftovers() {
 }
 
 // supervise runs cmd to its end, giving its output to read, and kills it with
-// everything it started when ctx ends or read fails. exit is the exit code, or
-// 128 and the signal's number.
-func supervise(ctx context.Context, cmd *exec.Cmd, read func(io.Reader) error) (exit int, err error) {
+// everything it started when ctx ends or read fails. tmp is the folder for temporary
+// files that cmd alone was given, "" where nothing that it starts outlives it anyway.
+// exit is the exit code, or 128 and the signal's number.
+func supervise(ctx context.Context, cmd *exec.Cmd, tmp string, read func(io.Reader) error) (exit int, err error) {
 	// The kernel kills the child when the thread that started it goes away: keep
 	// the thread.
 	runtime.LockOSThread()
@@ -326,18 +337,24 @@ func supervise(ctx context.Context, cmd *exec.Cmd, read func(io.Reader) error) (
 	if err != nil {
 		return 0, startError{err}
 	}
-	g := &group{cmd: cmd}
+	g := &group{cmd: cmd, tmp: tmp}
 	stop := context.AfterFunc(ctx, g.kill)
 	defer stop()
 
-	exited := make(chan struct{})
+	exited, drained := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(exited)
 		g.wait()
-		// A process that left the group could hold the pipe for ever.
 		r.SetReadDeadline(time.Now().Add(killGrace))
+		select {
+		case <-drained:
+		case <-time.After(strayGrace):
+			killStrays(0, tmp)
+		}
 	}()
-	if err = read(r); err != nil {
+	err = read(r)
+	close(drained)
+	if err != nil {
 		g.kill()
 	}
 	<-exited
@@ -348,6 +365,7 @@ func supervise(ctx context.Context, cmd *exec.Cmd, read func(io.Reader) error) (
 // because its number may be another's then.
 type group struct {
 	cmd  *exec.Cmd
+	tmp  string // see supervise
 	mu   sync.Mutex
 	gone bool
 }
@@ -355,18 +373,24 @@ type group struct {
 func (g *group) kill() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if !g.gone {
-		killGroup(g.cmd)
+	if g.gone {
+		killStrays(0, g.tmp)
+		return
 	}
+	if g.tmp != "" { // while it lives, those that hide are known as its children
+		killStrays(g.cmd.Process.Pid, g.tmp)
+	}
+	killGroup(g.cmd)
+	killStrays(0, g.tmp)
 }
 
 // wait returns when the process has ended, and takes along what it left in its
 // group.
 func (g *group) wait() {
 	if awaitExit(g.cmd) {
-		g.kill()
 		g.mu.Lock()
 		defer g.mu.Unlock()
+		killGroup(g.cmd)
 	}
 	g.cmd.Wait() // the state says how it ended
 	g.gone = true

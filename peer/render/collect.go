@@ -167,7 +167,7 @@ func runScript(ctx context.Context, blender, dir, script string, args []string, 
 	cmd := exec.Command(blender, line...)
 	cmd.Env = environment(dir)
 	var words tail
-	exit, err := supervise(ctx, cmd, func(r io.Reader) error {
+	exit, err := supervise(ctx, cmd, dir, func(r io.Reader) error {
 		return lines(r, func(line []byte) error {
 			if m := versionLine.FindSubmatch(line); m != nil && v == (lease.Version{}) {
 				v, _ = lease.ParseVersion(string(m[1]))

@@ -25,6 +25,58 @@ func awaitExit(cmd *exec.Cmd) bool {
 	}
 }
 
+// killStrays kills processes that are in no group any more through which they could
+// be reached: those below the process parent, where that is not 0, but not it, and
+// those whose folder for temporary files is tmp, where that is not "".
+func killStrays(parent int, tmp string) {
+	if parent == 0 && tmp == "" {
+		return
+	}
+	// One that is killed may have started another meanwhile.
+	for range 10 {
+		found := strays(parent, tmp)
+		for _, pid := range found {
+			_ = syscall.Kill(pid, syscall.SIGKILL)
+		}
+		if len(found) == 0 {
+			return
+		}
+	}
+}
+
+func strays(parent int, tmp string) (found []int) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil
+	}
+	mark := []byte("\x00TMPDIR=" + tmp + "\x00")
+	children := make(map[int][]int)
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		// After the name, which may hold anything: the state and the parent.
+		stat, _ := os.ReadFile("/proc/" + e.Name() + "/stat")
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+1:]))
+		if len(fields) < 2 || fields[0] == "Z" || fields[0] == "X" {
+			continue
+		}
+		above, _ := strconv.Atoi(fields[1])
+		children[above] = append(children[above], pid)
+		if tmp == "" {
+			continue
+		}
+		if env, err := os.ReadFile("/proc/" + e.Name() + "/environ"); err == nil && bytes.Contains(append([]byte{0}, env...), mark) && pid != parent {
+			found = append(found, pid)
+		}
+	}
+	for below := children[parent]; parent != 0 && len(below) > 0; {
+		found, below = append(found, below[0]), append(below[1:], children[below[0]]...)
+	}
+	return found
+}
+
 // limits is the command that bounds what a process may do to the machine: no
 // core dumps, and no file larger than any image.
 func limits() []string {
