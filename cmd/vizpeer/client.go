@@ -141,7 +141,7 @@ func (cl *client) explain(ctx context.Context, err error) error {
 	case errors.As(err, &dial) && dial.Op == "dial":
 		return unreachablef("no vizpeer answers at %s (%w): check --api", cl.base, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):
-		return unreachablef("the peer at %s gave no answer in time: see `vizpeer doctor`", cl.base)
+		return unreachablef("the peer at %s gave no answer within %s: see `vizpeer doctor`", cl.base, answerTimeout)
 	}
 	var inner *url.Error
 	if errors.As(err, &inner) {

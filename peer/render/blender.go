@@ -149,13 +149,21 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	case len(w.done) == len(a.Frames):
 		return nil // every image is here and whole: how Blender quits is its own affair
 	case errors.Is(cause, errTimeout):
-		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped because it ran past the %s an attempt may take", timeout))
+		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped %s because the attempt ran past %s", w.where(), a.allowed()))
 	case errors.Is(cause, errDisk):
 		return w.fail(lease.FailMachine, fmt.Sprintf("Blender was stopped because the attempt wrote more than the %.1f GiB it may take on this machine", float64(limit)/(1<<30)))
 	case cause != nil:
 		return fmt.Errorf("%w: %w", ErrStopped, cause)
 	}
 	return w.judge(exit, oomKills() > ooms)
+}
+
+// allowed says how long Blender may take for the attempt, and who said so.
+func (a Attempt) allowed() string {
+	if a.Timeout <= 0 {
+		return fmt.Sprintf("a day for each of its %d frames, which is the most without a task time-out of the job's own", len(a.Frames))
+	}
+	return fmt.Sprintf("the %s that the job's task time-out allows", a.Timeout)
 }
 
 // driverArgs is the driver's side of an attempt: see driver.py.

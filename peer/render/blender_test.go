@@ -199,7 +199,9 @@ func TestHangEndsAtTheTimeout(t *testing.T) {
 	e, ok := errors.AsType[*Error](err)
 	require.True(t, ok, "%v", err)
 	require.Equal(t, lease.FailTimeout, e.Kind)
-	require.Equal(t, "Blender was stopped because it ran past the 700ms an attempt may take", e.Reason)
+	require.Equal(t, "Blender was stopped at frame 1 because the attempt ran past the 700ms that the job's task time-out allows", e.Reason)
+	a.Timeout = 0
+	require.Equal(t, "a day for each of its 1 frames, which is the most without a task time-out of the job's own", a.allowed())
 	requireGone(t, a)
 }
 

@@ -107,7 +107,7 @@ func TestRealFailuresAreToldApart(t *testing.T) {
 			"kill":      {scene: "slow", once: signal(syscall.SIGKILL), kind: lease.FailCrash, reason: "another program killed Blender at frame 1"},
 			"terminate": {scene: "slow", once: signal(syscall.SIGTERM), kind: lease.FailCrash, reason: "another program ended Blender at frame 1"},
 			"segment":   {scene: "slow", once: signal(syscall.SIGSEGV), kind: lease.FailCrash, reason: "Blender crashed at frame 1 (segmentation fault)"},
-			"timeout":   {scene: "slow", timeout: 3 * time.Second, kind: lease.FailTimeout, reason: "Blender was stopped because it ran past the 3s an attempt may take"},
+			"timeout":   {scene: "slow", timeout: 3 * time.Second, kind: lease.FailTimeout, reason: "Blender was stopped at frame 1 because the attempt ran past the 3s that the job's task time-out allows"},
 			"malloc": {scene: "dense", build: func(t *testing.T) lease.Build {
 				if _, err := exec.LookPath("prlimit"); err != nil {
 					t.Skip("needs prlimit")

@@ -77,10 +77,7 @@ func (w *watch) judge(exit int, oom bool) *Error {
 	if w.failed != nil {
 		words += "\n" + w.failed.Reason
 	}
-	at := "while loading the file"
-	if w.now.Phase != phaseLoading {
-		at = fmt.Sprintf("at frame %d", w.now.Frame)
-	}
+	at := w.where()
 	last := w.tail.last()
 	short := memoryLine(words)
 	switch {
@@ -118,6 +115,14 @@ func (w *watch) judge(exit int, oom bool) *Error {
 		return w.fail(lease.FailError, fmt.Sprintf("Blender ended before it had loaded the file (exit code %d): %s", exit, orSilent(last)))
 	}
 	return w.fail(lease.FailError, fmt.Sprintf("Blender ended with exit code %d %s: %s", exit, at, orSilent(last)))
+}
+
+// where says how far Blender came.
+func (w *watch) where() string {
+	if w.now.Phase == phaseLoading {
+		return "while loading the file"
+	}
+	return fmt.Sprintf("at frame %d", w.now.Frame)
 }
 
 // memoryLine is the first of the lines that says that there was no memory, or "".
