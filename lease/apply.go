@@ -175,6 +175,9 @@ const maxFrameSize = 16 << 30
 // are still open. A task may have been cut after the lease ended: what was cut off
 // remembers the attempt too.
 func (a *applying) take(j *Job, r Report, results []Result, machines int) error {
+	if len(results) > len(j.Frames) {
+		return fmt.Errorf("%w: %d results of a job of %d frames", ErrInvalid, len(results), len(j.Frames))
+	}
 	for _, f := range results {
 		at, ok := j.Place(f.Frame)
 		switch {
@@ -191,24 +194,27 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 		}
 	}
 	t := &j.Tasks[r.Task.Index]
-	device := t.Attempts[t.attempt(r.Lease)].Device
+	by := t.Attempts[t.attempt(r.Lease)]
 	for _, f := range results {
 		at, _ := j.Place(f.Frame)
 		have := j.Frames[at]
+		renewed := have != nil && j.wants(at, by)
 		switch {
-		case have == nil || have.Again && have.CID != f.CID:
+		case have == nil || renewed && have.CID != f.CID:
 			if have != nil {
 				a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &have.Result, Reason: "it was rendered again"})
 			}
-			j.setFrame(at, &Frame{Result: f, Peer: r.Peer, Device: device})
-			j.measured(Hand{r.Peer, device}, f.Seconds)
-			a.tell(Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
+			j.setFrame(at, &Frame{Result: f, Peer: r.Peer, Device: by.Device})
+			// It cannot have taken longer than the attempt, whatever the machine says.
+			j.measured(Hand{r.Peer, by.Device}, min(f.Seconds, max(0, a.at.Sub(by.Granted).Seconds())))
+		case renewed: // the same to the byte
+			same := have.with()
+			same.Again = time.Time{}
+			j.setFrame(at, same)
 		case have.CID != f.CID:
 			continue
-		case have.Again: // the same to the byte
-			same := have.with()
-			same.Again = false
-			j.setFrame(at, same)
+		}
+		if have == nil || renewed {
 			a.tell(Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
 		}
 		a.holder(j, at, r.Peer, machines)
@@ -222,11 +228,10 @@ func (a *applying) taken(j *Job, r Report, results []Result) {
 	tasks := []int32{r.Task.Index}
 	for _, f := range results {
 		at, _ := j.Place(f.Frame)
-		if i := j.TaskOf(at); !slices.Contains(tasks, i) {
-			tasks = append(tasks, i)
-		}
+		tasks = append(tasks, j.TaskOf(at))
 	}
-	for _, i := range tasks {
+	slices.Sort(tasks)
+	for _, i := range slices.Compact(tasks) {
 		if t := &j.Tasks[i]; t.State == TaskQueued && j.complete(t) {
 			a.rendered(j, i, t.attempt(r.Lease), "")
 		}
@@ -273,7 +278,9 @@ func (a *applying) complete(c Complete) error {
 		missing[f] = true
 	}
 	for _, f := range c.Frames {
-		delete(missing, f.Frame)
+		if at, ok := j.Place(f.Frame); ok && j.wants(at, t.Attempts[k]) {
+			delete(missing, f.Frame)
+		}
 	}
 	if len(missing) > 0 && !live {
 		return ErrStale
@@ -303,10 +310,17 @@ func (a *applying) rendered(j *Job, i int32, k int, log string) {
 		at.Ended, at.Outcome, at.Log, at.Reason, at.Kind = a.at, OutcomeRendered, cut(log, maxCID), "", ""
 	})
 	a.revoke(j, i, "another machine was first", "another machine was first")
+	j.overheads(t, first.Lease)
+	a.finished(j, i)
+}
+
+// finished makes a task rendered of which every frame is there.
+func (a *applying) finished(j *Job, i int32) {
+	t := &j.Tasks[i]
 	j.setTask(i, TaskRendered)
-	j.overheads(t)
-	a.performed(first.Peer)
-	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: first.Lease, Peer: first.Peer, State: string(TaskRendered)})
+	by := t.renderer(j.Frames[t.Hi-1])
+	a.performed(by.Peer)
+	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: by.Lease, Peer: by.Peer, State: string(TaskRendered)})
 }
 
 // revoke ends all leases of a task that live.
@@ -374,7 +388,7 @@ func (a *applying) requeue(j *Job, i int32, r Report, reason string) {
 	a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, Lease: r.Lease, Peer: r.Peer, State: string(TaskQueued), Reason: reason})
 	if j.complete(t) {
 		// Every frame was recorded before the attempt ended without saying so.
-		a.rendered(j, i, len(t.Attempts)-1, "")
+		a.finished(j, i)
 		a.settle(j, i)
 	}
 }
@@ -419,7 +433,7 @@ func (a *applying) hold(c Hold) error {
 	if !ok || j.Frames[at] == nil || j.Frames[at].CID != c.CID || c.Peer == "" {
 		return fmt.Errorf("%w: frame %d of job %s has no such content", ErrInvalid, c.Frame, c.Job)
 	}
-	if f := j.Frames[at]; c.Delivered && !f.Delivered && c.Peer == j.Spec.Output.Peer {
+	if f := j.Frames[at]; c.Delivered && !f.Delivered && !f.again() && c.Peer == j.Spec.Output.Peer {
 		f = f.with()
 		f.Delivered = true
 		j.setFrame(at, f)
@@ -454,7 +468,7 @@ func (a *applying) holder(j *Job, at int, p authz.PeerID, machines int) {
 	if more {
 		holders++
 	}
-	done := !f.Done && holders >= min(j.Spec.Replicas, max(machines, 1))
+	done := !f.Done && !f.again() && holders >= min(j.Spec.Replicas, max(machines, 1))
 	if !more && !done {
 		return
 	}
@@ -483,7 +497,7 @@ func (a *applying) settle(j *Job, i int32) {
 		}
 	}
 	j.setTask(i, TaskDone)
-	last := t.Attempts[len(t.Attempts)-1]
+	last := t.renderer(j.Frames[t.Hi-1])
 	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: last.Lease, Peer: last.Peer, State: string(TaskDone)})
 	if j.count[TaskDone] == len(j.Tasks) && !j.State.Ended() {
 		a.end(j, JobDone, "")

@@ -86,7 +86,8 @@ type Pace struct {
 	seconds  float64 // of all of them
 	slowest  float64
 	tries    int
-	overhead float64 // the least that a try took beside rendering
+	loaded   bool
+	overhead float64 // the least that a try took beside rendering, where loaded
 }
 
 // Frames is the number of frames that were measured.
@@ -116,6 +117,15 @@ type Hand struct {
 // Pace is how fast a machine renders the job on one of its devices.
 func (j *Job) Pace(h Hand) Pace { return j.paces[h] }
 
+// Tried tells whether a frame of the job was measured on a device like d: on a CPU, or
+// on a GPU.
+func (j *Job) Tried(d Device) bool {
+	if _, gpu := d.GPU(); gpu {
+		return j.onGPU
+	}
+	return j.onCPU
+}
+
 // MeanPace is how fast all machines together do.
 func (j *Job) MeanPace() Pace { return j.pace }
 
@@ -131,18 +141,18 @@ func (j *Job) measured(h Hand, seconds float64) {
 	add(&one)
 	add(&j.pace)
 	j.paces[h] = one
+	_, gpu := h.Device.GPU()
+	j.onGPU, j.onCPU = j.onGPU || gpu, j.onCPU || !gpu
 }
 
-// overheads adds what the last attempt at a task took beside rendering, where it
-// rendered all of it.
-func (j *Job) overheads(t *Task) {
-	if len(t.Attempts) == 0 {
+// overheads adds what an attempt took beside rendering, where it rendered all of its
+// task, and its machine had tried one before: the first try fetches the project.
+func (j *Job) overheads(t *Task, id ID) {
+	k := t.attempt(id)
+	if k < 0 || t.Attempts[k].Outcome != OutcomeRendered {
 		return
 	}
-	a := t.Attempts[len(t.Attempts)-1]
-	if a.Outcome != OutcomeRendered {
-		return
-	}
+	a := t.Attempts[k]
 	took := a.Ended.Sub(a.Granted).Seconds()
 	for i := t.Lo; i < t.Hi; i++ {
 		f := j.Frames[i]
@@ -151,17 +161,21 @@ func (j *Job) overheads(t *Task) {
 		}
 		took -= f.Seconds
 	}
-	took = max(took, 0)
-	add := func(to *Pace) {
-		if to.tries++; to.tries == 1 || took < to.overhead {
-			to.overhead = took
-		}
-	}
 	h := Hand{a.Peer, a.Device}
 	one := j.paces[h]
-	add(&one)
-	add(&j.pace)
+	if one.tries++; one.tries > 1 {
+		one.load(took)
+		j.pace.load(took)
+	}
 	j.paces[h] = one
+}
+
+// load notes a time that a try took beside rendering, in seconds.
+func (p *Pace) load(seconds float64) {
+	seconds = max(seconds, 0)
+	if !p.loaded || seconds < p.overhead {
+		p.overhead, p.loaded = seconds, true
+	}
 }
 
 // Unrendered is the number of frames that are to be rendered, by whoever has them now

@@ -126,7 +126,7 @@ func (a *applying) retry(c Retry) error {
 	}
 	for _, at := range again {
 		f := j.Frames[at].with()
-		f.Again, f.Done, f.Delivered = true, false, false
+		f.Again, f.Done, f.Delivered = a.at, false, false
 		j.setFrame(at, f)
 		i := j.TaskOf(at)
 		if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
@@ -139,6 +139,9 @@ func (a *applying) retry(c Retry) error {
 		a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(j.State)})
 		for i := range j.Tasks {
 			a.settle(j, int32(i))
+		}
+		if !j.State.Ended() && j.Count(TaskDone) == len(j.Tasks) { // the last one became so after the end
+			a.end(j, JobDone, "")
 		}
 	}
 	return nil
@@ -157,7 +160,7 @@ func (j *Job) chosen(frames Frames) (places []int, err error) {
 		if !ok {
 			return nil, fmt.Errorf("%w: the job has no frame %d", ErrInvalid, f)
 		}
-		if j.Frames[at] != nil && len(j.Frames[at].Holders) > 0 && !j.Frames[at].Again {
+		if j.Frames[at] != nil && len(j.Frames[at].Holders) > 0 && !j.Frames[at].again() {
 			places = append(places, at)
 		}
 	}

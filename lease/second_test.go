@@ -150,3 +150,61 @@ func TestOutOfMemory(t *testing.T) {
 	}
 	require.Equal(t, lease.JobFailed, j.State, "there is none with more")
 }
+
+// Only who is asked after a frame was wanted again may replace it.
+func TestOldLeasesDoNotUndoARetry(t *testing.T) {
+	f := newFarm(t)
+	j := f.submit("j", "1-2")
+	old := f.grant("j", 0, "a")
+	f.do(lease.Command{Complete: &lease.Complete{Report: old, Frames: results(1, 2), Machines: 3}})
+	f.do(lease.Command{Retry: &lease.Retry{Job: "j", Frames: lease.Frames{{First: 2, Last: 2, Step: 1}}}})
+	other := results(2)
+	other[0].CID = "other"
+	for _, late := range [][]lease.Result{results(2), other} {
+		f.do(lease.Command{Record: &lease.Record{Report: old, Frames: late, Machines: 3}})
+		require.Equal(t, lease.TaskQueued, j.Tasks[0].State)
+		require.Equal(t, "cid2", j.Frames[1].CID)
+	}
+	f.do(lease.Command{Hold: &lease.Hold{Job: "j", Frame: 2, CID: "cid2", Peer: "ann", Delivered: true, Machines: 3}})
+	require.Zero(t, j.Done(), "a copy of what is to be replaced makes nothing done")
+	f.do(lease.Command{Complete: &lease.Complete{Report: f.grant("j", 0, "b"), Frames: other, Machines: 3}})
+	require.Equal(t, "other", j.Frames[1].CID)
+}
+
+// A job whose last frame was kept after its end is done as soon as it is tried again.
+func TestRetryOfWhatIsDone(t *testing.T) {
+	f := newFarm(t)
+	j := f.submit("j", "1")
+	f.do(lease.Command{Complete: &lease.Complete{Report: f.grant("j", 0, "a"), Frames: results(1), Machines: 3}})
+	f.do(lease.Command{Cancel: &lease.Cancel{Job: "j"}})
+	f.do(lease.Command{Hold: &lease.Hold{Job: "j", Frame: 1, CID: "cid1", Peer: "ann", Machines: 3}})
+	f.do(lease.Command{Retry: &lease.Retry{Job: "j"}})
+	require.Equal(t, lease.JobDone, j.State)
+}
+
+// The event of a task's end names who rendered it, not who tried it last.
+func TestTheRendererIsNamed(t *testing.T) {
+	f := newFarm(t)
+	f.submit("j", "1")
+	f.grant("j", 0, "a")
+	quick := f.second("j", 0, "b")
+	f.do(lease.Command{Complete: &lease.Complete{Report: quick, Frames: results(1), Machines: 3}})
+	events := f.do(lease.Command{Hold: &lease.Hold{Job: "j", Frame: 1, CID: "cid1", Peer: "ann", Machines: 3}})
+	for _, e := range events {
+		if e.Type == lease.TaskEnded {
+			require.Equal(t, quick.Lease, e.Lease)
+		}
+	}
+	require.Contains(t, types(events), lease.TaskEnded)
+
+	// Frames that came late are not the next one's to be praised for.
+	j := f.submit("k", "1")
+	late := f.grant("k", 0, "a")
+	f.do(lease.Command{Expire: &lease.Expire{Lease: late.Lease, Task: late.Task}})
+	next := f.grant("k", 0, "b")
+	f.do(lease.Command{Record: &lease.Record{Report: late, Frames: results(1), Machines: 3}})
+	f.do(lease.Command{Fail: &lease.Fail{Report: next, Reason: "crash", Kind: lease.FailCrash}})
+	require.Equal(t, lease.TaskRendered, j.Tasks[0].State)
+	require.Equal(t, lease.OutcomeFailed, j.Tasks[0].Attempts[1].Outcome)
+	require.Equal(t, 1, f.Machine("peer-a").Finished)
+}

@@ -88,6 +88,7 @@ type Job struct {
 	rendered, again, undone, delivered int
 	pace                               Pace          // of all machines together
 	paces                              map[Hand]Pace // of each
+	onCPU, onGPU                       bool          // on what frames were measured
 	shared                             bool          // a snapshot has its lists: see own
 }
 
@@ -181,7 +182,14 @@ func (j *Job) Remaining(t *Task) []int32 {
 }
 
 // open tells whether a frame, by its place, is to be rendered.
-func (j *Job) open(place int32) bool { return j.Frames[place] == nil || j.Frames[place].Again }
+func (j *Job) open(place int32) bool { return j.Frames[place] == nil || j.Frames[place].again() }
+
+// wants tells whether an attempt's result counts for a frame, by its place: not that
+// of one that began before the frame was wanted again.
+func (j *Job) wants(place int, by Attempt) bool {
+	f := j.Frames[place]
+	return f == nil || f.again() && !by.Granted.Before(f.Again)
+}
 
 // Left is the number of frames of a task that are to be rendered.
 func (j *Job) Left(t *Task) (n int32) {
@@ -316,7 +324,7 @@ func (j *Job) tallyFrame(f *Frame, by int) {
 		return
 	}
 	j.rendered += by
-	if f.Again {
+	if f.again() {
 		j.again += by
 	}
 	if !f.Done {
@@ -352,7 +360,9 @@ func (j *Job) derive() {
 		}
 	}
 	for i := range j.Tasks {
-		j.overheads(&j.Tasks[i])
+		if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
+			j.overheads(t, t.renderer(j.Frames[t.Hi-1]).Lease)
+		}
 	}
 }
 

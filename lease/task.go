@@ -2,6 +2,7 @@ package lease
 
 import (
 	"slices"
+	"time"
 
 	"vizpeer/authz"
 )
@@ -34,10 +35,12 @@ type Frame struct {
 	Holders   []authz.PeerID `json:"holders"`          // who holds all of it, in order of their reports
 	Done      bool           `json:"done,omitempty"`
 	Delivered bool           `json:"delivered,omitempty"`
-	// Again tells that it is to be rendered again: this one counts until there is
-	// another.
-	Again bool `json:"again,omitempty"`
+	// Again is since when it is to be rendered again, by an attempt that is granted
+	// after that; zero where it is not. This one is kept until there is another.
+	Again time.Time `json:"again,omitzero"`
 }
+
+func (f *Frame) again() bool { return !f.Again.IsZero() }
 
 // with is a copy of f that is free to be changed.
 func (f *Frame) with() *Frame {
@@ -81,6 +84,22 @@ func (t *Task) Device(id ID) Device {
 func (t *Task) mayHaveSecond(p authz.PeerID) bool {
 	lives := t.Lives()
 	return len(lives) == 1 && lives[0].Peer != p
+}
+
+// renderer is the attempt that rendered the task: the one that gave all of it, or who
+// gave its last frame; f is that one.
+func (t *Task) renderer(f *Frame) Attempt {
+	for _, a := range slices.Backward(t.Attempts) {
+		if a.Outcome == OutcomeRendered {
+			return a
+		}
+	}
+	for _, a := range slices.Backward(t.Attempts) {
+		if a.Peer == f.Peer && a.Device == f.Device {
+			return a
+		}
+	}
+	return Attempt{Peer: f.Peer, Device: f.Device}
 }
 
 // attempt finds the attempt of a lease, or answers -1.

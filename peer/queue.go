@@ -188,7 +188,7 @@ func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
 	out.CID, out.Name, out.Size, out.Peer, out.Seconds = f.CID, f.Name, f.Size, f.Peer, f.Seconds
 	out.Holders, out.Delivered = len(f.Holders), f.Delivered
 	switch {
-	case f.Again: // it is to be rendered again; this one is there meanwhile
+	case !f.Again.IsZero(): // it is to be rendered again; this one is there meanwhile
 	case f.Done:
 		out.State = lease.TaskDone
 	default:

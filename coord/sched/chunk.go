@@ -21,10 +21,13 @@ func (m Machine) seconds(j *lease.Job, d lease.Device) float64 {
 		mean = max(all.Seconds(), shortest)
 	}
 	if speed := m.Speeds[d]; speed > 0 {
-		return max(mean/speed, shortest)
+		return max(mean/min(max(speed, 1/fastest), fastest), shortest)
 	}
 	return mean
 }
+
+// fastest bounds how many times as fast as others a machine is believed to be.
+const fastest = 20
 
 // shortest is the time of a frame that takes none, in seconds.
 const shortest = 1e-3
@@ -37,27 +40,43 @@ const (
 	desiredByLoad = 10.0
 )
 
-// chunk is how many frames of j to give to a machine that takes so many seconds for
-// one, while all machines with a part in the job render rate frames a second. It aims
-// at [lease.ChunkTarget], or more where loading takes long; at half of the machine's
+// chunk is how many frames of j to give to a device of a machine, while all that have
+// a part in the job render rate frames a second. It aims
+// at [lease.ChunkTarget], or more where loading takes long; at half of the device's
 // share of what is left where that is less, so that all end together; and at the
 // whole share rather than at crumbs. This is factoring (Hummel, Schonberg and Flynn,
-// 1992), weighted by speed.
-func chunk(j *lease.Job, seconds, rate float64) int32 {
-	left := float64(j.Unrendered())
+// 1992), weighted by speed. What was measured on a few frames is believed for a few:
+// a scene may begin in the dark.
+func chunk(j *lease.Job, m *Machine, d lease.Device, rate float64) int32 {
+	left, seconds := float64(j.Unrendered()), m.seconds(j, d)
 	share := left / seconds / rate
-	pace := j.MeanPace()
-	if pace.Frames() == 0 {
+	all := j.MeanPace()
+	if all.Frames() == 0 {
 		return frames(min(share, lease.DefaultChunk), j)
 	}
-	load := pace.Overhead()
-	desired := min(max(lease.ChunkTarget.Seconds(), desiredByLoad*load), lease.MaxChunkFor.Seconds()) / seconds
-	if share > 0.99*left { // nobody else has a part in it
-		return frames(desired, j)
+	load := all.Overhead()
+	n := min(max(lease.ChunkTarget.Seconds(), desiredByLoad*load), lease.MaxChunkFor.Seconds()) / seconds
+	if share < 0.99*left { // others have a part in it
+		small := max(smallChunk, smallByLoad*load) / seconds
+		n = min(n, max(share/2, min(share, small)))
 	}
-	small := max(smallChunk, smallByLoad*load) / seconds
-	return frames(min(desired, max(share/2, min(share, small))), j)
+	own := j.Pace(lease.Hand{Peer: m.Peer, Device: d}).Frames()
+	known := float64(growth * own)
+	switch {
+	case own > 0:
+	case m.Speeds[d] > 0:
+		known = growth
+	case j.Tried(d):
+		known = lease.DefaultChunk
+	default: // nobody knows how fast a GPU is by what a CPU does
+		known = 1
+	}
+	return frames(min(n, known), j)
 }
+
+// growth is how many times as many frames as a device rendered of a job it may be
+// given at once.
+const growth = 8
 
 // frames rounds to what a task may have: at least 1, and so many that the job does
 // not get too many tasks.

@@ -173,7 +173,7 @@ func (r *round) task(i int32) {
 		m := choose(r.fit, t)
 		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Device: m.best(r.j)}
 		if r.j.Spec.Adaptive() {
-			p.Frames = min(left, chunk(r.j, m.seconds(r.j, p.Device), r.rate))
+			p.Frames = min(left, chunk(r.j, m, p.Device, r.rate))
 			left -= p.Frames
 		} else {
 			left = 0

@@ -195,7 +195,7 @@ func (w *Witness) frames(t require.TestingT, j *lease.Job) int {
 			}
 			continue
 		}
-		if f.Again {
+		if !f.Again.IsZero() {
 			unrendered++
 		}
 		undelivered = undelivered || !f.Delivered
@@ -225,7 +225,7 @@ func (w *Witness) task(t require.TestingT, j *lease.Job, i int32) {
 		if of := j.TaskOf(int(k)); of != i {
 			require.Equal(t, i, of, "frame at %d of %s", k, j.ID)
 		}
-		there := f != nil && !f.Again
+		there := f != nil && f.Again.IsZero()
 		complete = complete && there
 		if (task.State == lease.TaskRendered || task.State == lease.TaskDone) && !there || task.State == lease.TaskDone && !f.Done {
 			require.Fail(t, "a frame of a finished task is missing", "task %d of %s is %s", i, j.ID, task.State)
