@@ -76,14 +76,17 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	c.has.Leads()
 	c.slog.Info("leading the queue", "term", term)
 	defer l.revoke()
-	old := time.NewTicker(time.Hour)
+	old, barred := time.NewTicker(time.Hour), time.NewTicker(time.Minute)
 	defer old.Stop()
+	defer barred.Stop()
 	for {
 		select {
 		case <-l.wake:
 			l.turn()
 		case <-old.C:
 			l.forget()
+		case <-barred.C:
+			l.forgive()
 		case <-ctx.Done():
 			return nil
 		}

@@ -183,3 +183,32 @@ func (l *leader) giveBack(r lease.Report, why string) {
 		l.mu.Unlock()
 	}
 }
+
+// forgiveAfter is how long a job that nobody may try any more rests before everybody
+// may again.
+const forgiveAfter = 10 * time.Minute
+
+// forgive opens jobs to all machines again of which nothing was granted for a while,
+// because those that are there failed them: what was wrong may have passed, and nobody
+// should have to come and see.
+func (l *leader) forgive() {
+	var jobs []lease.JobID
+	l.mu.Lock()
+	machines := make([]sched.Machine, 0, len(l.sessions))
+	for _, s := range l.sessions {
+		machines = append(machines, s.machine())
+	}
+	l.c.Read(func(s *lease.State, _ *authz.Roster) {
+		now := time.Now()
+		for _, j := range s.Waiting(now, nil) {
+			if now.Sub(j.Served) >= forgiveAfter && sched.Barred(j, machines) {
+				jobs = append(jobs, j.ID)
+			}
+		}
+	})
+	l.mu.Unlock()
+	for _, id := range jobs {
+		l.c.slog.Info("every machine may try a job again that all had failed", "job", id)
+		_ = l.propose(lease.Command{Forgive: &lease.Forgive{Job: id}})
+	}
+}

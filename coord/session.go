@@ -458,16 +458,16 @@ func (l *leader) outlook(s *session, f lease.Fail) (had lease.Memory, others int
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
-		j, ok := q.Job(f.Task.Job)
-		if !ok {
+		j, t, err := q.Task(f.Task)
+		if err != nil {
 			return
 		}
 		if f.Kind == lease.FailMemory {
-			had = j.Spec.Needs.Memory(s.can)
+			had = s.can.Memory(t.Device(f.Lease))
 		}
+		above := j.Above.More(had)
 		for p, other := range l.sessions {
-			more := other.can.Beyond(had)
-			if p != s.peer && more && !other.can.Draining && !j.KeptOff(p) && len(other.machine().Lacks(j)) == 0 {
+			if p != s.peer && !other.can.Draining && !j.KeptOff(p) && j.Spec.Needs.ServedBy(other.can, above) && len(other.machine().Lacks(j)) == 0 {
 				others++
 			}
 		}

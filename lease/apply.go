@@ -58,6 +58,8 @@ func (s *State) Apply(c Command) ([]Event, error) {
 		err = a.retry(*c.Retry)
 	case c.Drain != nil:
 		err = a.drain(*c.Drain)
+	case c.Forgive != nil:
+		err = a.forgive(*c.Forgive)
 	default:
 		err = fmt.Errorf("%w: the command is empty or unknown to this version", ErrInvalid)
 	}
@@ -351,7 +353,7 @@ func (a *applying) fail(c Fail) error {
 	a.finish(j, c.Report, Attempt{Outcome: OutcomeFailed, Reason: reason, Log: c.Log, Kind: c.Kind.known()})
 	if c.Kind == FailMemory && c.Others > 0 && c.Had != (Memory{}) {
 		// A machine with more memory is there: neither the task nor this one is to blame.
-		j.Above = Memory{RAM: max(j.Above.RAM, c.Had.RAM), VRAM: max(j.Above.VRAM, c.Had.VRAM)}
+		j.Above = j.Above.More(c.Had)
 		a.requeue(j, c.Task.Index, c.Report, reason)
 		return nil
 	}

@@ -31,6 +31,7 @@ type Command struct {
 	Prioritise *Prioritise `json:"prioritise,omitempty"`
 	Retry      *Retry      `json:"retry,omitempty"`
 	Drain      *Drain      `json:"drain,omitempty"`
+	Forgive    *Forgive    `json:"forgive,omitempty"`
 }
 
 // Submit accepts a job under an ID that its proposer drew at random.

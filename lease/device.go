@@ -138,3 +138,32 @@ func (r Requirements) gpuLack(c Capability) (Lack, bool) {
 		return text
 	}), "none")}, true
 }
+
+// Memory is what an attempt on d fills: that of the GPU, or the machine's.
+func (c Capability) Memory(d Device) (m Memory) {
+	if i, ok := d.GPU(); ok && i < len(c.GPUs) {
+		m.VRAM = c.GPUs[i].VRAM
+	} else {
+		m.RAM = c.RAM
+	}
+	return m
+}
+
+// More is the larger of each of two memories.
+func (m Memory) More(n Memory) Memory {
+	return Memory{RAM: max(m.RAM, n.RAM), VRAM: max(m.VRAM, n.VRAM)}
+}
+
+// Serves tells whether d fits, and has more memory than what was too little.
+func (r Requirements) Serves(c Capability, d Device, above Memory) bool {
+	has := c.Memory(d)
+	if _, gpu := d.GPU(); gpu {
+		return r.Fits(c, d) && (above.VRAM == 0 || has.VRAM > above.VRAM)
+	}
+	return r.Fits(c, d) && (above.RAM == 0 || has.RAM > above.RAM)
+}
+
+// ServedBy tells whether any device of c serves r.
+func (r Requirements) ServedBy(c Capability, above Memory) bool {
+	return slices.ContainsFunc(c.Devices(), func(d DeviceSlots) bool { return r.Serves(c, d.Device, above) })
+}

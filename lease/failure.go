@@ -31,3 +31,18 @@ func (k FailKind) known() FailKind {
 	}
 	return k
 }
+
+// Forgive lets every machine try a job again, whatever went wrong with it there: the
+// leader asks for it where nobody else is left.
+type Forgive struct {
+	Job JobID `json:"job"`
+}
+
+func (a *applying) forgive(c Forgive) error {
+	j, err := a.opened(c.Job)
+	if err != nil {
+		return err
+	}
+	j.Faults, j.Above = nil, Memory{}
+	return nil
+}

@@ -376,22 +376,6 @@ func (r Requirements) blenderLack(builds []Build) Lack {
 	return l
 }
 
-// Memory is that of c which a job with these requirements fills: of its largest GPU
-// where it asks for one, else the machine's own.
-func (r Requirements) Memory(c Capability) (m Memory) {
-	if r.WantsGPU() {
-		m.VRAM = c.VRAM()
-	} else {
-		m.RAM = c.RAM
-	}
-	return m
-}
-
-// Beyond tells whether c has more than m of what m has.
-func (c Capability) Beyond(m Memory) bool {
-	return (m.RAM == 0 || c.RAM > m.RAM) && (m.VRAM == 0 || c.VRAM() > m.VRAM)
-}
-
 // VRAM is the memory of the largest GPU, in bytes; 0 where there is none or no tool
 // could tell.
 func (c Capability) VRAM() int64 {

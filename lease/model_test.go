@@ -235,9 +235,10 @@ func (m *model) actions() map[string]func(*rapid.T) {
 				_ = m.apply(t, lease.Command{Cancel: &lease.Cancel{Job: rapid.SampledFrom(m.jobs).Draw(t, "job"), Reason: "by ann"}})
 			}
 		},
-		"pause":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Pause: &lease.Pause{Job: j}} }),
-		"resume": m.control(func(j lease.JobID) lease.Command { return lease.Command{Resume: &lease.Resume{Job: j}} }),
-		"retry":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j}} }),
+		"forgive": m.control(func(j lease.JobID) lease.Command { return lease.Command{Forgive: &lease.Forgive{Job: j}} }),
+		"pause":   m.control(func(j lease.JobID) lease.Command { return lease.Command{Pause: &lease.Pause{Job: j}} }),
+		"resume":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Resume: &lease.Resume{Job: j}} }),
+		"retry":   m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j}} }),
 		"again": func(t *rapid.T) {
 			first := rapid.Int32Range(-20, 20).Draw(t, "first")
 			frames := lease.Frames{{First: first, Last: first + rapid.Int32Range(-1, 4).Draw(t, "more"), Step: 1}}

@@ -16,6 +16,7 @@ package sched
 import (
 	"cmp"
 	"slices"
+	"strings"
 
 	"vizpeer/authz"
 	"vizpeer/lease"
@@ -59,11 +60,15 @@ func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
 // meets lists what m lacks of needs, and of what the job was found to need.
 func (m Machine) meets(j *lease.Job, needs lease.Requirements) []lease.Lack {
 	lacks := needs.Match(m.Can)
-	if ram := j.Above.RAM; ram > 0 && m.Can.RAM <= ram {
-		lacks = append(lacks, lease.Lack{Need: "more RAM than " + lease.Gigabytes(ram) + " (a machine with that ran out)", Has: lease.Gigabytes(m.Can.RAM)})
-	}
-	if ram := j.Above.VRAM; ram > 0 && m.Can.VRAM() <= ram {
-		lacks = append(lacks, lease.Lack{Need: "more GPU memory than " + lease.Gigabytes(ram) + " (a GPU with that ran out)", Has: lease.Gigabytes(m.Can.VRAM())})
+	if len(lacks) == 0 && !j.Spec.Needs.ServedBy(m.Can, j.Above) {
+		var need, has []string
+		if ram := j.Above.RAM; ram > 0 {
+			need, has = append(need, "more RAM than "+lease.Gigabytes(ram)), append(has, lease.Gigabytes(m.Can.RAM)+" RAM")
+		}
+		if ram := j.Above.VRAM; ram > 0 {
+			need, has = append(need, "a GPU with more than "+lease.Gigabytes(ram)), append(has, lease.Gigabytes(m.Can.VRAM())+" VRAM")
+		}
+		lacks = append(lacks, lease.Lack{Need: strings.Join(need, ", or ") + " (with that it ran out of memory)", Has: strings.Join(has, " and ")})
 	}
 	return lacks
 }
@@ -135,7 +140,7 @@ func newRound(j *lease.Job, free []Machine) *round {
 		}
 		slots := r.slots
 		for _, d := range m.Free {
-			if j.Spec.Needs.Fits(m.Can, d) {
+			if j.Spec.Needs.Serves(m.Can, d, j.Above) {
 				r.slots++
 				r.rate += 1 / m.seconds(j, d)
 			}
@@ -208,7 +213,7 @@ func (r *round) take(m *Machine, p Placement) {
 // nothing was measured; "" where none serves it.
 func (m Machine) best(j *lease.Job) (best lease.Device) {
 	for _, d := range m.Free {
-		if !j.Spec.Needs.Fits(m.Can, d) {
+		if !j.Spec.Needs.Serves(m.Can, d, j.Above) {
 			continue
 		}
 		if c := cmp.Compare(m.seconds(j, d), m.seconds(j, best)); best == "" || c < 0 || c == 0 && best == lease.CPUDevice {
@@ -246,6 +251,27 @@ func bySize(a, b Machine) int {
 		cmp.Compare(a.Can.RAM, b.Can.RAM),
 		cmp.Compare(a.Can.Cores, b.Can.Cores),
 	)
+}
+
+// Barred tells whether nobody may try j, and somebody might if it were forgotten what
+// went wrong with it.
+func Barred(j *lease.Job, machines []Machine) bool {
+	if len(j.Faults) == 0 && j.Above == (lease.Memory{}) {
+		return false
+	}
+	forgiven := *j
+	forgiven.Above = lease.Memory{}
+	might := false
+	for _, m := range machines {
+		if m.Can.Draining || len(m.Lacks(&forgiven)) > 0 {
+			continue
+		}
+		if !j.KeptOff(m.Peer) && len(m.Lacks(j)) == 0 {
+			return false
+		}
+		might = true
+	}
+	return might
 }
 
 // aheadFree is what a project that is fetched ahead leaves free of a machine's disk

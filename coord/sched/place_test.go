@@ -251,3 +251,33 @@ func TestPlaceConservesWork(t *testing.T) {
 		}
 	})
 }
+
+func TestBarred(t *testing.T) {
+	s := lease.NewState()
+	submit(t, s, "j", 1, func(*lease.Spec) {})
+	j, _ := s.Job("j")
+	fail := func(peer authz.PeerID, f lease.Fail) {
+		r := lease.Report{Lease: lease.ID(fmt.Sprint(peer, len(j.Tasks[0].Attempts))), Task: lease.TaskID{Job: "j"}, Peer: peer}
+		_, err := s.Apply(lease.Command{At: time.Unix(2, 0), Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: peer, Device: lease.CPUDevice}})
+		require.NoError(t, err)
+		f.Report = r
+		_, err = s.Apply(lease.Command{At: time.Unix(3, 0), Fail: &f})
+		require.NoError(t, err)
+	}
+	a, b := machine("a", 1, 16), machine("b", 1, 32)
+	require.False(t, sched.Barred(j, []sched.Machine{a}))
+	for range lease.MaxTries {
+		require.False(t, sched.Barred(j, []sched.Machine{a}))
+		fail("a", lease.Fail{Kind: lease.FailMachine})
+	}
+	require.True(t, sched.Barred(j, []sched.Machine{a}))
+	require.False(t, sched.Barred(j, []sched.Machine{a, b}), "there is another")
+	fail("b", lease.Fail{Kind: lease.FailMemory, Had: lease.Memory{RAM: 32 << 30}, Others: 1})
+	require.True(t, sched.Barred(j, []sched.Machine{a, b}))
+	a.Can.Draining, b.Can.Draining = true, true
+	require.False(t, sched.Barred(j, []sched.Machine{a, b}), "they would not be asked")
+	a.Can.Draining = false
+	_, err := s.Apply(lease.Command{At: time.Unix(4, 0), Forgive: &lease.Forgive{Job: "j"}})
+	require.NoError(t, err)
+	require.Len(t, place(s, []sched.Machine{a}), 1)
+}

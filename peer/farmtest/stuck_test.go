@@ -95,3 +95,25 @@ func TestOutOfMemoryLooksForMore(t *testing.T) {
 		f.Await(id, lease.JobDone, time.Minute)
 	})
 }
+
+// A job that every machine failed, by no fault of its own, is tried again by itself when
+// what was wrong has passed.
+func TestWhatEveryMachineFailedIsTriedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 1)
+		tries := 0
+		for _, m := range f.Peers {
+			m.Blender.PerFrame = time.Second
+			m.Blender.Fail = func(int32) *render.Error {
+				if tries++; tries <= 2*lease.MaxTries {
+					return &render.Error{Kind: lease.FailMachine, Reason: "the disk of the projects is away"}
+				}
+				return nil
+			}
+		}
+		id := f.Submit(f.Peers[0], "1", func(s *httpapi.Submission) { s.Chunk = 1 })
+		f.Within(time.Minute, "both have failed", func() bool { return tries == 2*lease.MaxTries })
+		require.Equal(t, lease.JobRunning, f.Job(id).State)
+		f.Await(id, lease.JobDone, 15*time.Minute)
+	})
+}
