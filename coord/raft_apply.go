@@ -51,15 +51,9 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 			}
 		}
 		for i, f := range futures {
-			if f == nil {
-				continue
+			if f != nil {
+				applied[i], errs[i] = l.result(f)
 			}
-			if err := f.Error(); err != nil {
-				errs[i] = l.explain(err)
-				continue
-			}
-			o := f.Response().(outcome)
-			applied[i], errs[i] = o.applied, o.err
 		}
 	}()
 	// Once the caller has gone, applied and errs are the goroutine's alone.
@@ -71,6 +65,63 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 	case <-ctx.Done():
 		return all(fmt.Errorf("%w (%w)", ErrOutcomeUnknown, context.Cause(ctx)))
 	}
+}
+
+// Pending is a command under way: see [Log.Start].
+type Pending struct {
+	failed  <-chan struct{} // the log's
+	done    chan struct{}   // closed when what follows is set
+	applied Applied
+	err     error
+}
+
+// Start is Apply in two steps: it gives the command its place in the log, behind all
+// that the caller started before, and Wait answers as Apply does. It may wait for the
+// place, at most Config.ApplyTimeout.
+func (l *Log) Start(e Entry) *Pending {
+	data, err := e.encode()
+	if err == nil {
+		err = l.enter()
+	}
+	if err != nil {
+		return refusedAtOnce(err)
+	}
+	p := &Pending{failed: l.failed, done: make(chan struct{})}
+	f := l.raft.Apply(data, l.cfg.ApplyTimeout)
+	go func() {
+		defer l.leave()
+		defer close(p.done)
+		p.applied, p.err = l.result(f)
+	}()
+	return p
+}
+
+// refusedAtOnce is a command that needs no place in the log to be refused.
+func refusedAtOnce(err error) *Pending {
+	p := &Pending{done: make(chan struct{}), err: err}
+	close(p.done)
+	return p
+}
+
+// Wait returns what the command did. It may be called by one goroutine, once.
+func (p *Pending) Wait(ctx context.Context) (Applied, error) {
+	select {
+	case <-p.done:
+		return p.applied, p.err
+	case <-p.failed:
+		return Applied{}, fmt.Errorf("%w: the log has failed", ErrOutcomeUnknown)
+	case <-ctx.Done():
+		return Applied{}, fmt.Errorf("%w (%w)", ErrOutcomeUnknown, context.Cause(ctx))
+	}
+}
+
+// result waits for what became of a command.
+func (l *Log) result(f raft.ApplyFuture) (Applied, error) {
+	if err := f.Error(); err != nil {
+		return Applied{}, l.explain(err)
+	}
+	o := f.Response().(outcome)
+	return o.applied, o.err
 }
 
 // Barrier returns when this machine, which must lead, has applied everything

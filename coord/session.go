@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -26,6 +27,9 @@ type session struct {
 	once  sync.Once
 	addrs []string
 	limit *rate.Limiter // of what it says
+	// reports are under way to the log, in the order in which they came.
+	reports chan report
+	due     atomic.Int32 // reports that its orders ask for, and that it has not made
 
 	// Guarded by the leader's mu.
 	can     lease.Capability
@@ -40,10 +44,46 @@ type session struct {
 	look    bool     // something may be to be fetched ahead
 }
 
-// messages bounds what a member may say and ask in a second: most of it goes into
-// the log, or to every watcher. One that says more waits, and its whole stream with
-// it.
+// report is a member's report and its command.
+type report struct {
+	Up
+	pending *Pending
+}
+
+// maxReports is how many reports of one member may be under way to the log: with as
+// many of them one sync serves for all.
+const maxReports = 64
+
+// messages bounds what a member may say and ask in a second beside the reports that
+// its orders ask for: most of it goes into the log, or to every watcher. One that
+// says more waits, and its whole stream with it.
 const messages = 500
+
+// maxDue bounds how many reports a member may save up for a burst.
+const maxDue = 4096
+
+// asks is how many reports an order asks for.
+func asks(d Down) int32 {
+	switch {
+	case d.Grant != nil: // each frame, the attempt's end, that the project is there, and one to spare
+		return int32(len(d.Grant.Frames)) + 3
+	case d.Keep != nil: // that it is held, and written
+		return 2
+	}
+	return 0
+}
+
+// wasDue tells whether the member was asked for a report like this.
+func (s *session) wasDue(up Up) bool {
+	if up.Record == nil && up.Complete == nil && up.Fail == nil && up.Release == nil && up.Hold == nil && up.Stock == nil {
+		return false
+	}
+	if s.due.Add(-1) >= 0 {
+		return true
+	}
+	s.due.Add(1)
+	return false
+}
 
 // heavy is how many messages one counts for that costs the leader much.
 const heavy = 50
@@ -65,6 +105,9 @@ var errSlow = errors.New("the member does not read its orders")
 
 // send queues an order and never waits.
 func (s *session) send(d Down) {
+	if n := asks(d); n > 0 && s.due.Load() < maxDue {
+		s.due.Add(n)
+	}
 	select {
 	case s.out <- d:
 	case <-s.done:
@@ -176,6 +219,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, can: hello.Can,
 		granted: make(map[lease.ID]bool), running: make(map[lease.ID]bool), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
+		reports: make(chan report, maxReports),
 	}
 	stop := context.AfterFunc(ctx, s.close)
 	defer stop()
@@ -187,6 +231,12 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 	defer wg.Wait()
 	defer s.close()
 	wg.Go(s.write)
+	wg.Go(func() {
+		for r := range s.reports {
+			l.committed(s, r)
+		}
+	})
+	defer close(s.reports)
 	for _, r := range unknown {
 		l.giveBack(r, "the machine was restarted")
 	}
@@ -281,14 +331,17 @@ func (l *leader) leave(s *session) {
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
 }
 
-// heard carries out one message of a member.
+// heard carries out one message of a member. A report goes on to [leader.committed]:
+// the next message does not wait until it is on disk.
 func (l *leader) heard(s *session, up Up) error {
 	weight := 1
 	if up.Part != nil { // every frame that is remembered is looked at
 		weight = heavy
 	}
-	if err := s.limit.WaitN(l.ctx, weight); err != nil {
-		return err
+	if !s.wasDue(up) {
+		if err := s.limit.WaitN(l.ctx, weight); err != nil {
+			return err
+		}
 	}
 	switch {
 	case up.Renew != nil && len(up.Renew.Leases) > maxRunning:
@@ -342,9 +395,18 @@ func (l *leader) heard(s *session, up Up) error {
 	if up.Release != nil && up.NoRoom {
 		l.full(s, up.Release.Task.Job) // before the task can be granted again
 	}
-	if err == nil {
-		_, err = l.c.log.Apply(l.ctx, Entry{Queue: &cmd})
+	if err != nil {
+		s.reports <- report{up, refusedAtOnce(err)}
+		return nil
 	}
+	s.reports <- report{up, l.c.log.Start(Entry{Queue: &cmd})}
+	return nil
+}
+
+// committed answers a report when its command is on disk and carried out, or refused.
+func (l *leader) committed(s *session, r report) {
+	_, err := r.pending.Wait(l.ctx)
+	up := r.Up
 	s.send(Down{Ack: ackOf(up.Seq, err)})
 	l.mu.Lock()
 	switch {
@@ -374,7 +436,6 @@ func (l *leader) heard(s *session, up Up) error {
 		})
 	}
 	l.signal()
-	return nil
 }
 
 // errUnasked refuses copies of what a member has no right to: it can hold them
@@ -438,7 +499,9 @@ func (l *leader) renew(s *session, r Renew) {
 	defer l.mu.Unlock()
 	clear(s.running)
 	for _, run := range r.Leases {
-		s.running[run.Lease] = true
+		if !run.Over {
+			s.running[run.Lease] = true
+		}
 		t := l.leases[run.Lease]
 		if t == nil || t.peer != s.peer {
 			continue

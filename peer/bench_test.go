@@ -1,0 +1,268 @@
+package peer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"image"
+	"image/png"
+	"iter"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/libp2p/go-libp2p"
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
+	"vizpeer/peer/render"
+)
+
+// The benches run whole peers in one process: real hosts over loopback, real stores
+// and a real log on disk. Only Blender is a stand-in.
+
+var benchOperator = authz.Principal{User: "operator", Role: authz.Operator}
+
+// benchFarm is a founder that leads the queue and does not render, and workers.
+type benchFarm struct {
+	b       testing.TB
+	founder *benchPeer
+	workers []*benchPeer
+}
+
+type benchPeer struct {
+	*Peer
+	cfg Config
+	api string // base URL; "" where it serves no HTTP
+}
+
+// newBenchFarm founds a farm with a worker of one slot for each runner.
+func newBenchFarm(b testing.TB, runners ...render.Runner) *benchFarm {
+	b.Helper()
+	f := &benchFarm{b: b}
+	cfg := benchConfig(b)
+	founded, err := Init(cfg, Founding{FarmName: "attic", MachineName: "founder"})
+	require.NoError(b, err)
+	f.founder = startPeer(b, cfg, nil)
+	f.within("the founder leads", f.founder.Leads)
+	for i, r := range runners {
+		cfg := benchConfig(b)
+		ticket, err := f.founder.Queue().Invite(b.Context(), authz.Principal{User: founded.AdminUser, Role: authz.Admin}, httpapi.Invitation{})
+		require.NoError(b, err)
+		joining := cfg
+		joining.HostOptions = []libp2p.Option{libp2p.ListenAddrStrings(cfg.P2PListen...)}
+		_, err = Join(b.Context(), joining, ticket.Ticket, Joining{Name: fmt.Sprintf("worker%d", i+1)})
+		require.NoError(b, err)
+		f.workers = append(f.workers, startPeer(b, cfg, r))
+	}
+	f.within("all machines are online", func() bool {
+		farm, err := f.founder.Queue().Farm(b.Context(), authz.Principal{User: founded.AdminUser, Role: authz.Admin})
+		return err == nil && farm.Peers["idle"] == len(runners)+1
+	})
+	return f
+}
+
+func benchConfig(b testing.TB) Config {
+	return Config{DataDir: b.TempDir(), P2PListen: []string{"/ip4/127.0.0.1/tcp/0"}, APIListen: "127.0.0.1:0", NoMDNS: true}
+}
+
+// startPeer runs a peer, with HTTP; it renders where it has a runner.
+func startPeer(b testing.TB, cfg Config, runner render.Runner) *benchPeer {
+	b.Helper()
+	can := lease.Capability{OS: "linux", Arch: "amd64", Cores: 2, RAM: 8 << 30, FreeDisk: 1 << 40}
+	if runner != nil {
+		can.Slots, can.Backends = 1, []lease.Backend{lease.CPU}
+		can.Builds = []lease.Build{{Name: "Blender", Version: lease.Version{Major: 3, Minor: 4, Patch: 1}}}
+	}
+	p, err := New(cfg, Machine{Runner: runner, Can: can})
+	require.NoError(b, err)
+	api, err := httpapi.Listen(cfg.APIListen)
+	require.NoError(b, err)
+	ctx, stop := context.WithCancel(context.Background())
+	ready, done := make(chan Ready, 1), make(chan error, 1)
+	go func() { done <- p.serve(ctx, api, func(r Ready) { ready <- r }) }()
+	b.Cleanup(func() {
+		stop()
+		require.NoError(b, <-done)
+	})
+	return &benchPeer{Peer: p, cfg: cfg, api: (<-ready).API}
+}
+
+func (f *benchFarm) within(what string, holds func() bool) {
+	f.b.Helper()
+	for end := time.Now().Add(2 * time.Minute); !holds(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			f.b.Fatalf("it did not happen in time: %s", what)
+		}
+	}
+}
+
+// submit submits a job of one-frame tasks from p and returns its ID.
+func (f *benchFarm) submit(p *benchPeer, frames int, output string) lease.JobID {
+	f.b.Helper()
+	up, err := p.Local().ImportProject(f.b.Context(), benchOperator, benchProject())
+	require.NoError(f.b, err)
+	spec, _, err := p.Local().Prepare(f.b.Context(), benchOperator, httpapi.Submission{
+		Project: up.Project, Frames: fmt.Sprintf("1-%d", frames), Chunk: 1, Output: output,
+	})
+	require.NoError(f.b, err)
+	spec.Owner, spec.Submitter = benchOperator.User, p.self
+	if output != "" {
+		spec.Output.Peer = p.self
+	}
+	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec)
+	require.NoError(f.b, err)
+	return out.Job
+}
+
+// benchProject is a .blend of version 3.4 that nobody will open, and a texture.
+func benchProject() iter.Seq2[httpapi.ProjectFile, error] {
+	files := []struct{ path, text string }{
+		{render.ManifestName, `{"version": 1, "blend": "files/home/ann/shot.blend", "origin": "linux", "complete": true, "scene": {"name": "Scene", "frame_start": 1, "frame_end": 10, "frame_current": 1}}`},
+		{"files/home/ann/shot.blend", "BLENDER-v304" + strings.Repeat("\x00", 100_000)},
+		{"files/home/ann/textures/wood.png", strings.Repeat("wood", 50_000)},
+	}
+	return func(yield func(httpapi.ProjectFile, error) bool) {
+		for _, file := range files {
+			if !yield(httpapi.ProjectFile{Path: file.path, Size: int64(len(file.text)), Body: strings.NewReader(file.text)}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// instant is a Blender of one slot that ends at once. It notes when its attempts begin
+// and end.
+type instant struct {
+	dir  string // where it writes
+	mu   sync.Mutex
+	last time.Time // the end of the attempt before
+	gaps []time.Duration
+}
+
+var _ render.Runner = (*instant)(nil)
+
+// tinyPicture is a real picture of 16 pixels.
+var tinyPicture = func() []byte {
+	var b bytes.Buffer
+	if err := png.Encode(&b, image.NewGray(image.Rect(0, 0, 4, 4))); err != nil {
+		panic(err)
+	}
+	return b.Bytes()
+}()
+
+// Run implements [render.Runner].
+func (r *instant) Run(ctx context.Context, a render.Attempt, sink render.Sink) (string, func(), error) {
+	began := time.Now()
+	r.mu.Lock()
+	if !r.last.IsZero() {
+		r.gaps = append(r.gaps, began.Sub(r.last))
+	}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.last = time.Now()
+		r.mu.Unlock()
+	}()
+	cleanup := func() {}
+	if _, err := os.Stat(filepath.Join(a.Project, filepath.FromSlash(a.Blend))); err != nil {
+		return "", cleanup, err
+	}
+	log := filepath.Join(r.dir, "blender.log")
+	if err := os.WriteFile(log, []byte("Blender 3.4.1\n"), 0o600); err != nil {
+		return "", cleanup, err
+	}
+	for i, f := range a.Frames {
+		sink.Progress(render.Progress{Frame: f, Done: i, Total: len(a.Frames), Phase: "rendering"})
+		// No two frames of a shot are the same: the picture's text chunk differs.
+		picture := append(slices.Clone(tinyPicture), fmt.Sprintf("frame %d of %s", f, a.ID)...)
+		name := fmt.Sprintf("%04d.png", f)
+		path := filepath.Join(r.dir, "frame.png")
+		if err := os.WriteFile(path, picture, 0o600); err != nil {
+			return log, cleanup, err
+		}
+		if err := sink.Frame(ctx, render.Frame{Frame: f, Path: path, Name: name, Seconds: time.Since(began).Seconds()}); err != nil {
+			return log, cleanup, err
+		}
+	}
+	return log, cleanup, nil
+}
+
+// BenchmarkWorkers has four workers render a job whose tasks take no time at all,
+// and reports how many tasks a second are done, kept by two machines and written to
+// the output folder, and how long a slot is idle between two tasks.
+func BenchmarkWorkers(b *testing.B) {
+	const tasks = 3000
+	var runners []*instant
+	var rs []render.Runner
+	for range 4 {
+		r := &instant{dir: b.TempDir()}
+		runners, rs = append(runners, r), append(rs, r)
+	}
+	f := newBenchFarm(b, rs...)
+	for b.Loop() {
+		for _, r := range runners {
+			r.last, r.gaps = time.Time{}, nil
+		}
+		out := b.TempDir()
+		began, computed := time.Now(), cpuTime()
+		id := f.submit(f.founder, tasks, out)
+		f.within("all is rendered", func() bool {
+			j, err := f.founder.Queue().Jobs(b.Context(), benchOperator)
+			return err == nil && j[0].ID == id && j[0].Tasks.Rendered+j[0].Tasks.Done == tasks
+		})
+		rendered := time.Since(began)
+		f.within("all is done", func() bool {
+			j, err := f.founder.Queue().Jobs(b.Context(), benchOperator)
+			return err == nil && j[0].ID == id && j[0].State == lease.JobDone
+		})
+		done := time.Since(began)
+		var gaps []time.Duration
+		for _, r := range runners {
+			gaps = append(gaps, r.gaps...)
+		}
+		slices.Sort(gaps)
+		b.ReportMetric(tasks/done.Seconds(), "tasks/s")
+		b.ReportMetric(tasks/rendered.Seconds(), "rendered/s")
+		b.ReportMetric(float64((cpuTime()-computed).Microseconds())/1000/tasks, "cpu-ms/task")
+		b.ReportMetric(float64(gaps[len(gaps)/2].Microseconds())/1000, "gap-ms")
+		b.ReportMetric(float64(gaps[len(gaps)*99/100].Microseconds())/1000, "gap-p99-ms")
+	}
+}
+
+// BenchmarkSubmit submits a job of 10,000 tasks over HTTP to a farm of one and reports
+// the milliseconds until it is on disk.
+func BenchmarkSubmit(b *testing.B) {
+	f := newBenchFarm(b)
+	token, err := os.ReadFile(filepath.Join(f.founder.cfg.DataDir, "token"))
+	require.NoError(b, err)
+	user := authz.Principal{User: "admin", Role: authz.Admin}
+	up, err := f.founder.Local().ImportProject(b.Context(), user, benchProject())
+	require.NoError(b, err)
+	body, err := json.Marshal(httpapi.Submission{Project: up.Project, Frames: "1-10000", Chunk: 1})
+	require.NoError(b, err)
+	for b.Loop() {
+		req, err := http.NewRequestWithContext(b.Context(), http.MethodPost, f.founder.api+"/v1/jobs", bytes.NewReader(body))
+		require.NoError(b, err)
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
+		began := time.Now()
+		resp, err := http.DefaultClient.Do(req)
+		require.NoError(b, err)
+		var sent httpapi.Submitted
+		require.NoError(b, json.NewDecoder(resp.Body).Decode(&sent))
+		took := time.Since(began)
+		require.NoError(b, resp.Body.Close())
+		require.Equal(b, http.StatusCreated, resp.StatusCode)
+		require.Equal(b, 10_000, sent.Tasks)
+		b.ReportMetric(float64(took.Microseconds())/1000, "submit-ms")
+	}
+}
