@@ -33,7 +33,7 @@ type session struct {
 
 	// Guarded by the leader's mu.
 	can     lease.Capability
-	granted map[lease.ID]bool // leases it was given
+	granted map[lease.ID]bool // leases it was given; false once it says that the attempt was completed
 	running map[lease.ID]bool // attempts it says it makes, some under leases that have ended
 	asked   map[KeepID]bool   // what it was asked to keep: true until it has answered
 	keeping int               // orders to keep that it has not answered, sent or not
@@ -140,9 +140,14 @@ func (s *session) close() {
 
 // free is the number of slots without an attempt.
 func (s *session) free() int {
-	busy := len(s.granted)
+	busy := 0
+	for _, under := range s.granted {
+		if under {
+			busy++
+		}
+	}
 	for id := range s.running {
-		if !s.granted[id] {
+		if _, given := s.granted[id]; !given {
 			busy++
 		}
 	}
@@ -399,8 +404,25 @@ func (l *leader) heard(s *session, up Up) error {
 		s.reports <- report{up, refusedAtOnce(err)}
 		return nil
 	}
-	s.reports <- report{up, l.c.log.Start(Entry{Queue: &cmd})}
+	pending := l.c.log.Start(Entry{Queue: &cmd})
+	if up.Complete != nil {
+		l.over(s, up.Complete.Lease)
+	}
+	s.reports <- report{up, pending}
 	return nil
+}
+
+// over frees the slot of an attempt that a member says it has completed: whatever
+// becomes of the report, nothing renders there any more. The next grant then takes
+// its place in the log right behind the report, and one sync may serve for both.
+func (l *leader) over(s *session, id lease.ID) {
+	l.mu.Lock()
+	if s.granted[id] {
+		s.granted[id] = false
+	}
+	delete(s.running, id)
+	l.mu.Unlock()
+	l.signal()
 }
 
 // committed answers a report when its command is on disk and carried out, or refused.
