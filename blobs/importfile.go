@@ -24,7 +24,7 @@ func (s *Store) ImportFile(ctx context.Context, r io.Reader) (cid.Cid, int64, er
 }
 
 // Import is a file on its way into the store: its name is known, and it is neither
-// durable nor pinned before Wait.
+// durable nor pinned before Wait or Settle.
 type Import struct {
 	CID  cid.Cid
 	Size int64 // bytes
@@ -37,7 +37,7 @@ type Import struct {
 
 // BeginImport imports a file as ImportFile does and pins it as Pin does, both with
 // one wait for the disk, and returns before that. Unless it fails the caller must
-// call Wait, once.
+// call Wait or Settle, once.
 func (s *Store) BeginImport(ctx context.Context, r io.Reader, holder string) (*Import, error) {
 	w := s.newWriter()
 	e, err := importFile(ctx, w, r, fixed)
@@ -64,4 +64,11 @@ func (i *Import) Wait(ctx context.Context) error {
 		return nil
 	}
 	return i.s.Pin(ctx, i.CID, i.holder) // all of it was here already
+}
+
+// Settle is Wait without hurry: the file becomes durable together with what comes
+// next, a quarter of a second later at most.
+func (i *Import) Settle(ctx context.Context) error {
+	i.w.idle()
+	return i.Wait(ctx)
 }

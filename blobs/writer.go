@@ -247,9 +247,17 @@ func (w *writer) flushWith(p Pin) bool {
 	}
 	w.filling = nil
 	f.pin = &p
-	f.urgent.Store(true)
 	w.launch(f)
 	return true
+}
+
+// idle waits until nothing is being written, without hurry.
+func (w *writer) idle() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.running) > 0 {
+		w.changed.Wait()
+	}
 }
 
 // flush makes everything added before durable.

@@ -185,7 +185,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	res, err := openResults(d.path("results"))
+	res, err := openResults(d.path("results"), cfg.Logger)
 	if err != nil {
 		return nil, err
 	}

@@ -8,9 +8,11 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
+	"time"
 
 	"vizpeer/coord"
 	"vizpeer/lease"
@@ -20,24 +22,26 @@ import (
 // one to hold, by lease. A machine that was cut off or killed offers it when it is
 // back.
 //
-// It is a journal: a line for each change, synced before the frame that it tells of
-// is reported, and written anew when most of it is past. Slots that finish at the
-// same time share a sync.
+// It is a journal: a line for each change, written before the frame that it tells of
+// is reported, and a sync for all of a twentieth of a second. A power cut may take
+// what was rendered in that time and not reported, as if it had come so much
+// earlier. The journal is written anew when most of it is past.
 type results struct {
-	dir dataDir
+	dir  dataDir
+	slog *slog.Logger
 
-	// syncing is held by whoever syncs or replaces the file, for all who wait. It is
-	// taken before mu.
-	syncing sync.Mutex
-	synced  uint64 // changes that are on disk
+	mu    sync.Mutex
+	all   map[lease.ID]*pending
+	file  *os.File
+	size  int64       // of its whole lines
+	lines int         // in the file
+	timer *time.Timer // syncs; nil where nothing is to be synced
 
-	mu      sync.Mutex
-	all     map[lease.ID]*pending
-	file    *os.File
-	size    int64  // of its whole lines
-	lines   int    // in the file
-	changes uint64 // written since it was opened
+	syncing sync.Mutex // held while the file is synced or replaced; taken before mu
 }
+
+// resultsPause is how long what was rendered may wait to be synced.
+const resultsPause = 50 * time.Millisecond
 
 // pending is what is to be said about one attempt.
 type pending struct {
@@ -59,11 +63,11 @@ const (
 
 // openResults reads what an earlier process left in dir. An earlier version wrote a
 // file for each lease.
-func openResults(dir string) (*results, error) {
+func openResults(dir string, log *slog.Logger) (*results, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("make the folder of unreported results: %w", err)
 	}
-	r := &results{dir: dataDir(dir), all: make(map[lease.ID]*pending)}
+	r := &results{dir: dataDir(dir), slog: log, all: make(map[lease.ID]*pending)}
 	old, err := filepath.Glob(filepath.Join(dir, "*.json"))
 	if err != nil {
 		return nil, err
@@ -150,12 +154,15 @@ func (r *results) rewrite() error {
 	if werr != nil {
 		return werr // it is as it was
 	}
-	r.size, r.lines, r.synced = int64(text.Len()), len(r.all), r.changes
+	r.size, r.lines = int64(text.Len()), len(r.all)
 	return nil
 }
 
-// close lets the file go. Nothing may be added any more.
+// close syncs what was added and lets the file go. Nothing may be added any more.
 func (r *results) close() error {
+	r.sync()
+	r.syncing.Lock()
+	defer r.syncing.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.file.Close()
@@ -175,37 +182,43 @@ func (r *results) note(c resultsChange) error {
 	}
 	r.size += int64(len(b))
 	r.lines++
-	r.changes++
 	r.take(c)
 	return nil
 }
 
-// add notes finished frames, durably, before they are reported.
+// add notes finished frames before they are reported.
 func (r *results) add(report lease.Report, frames ...lease.Result) error {
 	r.mu.Lock()
-	err := r.note(resultsChange{Add: &pending{Report: report, Frames: frames}})
-	change := r.changes
-	r.mu.Unlock()
-	if err != nil {
+	defer r.mu.Unlock()
+	if err := r.note(resultsChange{Add: &pending{Report: report, Frames: frames}}); err != nil {
 		return err
 	}
+	if r.timer == nil {
+		r.timer = time.AfterFunc(resultsPause, r.sync)
+	}
+	return nil
+}
+
+// sync makes durable what was added.
+func (r *results) sync() {
 	r.syncing.Lock()
 	defer r.syncing.Unlock()
-	if r.synced >= change {
-		return nil // somebody did it for us
-	}
 	r.mu.Lock()
+	if r.timer == nil {
+		r.mu.Unlock()
+		return // somebody did
+	}
+	r.timer.Stop()
+	r.timer = nil
 	if r.lines > len(r.all)+pastLines && r.rewrite() == nil {
 		r.mu.Unlock()
-		return nil
+		return
 	}
-	file, written := r.file, r.changes
+	file := r.file
 	r.mu.Unlock()
 	if err := file.Sync(); err != nil {
-		return fmt.Errorf("write the unreported results: %w", err)
+		r.slog.Warn("what was rendered could not be noted on the disk: a power cut may lose it until it is reported", "err", err)
 	}
-	r.synced = written
-	return nil
 }
 
 // forgetJob forgets all attempts of a job that has ended.

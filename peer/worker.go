@@ -107,11 +107,12 @@ func (w *worker) start(o coord.Order) {
 			w.report(w.ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: "no free slot"}})
 			return
 		}
-		w.try(ctx, a)
+		log := w.try(ctx, a)
 		w.mu.Lock()
 		delete(w.attempts, o.Lease)
 		w.mu.Unlock()
 		w.link.Nudge()
+		w.settle(o, log)
 	})
 }
 
@@ -125,8 +126,9 @@ func (w *worker) revoke(r coord.Revoke) {
 	}
 }
 
-// try makes the attempt and reports how it ended.
-func (w *worker) try(ctx context.Context, a *attempt) {
+// try makes the attempt and reports how it ended. It returns Blender's log, which may
+// not be on disk yet; nil where there is none.
+func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 	o := a.order
 	log := w.slog.With("task", o.Task.String(), "lease", o.Lease)
 	log.Info("rendering", "frames", len(o.Frames))
@@ -134,7 +136,6 @@ func (w *worker) try(ctx context.Context, a *attempt) {
 	w.mu.Lock()
 	a.over = true
 	w.mu.Unlock()
-	defer w.settle(o, made)
 	var up coord.Up
 	var failed *render.Error
 	switch cause := context.Cause(ctx); {
@@ -144,14 +145,14 @@ func (w *worker) try(ctx context.Context, a *attempt) {
 	case errors.Is(cause, errRevoked):
 		log.Info("stopped", "why", cause)
 		w.results.forget(o.Lease)
-		return
+		return made.log
 	case ctx.Err() != nil:
 		// The peer is stopping. It hands the task back if it still can, and offers
 		// the frames it has when it is back; otherwise the lease runs out.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		w.report(ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: "the machine's vizpeer was stopped"}})
-		return
+		return made.log
 	case isFull(err):
 		// It is the machine's lack and not the task's fault: another one may try.
 		log.Warn("there is no room for the attempt", "err", err)
@@ -172,6 +173,7 @@ func (w *worker) try(ctx context.Context, a *attempt) {
 	if became == refused {
 		w.results.forget(o.Lease)
 	}
+	return made.log
 }
 
 // verdict is what became of a report.
@@ -238,13 +240,13 @@ func (m made) logCID() string {
 	return m.log.CID.String()
 }
 
-// settle waits until Blender's log is on disk: nothing else did, for a log is worth
-// less than the frames.
-func (w *worker) settle(o coord.Order, m made) {
-	if m.log == nil {
+// settle waits until Blender's log is on disk. Nothing else does: a log is worth less
+// than the frames, and not a wait of its own for the disk.
+func (w *worker) settle(o coord.Order, log *blobs.Import) {
+	if log == nil {
 		return
 	}
-	if err := m.log.Wait(context.WithoutCancel(w.ctx)); err != nil {
+	if err := log.Settle(context.WithoutCancel(w.ctx)); err != nil {
 		w.lostLog(o, err)
 	}
 }
