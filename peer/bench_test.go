@@ -185,18 +185,15 @@ func (f *benchFarm) within(what string, holds func() bool) {
 }
 
 // submit submits a job of one-frame tasks from p and returns its ID.
-func (f *benchFarm) submit(p *benchPeer, frames int, output string) lease.JobID {
+func (f *benchFarm) submit(p *benchPeer, frames int) lease.JobID {
 	f.b.Helper()
 	up, err := p.Local().ImportProject(f.b.Context(), benchOperator, benchProject())
 	require.NoError(f.b, err)
 	spec, _, err := p.Local().Prepare(f.b.Context(), benchOperator, httpapi.Submission{
-		Project: up.Project, Frames: fmt.Sprintf("1-%d", frames), Chunk: 1, Output: output,
+		Project: up.Project, Frames: fmt.Sprintf("1-%d", frames), Chunk: 1,
 	})
 	require.NoError(f.b, err)
 	spec.Owner, spec.Submitter = benchOperator.User, p.self
-	if output != "" {
-		spec.Output.Peer = p.self
-	}
 	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec)
 	require.NoError(f.b, err)
 	return out.Job
@@ -293,8 +290,8 @@ func (r *instant) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 }
 
 // BenchmarkWorkers has four workers render a job whose tasks take no time at all,
-// and reports how many tasks a second are done, kept by two machines and written to
-// the output folder, and how long a slot is idle between two tasks. What all five
+// and reports how many tasks a second are rendered, and done, that is kept by two
+// machines, and how long a slot is idle between two tasks. What all five
 // processes compute for a task stands beside: a machine has no more than its cores.
 func BenchmarkWorkers(b *testing.B) {
 	const tasks = 3000
@@ -303,9 +300,8 @@ func BenchmarkWorkers(b *testing.B) {
 		for _, w := range f.workers {
 			w.did()
 		}
-		out := b.TempDir()
 		began, computed := time.Now(), cpuTime()
-		id := f.submit(f.founder, tasks, out)
+		id := f.submit(f.founder, tasks)
 		state := func() httpapi.JobSummary {
 			jobs, err := f.founder.Queue().Jobs(b.Context(), benchOperator)
 			require.NoError(b, err)
