@@ -5,28 +5,38 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"os"
+	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
-	"github.com/dgraph-io/badger/v4"
-	"github.com/dgraph-io/badger/v4/options"
 	"github.com/hashicorp/raft"
 	"github.com/shirou/gopsutil/v4/disk"
+
+	"vizpeer/coord/wal"
 )
 
-// store keeps raft's log and its few stable values in a Badger of its own, and
-// answers a write only when it is on disk.
+// store keeps raft's log and its few stable values in files that are only appended
+// to, and answers a write only when it is on disk: with one sync for all entries that
+// raft gives it at once. What lies where is in memory.
 //
-// Keys: 'l' and the index, big-endian, so that key order is log order; 's' and
-// raft's own key.
+// A record of the files is a letter and what belongs to it, numbers big-endian:
+//
+//	l index entry           an entry of the log, in place of an older one of that index
+//	d low high              the entries from low to high are gone
+//	s length key value      a stable value, in place of an older one
 type store struct {
-	db *badger.DB
+	dir string
+	log *wal.Log
 
-	// The bounds are kept here because a scan for the first entry would step
-	// over every entry ever deleted. 0 means that the log is empty.
+	writing sync.Mutex // one writer at a time; taken before mu
+
 	mu          sync.RWMutex
-	first, last uint64
+	at          map[uint64]wal.Place // of each entry
+	first, last uint64               // 0 means that the log is empty
+	stable      map[string][]byte    // also read by who holds writing alone
 }
 
 var (
@@ -38,46 +48,80 @@ var (
 var errNoKey = errors.New("not found")
 
 const (
-	entryPrefix  = 'l'
-	stablePrefix = 's'
+	entryRecord  = 'l'
+	deleteRecord = 'd'
+	stableRecord = 's'
+
+	entryHead = 1 + 8 // before an entry in its record
 )
 
 // openStore opens the store in dir, which no other process may have open. sync
 // is false in tests alone: without it a power cut loses acknowledged commands.
 func openStore(dir string, sync bool, log *slog.Logger) (*store, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("opening the queue's log: %w", err)
+	s := &store{dir: dir, at: make(map[uint64]wal.Place), stable: make(map[string][]byte)}
+	old := hasBadger(dir)
+	if old { // what an interrupted move has written is written again
+		if err := removeAll(dir, "*.log"); err != nil {
+			return nil, fmt.Errorf("opening the queue's log in %s: %w", dir, err)
+		}
 	}
-	o := badger.DefaultOptions(dir)
-	o.Logger = badgerLogger{log}
-	o.SyncWrites = sync
-	o.MetricsEnabled = false
-	// The log is written once, read seldom and small: no caches, no compression,
-	// small tables. Only entries above the threshold go to the value log.
-	o.MemTableSize = 16 << 20
-	o.ValueThreshold = 64 << 10
-	o.ValueLogFileSize = 64 << 20
-	o.NumCompactors = 2
-	o.Compression = options.None
-	o.BlockCacheSize = 0
-	o.DetectConflicts = false
-	db, err := badger.Open(o)
-	if err != nil {
+	var err error
+	s.log, err = wal.Open(dir, wal.Config{NoSync: !sync, Head: s.head}, s.replay)
+	if errors.Is(err, wal.ErrLocked) {
 		return nil, fmt.Errorf("opening the queue's log in %s (is another vizpeer using it?): %w", dir, err)
 	}
-	s := &store{db: db}
-	if s.first, err = s.seek(0, false); err == nil {
-		s.last, err = s.seek(^uint64(0), true)
+	if err != nil {
+		return nil, fmt.Errorf("reading the queue's log in %s: %w", dir, err)
+	}
+	if old {
+		err = s.moveFromBadger(log)
 	}
 	if err != nil {
-		_ = db.Close()
-		return nil, fmt.Errorf("reading the queue's log in %s: %w", dir, err)
+		return nil, errors.Join(fmt.Errorf("reading the queue's log of an earlier version in %s: %w", dir, err), s.log.Close())
 	}
 	return s, nil
 }
 
-// Close writes out what is buffered and lets the folder go.
-func (s *store) Close() error { return s.db.Close() }
+// replay takes one record of the files.
+func (s *store) replay(at wal.Place, record []byte) error {
+	short := fmt.Errorf("%w: a record of %d bytes", wal.ErrDamaged, len(record))
+	if len(record) == 0 {
+		return short
+	}
+	switch body := record[1:]; record[0] {
+	case entryRecord:
+		if len(body) < 8 {
+			return short
+		}
+		s.place(binary.BigEndian.Uint64(body), at)
+	case deleteRecord:
+		if len(body) != 16 {
+			return short
+		}
+		s.remove(binary.BigEndian.Uint64(body), binary.BigEndian.Uint64(body[8:]))
+	case stableRecord:
+		n, used := binary.Uvarint(body)
+		if used <= 0 || n > uint64(len(body)-used) {
+			return short
+		}
+		key, value := body[used:used+int(n)], body[used+int(n):]
+		s.stable[string(key)] = slices.Clone(value)
+	default:
+		return fmt.Errorf("a record of the kind %q: update vizpeer on this machine", record[:1])
+	}
+	return nil
+}
+
+// head is what every file of the log begins with.
+func (s *store) head() (records [][]byte) {
+	for _, key := range slices.Sorted(maps.Keys(s.stable)) {
+		records = append(records, stableValue(key, s.stable[key]))
+	}
+	return records
+}
+
+// Close lets the folder go.
+func (s *store) Close() error { return s.log.Close() }
 
 // FirstIndex is the index of the oldest entry, 0 for an empty log.
 func (s *store) FirstIndex() (uint64, error) {
@@ -95,15 +139,18 @@ func (s *store) LastIndex() (uint64, error) {
 
 // GetLog reads the entry of that index, or fails with [raft.ErrLogNotFound].
 func (s *store) GetLog(index uint64, l *raft.Log) error {
-	err := s.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(entryKey(index))
-		if err != nil {
-			return err
-		}
-		return item.Value(func(v []byte) error { return decodeLog(v, index, l) })
-	})
-	if errors.Is(err, badger.ErrKeyNotFound) {
+	s.mu.RLock()
+	defer s.mu.RUnlock() // its file stays meanwhile
+	at, ok := s.at[index]
+	if !ok {
 		return raft.ErrLogNotFound
+	}
+	record, err := s.log.Read(at)
+	if err == nil && len(record) < entryHead {
+		err = wal.ErrDamaged
+	}
+	if err == nil {
+		err = decodeLog(record[entryHead:], index, l)
 	}
 	if err != nil {
 		return fmt.Errorf("reading entry %d of the queue's log: %w", index, err)
@@ -114,17 +161,16 @@ func (s *store) GetLog(index uint64, l *raft.Log) error {
 // StoreLog writes one entry: see StoreLogs.
 func (s *store) StoreLog(l *raft.Log) error { return s.StoreLogs([]*raft.Log{l}) }
 
-// minRoom is the free disk, in bytes, below which the log takes no more. Badger
-// writes through a memory map, where a full disk is no error but the end of the
-// process.
+// minRoom is the free disk, in bytes, below which the log takes no more: what is
+// needed to make room, and to write a snapshot, stays.
 const minRoom = 64 << 20
 
 // room reports a disk that is too full for the log. Where the system does not say
 // how full it is, it is taken to have room.
 func (s *store) room() error {
-	usage, err := disk.Usage(s.db.Opts().Dir)
+	usage, err := disk.Usage(s.dir)
 	if err == nil && usage.Free < minRoom {
-		return fmt.Errorf("the disk of the queue's log, %s, is full: %d MiB are free; make room there", s.db.Opts().Dir, usage.Free>>20)
+		return fmt.Errorf("the disk of the queue's log, %s, is full: %d MiB are free; make room there", s.dir, usage.Free>>20)
 	}
 	return nil
 }
@@ -137,105 +183,111 @@ func (s *store) StoreLogs(logs []*raft.Log) error {
 	if err := s.room(); err != nil {
 		return err
 	}
-	batch := s.db.NewWriteBatch()
-	defer batch.Cancel()
-	low, high := logs[0].Index, logs[0].Index
+	size := 0
 	for _, l := range logs {
-		if err := batch.Set(entryKey(l.Index), encodeLog(l)); err != nil {
-			return fmt.Errorf("writing entry %d of the queue's log: %w", l.Index, err)
-		}
-		low, high = min(low, l.Index), max(high, l.Index)
+		size += entryHead + logHeader + len(l.Data) + len(l.Extensions)
 	}
-	if err := batch.Flush(); err != nil {
-		return fmt.Errorf("writing entries %d to %d of the queue's log: %w", low, high, err)
+	text := make([]byte, 0, size)
+	records := make([][]byte, len(logs))
+	for i, l := range logs {
+		from := len(text)
+		text = append(text, entryRecord)
+		text = binary.BigEndian.AppendUint64(text, l.Index)
+		text = appendLog(text, l)
+		records[i] = text[from:]
+	}
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	places, err := s.log.Append(records...)
+	if err != nil {
+		return fmt.Errorf("writing entries %d to %d of the queue's log: %w", logs[0].Index, logs[len(logs)-1].Index, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.first == 0 || low < s.first {
-		s.first = low
+	for i, l := range logs {
+		s.place(l.Index, places[i])
 	}
-	s.last = max(s.last, high)
 	return nil
 }
 
-// DeleteRange removes the entries from low to high, both included.
-//
-// Raft cuts the log at its head after a snapshot and at its tail after a
-// conflict. A power cut half-way must leave no hole: a tail is therefore
-// removed from its end, and a head from its beginning.
+// place notes where an entry is. s.mu is held, or s is not shared yet.
+func (s *store) place(index uint64, at wal.Place) {
+	if len(s.at) == 0 {
+		s.first, s.last = index, index
+	}
+	s.at[index] = at
+	s.first, s.last = min(s.first, index), max(s.last, index)
+}
+
+// DeleteRange removes the entries from low to high, both included: at the head of the
+// log after a snapshot, at its tail after a conflict. A power cut leaves all of them
+// or none.
 func (s *store) DeleteRange(low, high uint64) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	s.mu.RLock()
 	low, high = max(low, s.first), min(high, s.last)
-	if s.last == 0 || low > high {
+	s.mu.RUnlock()
+	if high == 0 || low > high {
 		return nil
 	}
-	batch := s.db.NewWriteBatch()
-	defer batch.Cancel()
-	tail := high == s.last
-	for n := uint64(0); n <= high-low; n++ {
-		index := low + n
-		if tail {
-			index = high - n
-		}
-		if err := batch.Delete(entryKey(index)); err != nil {
-			return fmt.Errorf("deleting entry %d of the queue's log: %w", index, err)
-		}
-	}
-	if err := batch.Flush(); err != nil {
+	record := binary.BigEndian.AppendUint64([]byte{deleteRecord}, low)
+	if _, err := s.log.Append(binary.BigEndian.AppendUint64(record, high)); err != nil {
 		return fmt.Errorf("deleting entries %d to %d of the queue's log: %w", low, high, err)
 	}
-	var err error
-	if low == s.first {
-		if s.first, err = s.seek(high, false); err != nil {
-			return err
-		}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.remove(low, high)
+	oldest := ^uint64(0)
+	for _, at := range s.at {
+		oldest = min(oldest, at.File)
 	}
-	if tail {
-		if s.last, err = s.seek(low, true); err != nil {
-			return err
-		}
+	// What a dropped file said of others was about files before it.
+	if err := s.log.Drop(oldest); err != nil {
+		return fmt.Errorf("deleting entries %d to %d of the queue's log: %w", low, high, err)
 	}
 	return nil
 }
 
-// seek finds the first entry from index on, or the last one up to index; 0 if
-// there is none.
-func (s *store) seek(index uint64, backwards bool) (found uint64, err error) {
-	err = s.db.View(func(txn *badger.Txn) error {
-		o := badger.DefaultIteratorOptions
-		o.PrefetchValues = false
-		o.Reverse = backwards
-		o.Prefix = []byte{entryPrefix}
-		it := txn.NewIterator(o)
-		defer it.Close()
-		if it.Seek(entryKey(index)); it.Valid() {
-			found = binary.BigEndian.Uint64(it.Item().Key()[1:])
+// remove forgets entries. s.mu is held, or s is not shared yet.
+func (s *store) remove(low, high uint64) {
+	maps.DeleteFunc(s.at, func(index uint64, _ wal.Place) bool { return low <= index && index <= high })
+	s.first, s.last = 0, 0
+	for index := range s.at {
+		if s.first == 0 || index < s.first {
+			s.first = index
 		}
-		return nil
-	})
-	return found, err
+		s.last = max(s.last, index)
+	}
 }
 
 // Set writes a stable value and returns when it is on disk.
 func (s *store) Set(key, value []byte) error {
-	return s.db.Update(func(txn *badger.Txn) error { return txn.Set(stableKey(key), value) })
+	s.writing.Lock()
+	defer s.writing.Unlock()
+	if _, err := s.log.Append(stableValue(string(key), value)); err != nil {
+		return fmt.Errorf("writing the queue's log: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stable[string(key)] = slices.Clone(value)
+	return nil
+}
+
+func stableValue(key string, value []byte) []byte {
+	record := binary.AppendUvarint([]byte{stableRecord}, uint64(len(key)))
+	return append(append(record, key...), value...)
 }
 
 // Get reads a stable value; a missing one is an error of the text "not found".
-func (s *store) Get(key []byte) (value []byte, err error) {
-	err = s.db.View(func(txn *badger.Txn) error {
-		item, err := txn.Get(stableKey(key))
-		if err != nil {
-			return err
-		}
-		value, err = item.ValueCopy(nil)
-		return err
-	})
-	if errors.Is(err, badger.ErrKeyNotFound) {
+func (s *store) Get(key []byte) ([]byte, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	value, ok := s.stable[string(key)]
+	if !ok {
 		return nil, errNoKey
 	}
-	return value, err
+	return slices.Clone(value), nil
 }
 
 // SetUint64 is Set for a number.
@@ -255,18 +307,12 @@ func (s *store) GetUint64(key []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(v), nil
 }
 
-func entryKey(index uint64) []byte {
-	return binary.BigEndian.AppendUint64([]byte{entryPrefix}, index)
-}
-
-func stableKey(key []byte) []byte { return append([]byte{stablePrefix}, key...) }
-
 // logHeader is the size of an entry before its data: term, type, time it was
 // appended, length of the data. The extensions follow the data.
 const logHeader = 8 + 1 + 8 + 4
 
-func encodeLog(l *raft.Log) []byte {
-	v := make([]byte, 0, logHeader+len(l.Data)+len(l.Extensions))
+// appendLog appends an entry, without its index, to v.
+func appendLog(v []byte, l *raft.Log) []byte {
 	v = binary.BigEndian.AppendUint64(v, l.Term)
 	v = append(v, byte(l.Type))
 	var at int64 // the zero time has no Unix time in nanoseconds
@@ -279,6 +325,7 @@ func encodeLog(l *raft.Log) []byte {
 	return append(v, l.Extensions...)
 }
 
+// decodeLog reads what appendLog wrote; v is l's from then on.
 func decodeLog(v []byte, index uint64, l *raft.Log) error {
 	if len(v) < logHeader {
 		return fmt.Errorf("it has %d bytes: the queue's log is damaged", len(v))
@@ -292,24 +339,27 @@ func decodeLog(v []byte, index uint64, l *raft.Log) error {
 	if at := int64(binary.BigEndian.Uint64(v[9:])); at != 0 {
 		l.AppendedAt = time.Unix(0, at)
 	}
-	// v is Badger's own memory: copy what outlives the transaction.
 	if size > 0 {
-		l.Data = append([]byte(nil), body[:size]...)
+		l.Data = body[:size:size]
 	}
 	if len(body) > int(size) {
-		l.Extensions = append([]byte(nil), body[size:]...)
+		l.Extensions = body[size:]
 	}
 	return nil
 }
 
-// badgerLogger passes on what Badger says of trouble; the rest is noise.
-type badgerLogger struct{ log *slog.Logger }
-
-func (b badgerLogger) Errorf(f string, args ...any) {
-	b.log.Error("badger: " + fmt.Sprintf(f, args...))
+// removeAll removes the files of a folder that match any of the patterns.
+func removeAll(dir string, patterns ...string) error {
+	for _, pattern := range patterns {
+		names, err := filepath.Glob(filepath.Join(dir, pattern))
+		if err != nil {
+			return err
+		}
+		for _, name := range names {
+			if err := os.Remove(name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
-func (b badgerLogger) Warningf(f string, args ...any) {
-	b.log.Warn("badger: " + fmt.Sprintf(f, args...))
-}
-func (badgerLogger) Infof(string, ...any)  {}
-func (badgerLogger) Debugf(string, ...any) {}

@@ -2,10 +2,14 @@ package coord
 
 import (
 	"bytes"
+	"encoding/binary"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
+	"github.com/dgraph-io/badger/v4"
 	"github.com/hashicorp/raft"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
@@ -132,6 +136,63 @@ func TestStoreRefusesASecondProcess(t *testing.T) {
 	require.ErrorContains(t, err, "another vizpeer")
 }
 
+// The log of an earlier version, which kept it in Badger, is taken over, also where
+// that was interrupted.
+func TestStoreMovesFromBadger(t *testing.T) {
+	dir := t.TempDir()
+	write := func(from, to uint64, term uint64) {
+		db, err := badger.Open(badger.DefaultOptions(dir).WithLogger(nil))
+		require.NoError(t, err)
+		require.NoError(t, db.Update(func(txn *badger.Txn) error {
+			for _, l := range logsAt(from, to) {
+				if err := txn.Set(binary.BigEndian.AppendUint64([]byte{'l'}, l.Index), appendLog(nil, l)); err != nil {
+					return err
+				}
+			}
+			return txn.Set([]byte("sCurrentTerm"), binary.BigEndian.AppendUint64(nil, term))
+		}))
+		require.NoError(t, db.Close())
+	}
+	write(5, 600, 7)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "0000000000000001.log"), []byte("half of it"), 0o600))
+	for range 2 {
+		s := openTestStore(t, dir)
+		requireBounds(t, s, 5, 600)
+		var got raft.Log
+		require.NoError(t, s.GetLog(599, &got))
+		require.Equal(t, *logAt(599), got)
+		term, err := s.GetUint64([]byte("CurrentTerm"))
+		require.NoError(t, err)
+		require.EqualValues(t, 7, term)
+		require.NoError(t, s.Close())
+	}
+	left, err := filepath.Glob(filepath.Join(dir, "*"))
+	require.NoError(t, err)
+	require.Len(t, left, 2, "a file and the lock: %v", left)
+}
+
+// What raft lets go of is given back, and its term and vote stay.
+func TestStoreGivesBackFiles(t *testing.T) {
+	dir := t.TempDir()
+	s := openTestStore(t, dir)
+	require.NoError(t, s.SetUint64([]byte("CurrentTerm"), 7))
+	large := bytes.Repeat([]byte("x"), 5<<20)
+	for i := uint64(1); i <= 12; i++ {
+		require.NoError(t, s.StoreLog(&raft.Log{Index: i, Data: large}))
+	}
+	require.NoError(t, s.DeleteRange(1, 11))
+	require.NoError(t, s.Close())
+	files, err := filepath.Glob(filepath.Join(dir, "*.log"))
+	require.NoError(t, err)
+	require.Len(t, files, 1)
+	s = openTestStore(t, dir)
+	defer s.Close()
+	requireBounds(t, s, 12, 12)
+	term, err := s.GetUint64([]byte("CurrentTerm"))
+	require.NoError(t, err)
+	require.EqualValues(t, 7, term)
+}
+
 // TestStoreModel compares the store with a map, over reopenings.
 func TestStoreModel(t *testing.T) {
 	dir := t.TempDir()
@@ -161,6 +222,15 @@ func TestStoreModel(t *testing.T) {
 					delete(want, i)
 				}
 				if err := s.DeleteRange(low, high); err != nil {
+					t.Fatal(err)
+				}
+			},
+			"open again": func(t *rapid.T) {
+				if err := s.Close(); err != nil {
+					t.Fatal(err)
+				}
+				var err error
+				if s, err = openStore(dir, false, quiet); err != nil {
 					t.Fatal(err)
 				}
 			},
