@@ -3,6 +3,7 @@ package coord
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -44,6 +45,7 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 	go func() {
 		defer l.leave()
 		defer close(done)
+		l.startWaiting()
 		futures := make([]raft.ApplyFuture, len(entries))
 		for i := range data {
 			if errs[i] == nil {
@@ -69,6 +71,7 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 
 // Pending is a command under way: see [Log.Start].
 type Pending struct {
+	data    []byte
 	failed  <-chan struct{} // the log's
 	done    chan struct{}   // closed when what follows is set
 	applied Applied
@@ -79,6 +82,49 @@ type Pending struct {
 // that the caller started before, and Wait answers as Apply does. It may wait for the
 // place, at most Config.ApplyTimeout.
 func (l *Log) Start(e Entry) *Pending {
+	p := l.prepare(e)
+	if p.err == nil {
+		l.startWaiting()
+		l.start(p)
+	}
+	return p
+}
+
+// StartSoon is Start for a command to which others are likely to come that should
+// share its sync: it gets its place right before the next one, a moment later at most.
+func (l *Log) StartSoon(e Entry) *Pending {
+	p := l.prepare(e)
+	if p.err != nil {
+		return p
+	}
+	l.waiting.Lock()
+	defer l.waiting.Unlock()
+	if l.waiting.all = append(l.waiting.all, p); len(l.waiting.all) == 1 {
+		l.waiting.timer = time.AfterFunc(startSoon, l.startWaiting)
+	}
+	return p
+}
+
+// startSoon is how long a command may wait for others: about as long as the leader
+// needs to find the next task for a slot, and less than a sync.
+const startSoon = 200 * time.Microsecond
+
+// startWaiting starts what waits for others.
+func (l *Log) startWaiting() {
+	l.waiting.Lock()
+	defer l.waiting.Unlock() // until all have their place: what is started next comes behind
+	if len(l.waiting.all) == 0 {
+		return
+	}
+	l.waiting.timer.Stop()
+	for _, p := range l.waiting.all {
+		l.start(p)
+	}
+	l.waiting.all = nil
+}
+
+// prepare counts a command in. Where that fails it is refused at once.
+func (l *Log) prepare(e Entry) *Pending {
 	data, err := e.encode()
 	if err == nil {
 		err = l.enter()
@@ -86,14 +132,17 @@ func (l *Log) Start(e Entry) *Pending {
 	if err != nil {
 		return refusedAtOnce(err)
 	}
-	p := &Pending{failed: l.failed, done: make(chan struct{})}
-	f := l.raft.Apply(data, l.cfg.ApplyTimeout)
+	return &Pending{data: data, failed: l.failed, done: make(chan struct{})}
+}
+
+// start gives a command its place in the log.
+func (l *Log) start(p *Pending) {
+	f := l.raft.Apply(p.data, l.cfg.ApplyTimeout)
 	go func() {
 		defer l.leave()
 		defer close(p.done)
 		p.applied, p.err = l.result(f)
 	}()
-	return p
 }
 
 // refusedAtOnce is a command that needs no place in the log to be refused.

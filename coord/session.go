@@ -404,17 +404,19 @@ func (l *leader) heard(s *session, up Up) error {
 		s.reports <- report{up, refusedAtOnce(err)}
 		return nil
 	}
-	pending := l.c.log.Start(Entry{Queue: &cmd})
 	if up.Complete != nil {
+		pending := l.c.log.StartSoon(Entry{Queue: &cmd})
 		l.over(s, up.Complete.Lease)
+		s.reports <- report{up, pending}
+		return nil
 	}
-	s.reports <- report{up, pending}
+	s.reports <- report{up, l.c.log.Start(Entry{Queue: &cmd})}
 	return nil
 }
 
 // over frees the slot of an attempt that a member says it has completed: whatever
 // becomes of the report, nothing renders there any more. The next grant then takes
-// its place in the log right behind the report, and one sync may serve for both.
+// its place in the log right behind the report, and one sync serves for both.
 func (l *leader) over(s *session, id lease.ID) {
 	l.mu.Lock()
 	if s.granted[id] {
