@@ -2,12 +2,21 @@ package coord
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
+	"io"
+	"log/slog"
 	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime/debug"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/libp2p/go-libp2p"
 	"github.com/stretchr/testify/require"
 
 	"vizpeer/authz"
@@ -164,5 +173,123 @@ func BenchmarkLeader(b *testing.B) {
 		}
 		b.ReportMetric(2*tasks/rendered.Seconds(), "grants+completions/s")
 		b.ReportMetric(2*tasks/time.Since(began).Seconds(), "kept/s")
+	}
+}
+
+// envLarge names the folder of a coordinator with a large queue: this test binary is
+// then one.
+const envLarge = "VIZPEER_BENCH_LARGE"
+
+func TestMain(m *testing.M) {
+	dir := os.Getenv(envLarge)
+	if dir == "" {
+		os.Exit(m.Run())
+	}
+	if err := playLarge(dir, os.Stdout); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+// largeQueue is what a coordinator with 1,000,000 tasks in its queue measured.
+type largeQueue struct {
+	Snapshot time.Duration
+	// Usual and Longest are times between the answers to two grants: the median while
+	// nothing else happened, and the longest while the snapshot was made.
+	Usual, Longest time.Duration
+}
+
+// playLarge opens a log as the daemon does, queues 1,000,000 tasks, and makes a
+// snapshot while tasks are granted one after the other.
+func playLarge(dir string, answer io.Writer) error {
+	const jobs, tasks = 10, lease.MaxTasks
+	h, err := libp2p.New(libp2p.NoListenAddrs)
+	if err != nil {
+		return err
+	}
+	defer h.Close()
+	l, err := OpenLog(h, everyone, Config{Dir: dir, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		return err
+	}
+	defer l.Close()
+	if err := l.Bootstrap(h.ID()); err != nil {
+		return err
+	}
+	for end := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if leader, _ := l.Leader(); leader != "" {
+			break
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("it does not lead")
+		}
+	}
+	ctx := context.Background()
+	w := bench{submit: "ann"}
+	for i := range jobs {
+		submit := lease.Command{At: time.Now(), Submit: &lease.Submit{Job: lease.JobID(fmt.Sprint("j", i)), Spec: w.spec(tasks)}}
+		if _, err := l.Apply(ctx, Entry{Queue: &submit}); err != nil {
+			return err
+		}
+	}
+	debug.FreeOSMemory() // as a coordinator's that has stood for a while
+
+	granted := 0
+	grant := func() (time.Duration, error) {
+		id := lease.TaskID{Job: lease.JobID(fmt.Sprint("j", granted/tasks)), Index: int32(granted % tasks)}
+		granted++
+		began := time.Now()
+		_, err := l.Apply(ctx, Entry{Queue: &lease.Command{At: began, Grant: &lease.Grant{Lease: newLeaseID(), Task: id, Peer: "box"}}})
+		return time.Since(began), err
+	}
+	var q largeQueue
+	var usual []time.Duration
+	for range 1000 {
+		took, err := grant()
+		if err != nil {
+			return err
+		}
+		usual = append(usual, took)
+	}
+	slices.Sort(usual)
+	q.Usual = usual[len(usual)/2]
+
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() { done <- l.Snapshot(ctx) }()
+	for over := false; !over; {
+		took, err := grant()
+		if err != nil {
+			return err
+		}
+		q.Longest = max(q.Longest, took)
+		select {
+		case err := <-done:
+			if err != nil {
+				return err
+			}
+			q.Snapshot, over = time.Since(began), true
+		default:
+		}
+	}
+	return json.NewEncoder(answer).Encode(q)
+}
+
+// BenchmarkLargeQueue measures a coordinator with 1,000,000 tasks in its queue, as a
+// process of its own: its memory at the most, that of the snapshot included, how
+// long a snapshot takes, and for how much longer than usual it keeps a grant waiting.
+func BenchmarkLargeQueue(b *testing.B) {
+	for b.Loop() {
+		cmd := exec.Command(os.Args[0])
+		cmd.Env = append(os.Environ(), envLarge+"="+filepath.Join(b.TempDir(), "queue"))
+		cmd.Stderr = os.Stderr
+		out, err := cmd.Output()
+		require.NoError(b, err)
+		var q largeQueue
+		require.NoError(b, json.Unmarshal(out, &q))
+		b.ReportMetric(peakRSS(cmd), "peak-B")
+		b.ReportMetric(q.Snapshot.Seconds(), "snapshot-s")
+		b.ReportMetric(float64((q.Longest-q.Usual).Microseconds())/1000, "stall-ms")
+		b.ReportMetric(float64(q.Usual.Microseconds())/1000, "grant-ms")
 	}
 }

@@ -48,8 +48,9 @@ type benchPeer struct {
 }
 
 // newBenchFarm founds a farm with so many workers, each a process of its own with one
-// slot.
-func newBenchFarm(b testing.TB, workers int) *benchFarm {
+// slot. Their Blender is the program blender or, where that is "", ends at once within
+// the worker.
+func newBenchFarm(b testing.TB, workers int, blender string) *benchFarm {
 	b.Helper()
 	f := &benchFarm{b: b}
 	cfg := benchConfig(b.TempDir())
@@ -65,7 +66,7 @@ func newBenchFarm(b testing.TB, workers int) *benchFarm {
 		joining.HostOptions = []libp2p.Option{libp2p.ListenAddrStrings(cfg.P2PListen...)}
 		_, err = Join(b.Context(), joining, ticket.Ticket, Joining{Name: fmt.Sprintf("worker%d", i+1)})
 		require.NoError(b, err)
-		f.workers = append(f.workers, startWorker(b, cfg.DataDir))
+		f.workers = append(f.workers, startWorker(b, cfg.DataDir, blender))
 	}
 	f.within("all machines are online", func() bool {
 		farm, err := f.founder.Queue().Farm(b.Context(), authz.Principal{User: founded.AdminUser, Role: authz.Admin})
@@ -103,30 +104,36 @@ func startPeer(b testing.TB, cfg Config) *benchPeer {
 	return &benchPeer{Peer: p, cfg: cfg, api: (<-ready).API}
 }
 
-// envWorker names the data folder of a worker: this test binary is then one.
-const envWorker = "VIZPEER_BENCH_WORKER"
+// envWorker names the data folder of a worker: this test binary is then one, and
+// envBlender may name the program that it takes for Blender.
+const (
+	envWorker  = "VIZPEER_BENCH_WORKER"
+	envBlender = "VIZPEER_BENCH_BLENDER"
+)
 
 func TestMain(m *testing.M) {
 	dir := os.Getenv(envWorker)
 	if dir == "" {
 		os.Exit(m.Run())
 	}
-	if err := playWorker(dir); err != nil {
+	if err := playWorker(dir, os.Getenv(envBlender)); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
 }
 
-// playWorker runs a peer with a Blender that ends at once, until its standard input
-// is closed. For each line that it reads it prints what its Blender did since the
-// line before.
-func playWorker(dir string) error {
+// playWorker runs a peer that renders until its standard input is closed. For each
+// line that it reads it prints what its Blender did since the line before.
+func playWorker(dir, blender string) error {
 	pictures, err := os.MkdirTemp(dir, "pictures-")
 	if err != nil {
 		return err
 	}
-	r := &instant{dir: pictures}
-	p, err := New(benchConfig(dir), Machine{Runner: r, Can: benchMachine(1)})
+	r, can := &timed{Runner: &instant{pictures}}, benchMachine(1)
+	if blender != "" {
+		r.Runner, can.Builds[0].Path = render.NewBlender(render.Config{Dir: pictures}), blender
+	}
+	p, err := New(benchConfig(dir), Machine{Runner: r, Can: can})
 	if err != nil {
 		return err
 	}
@@ -149,10 +156,10 @@ type workerProcess struct {
 	out *json.Decoder
 }
 
-func startWorker(b testing.TB, dir string) *workerProcess {
+func startWorker(b testing.TB, dir, blender string) *workerProcess {
 	b.Helper()
 	cmd := exec.Command(os.Args[0])
-	cmd.Env = append(os.Environ(), envWorker+"="+dir)
+	cmd.Env = append(os.Environ(), envWorker+"="+dir, envBlender+"="+blender)
 	cmd.Stderr = os.Stderr
 	in, err := cmd.StdinPipe()
 	require.NoError(b, err)
@@ -215,9 +222,9 @@ func benchProject() iter.Seq2[httpapi.ProjectFile, error] {
 	}
 }
 
-// instant is a Blender of one slot that ends at once.
-type instant struct {
-	dir string // where it writes
+// timed notes when the attempts of a Blender of one slot begin and end.
+type timed struct {
+	render.Runner
 
 	mu       sync.Mutex
 	last     time.Time // the end of the attempt before
@@ -228,11 +235,11 @@ type instant struct {
 // deeds is what a worker did.
 type deeds struct {
 	Gaps []time.Duration // between the end of an attempt and the next one's start
-	CPU  time.Duration   // of its process
+	CPU  time.Duration   // of its process, and of those that have ended
 }
 
 // did returns what was done since the last call.
-func (r *instant) did() deeds {
+func (r *timed) did() deeds {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	d := r.now
@@ -240,6 +247,24 @@ func (r *instant) did() deeds {
 	r.last, r.now, r.computed = time.Time{}, deeds{}, cpuTime()
 	return d
 }
+
+// Run implements [render.Runner].
+func (r *timed) Run(ctx context.Context, a render.Attempt, sink render.Sink) (string, func(), error) {
+	r.mu.Lock()
+	if !r.last.IsZero() {
+		r.now.Gaps = append(r.now.Gaps, time.Since(r.last))
+	}
+	r.mu.Unlock()
+	defer func() {
+		r.mu.Lock()
+		r.last = time.Now()
+		r.mu.Unlock()
+	}()
+	return r.Runner.Run(ctx, a, sink)
+}
+
+// instant is a Blender of one slot that ends at once. It writes into dir.
+type instant struct{ dir string }
 
 var _ render.Runner = (*instant)(nil)
 
@@ -254,17 +279,6 @@ var tinyPicture = func() []byte {
 
 // Run implements [render.Runner].
 func (r *instant) Run(ctx context.Context, a render.Attempt, sink render.Sink) (string, func(), error) {
-	began := time.Now()
-	r.mu.Lock()
-	if !r.last.IsZero() {
-		r.now.Gaps = append(r.now.Gaps, began.Sub(r.last))
-	}
-	r.mu.Unlock()
-	defer func() {
-		r.mu.Lock()
-		r.last = time.Now()
-		r.mu.Unlock()
-	}()
 	cleanup := func() {}
 	if _, err := os.Stat(filepath.Join(a.Project, filepath.FromSlash(a.Blend))); err != nil {
 		return "", cleanup, err
@@ -282,7 +296,7 @@ func (r *instant) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 		if err := os.WriteFile(path, picture, 0o600); err != nil {
 			return log, cleanup, err
 		}
-		if err := sink.Frame(ctx, render.Frame{Frame: f, Path: path, Name: name, Seconds: time.Since(began).Seconds()}); err != nil {
+		if err := sink.Frame(ctx, render.Frame{Frame: f, Path: path, Name: name, Seconds: 0.001}); err != nil {
 			return log, cleanup, err
 		}
 	}
@@ -291,11 +305,30 @@ func (r *instant) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 
 // BenchmarkWorkers has four workers render a job whose tasks take no time at all,
 // and reports how many tasks a second are rendered, and done, that is kept by two
-// machines, and how long a slot is idle between two tasks. What all five
-// processes compute for a task stands beside: a machine has no more than its cores.
-func BenchmarkWorkers(b *testing.B) {
-	const tasks = 3000
-	f := newBenchFarm(b, 4)
+// machines, and how long a slot is idle between two tasks. What all five processes
+// compute for a task stands beside: a machine has no more than its cores.
+func BenchmarkWorkers(b *testing.B) { benchmarkWorkers(b, "", 3000) }
+
+// BenchmarkWorkersWithProcesses is the same with a process for each task, in the
+// sandbox that Blender runs in.
+func BenchmarkWorkersWithProcesses(b *testing.B) {
+	script := filepath.Join(b.TempDir(), "blender")
+	require.NoError(b, os.WriteFile(script, []byte(quickBlender), 0o755))
+	benchmarkWorkers(b, script, 600)
+}
+
+// quickBlender is a Blender whose every frame is a small bitmap of its own.
+const quickBlender = `#!/bin/sh
+for args; do :; done
+frame=$(sed 's/.*"frames":\[\([0-9]*\)\].*/\1/' "$args")
+out=$(sed 's/.*"out":"\([^"]*\)".*/\1/' "$args")
+printf 'BM\020\000\000\000 picture %s' "$frame" > "$out/frame.bmp"
+echo 'VIZ {"ev":"loaded"}'
+echo "VIZ {\"ev\":\"frame\",\"frame\":$frame,\"file\":\"frame.bmp\",\"name\":\"$frame.bmp\",\"seconds\":0.001}"
+`
+
+func benchmarkWorkers(b *testing.B, blender string, tasks int) {
+	f := newBenchFarm(b, 4, blender)
 	for b.Loop() {
 		for _, w := range f.workers {
 			w.did()
@@ -321,9 +354,9 @@ func BenchmarkWorkers(b *testing.B) {
 		}
 		slices.Sort(gaps)
 		ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
-		b.ReportMetric(tasks/done.Seconds(), "done/s")
-		b.ReportMetric(tasks/rendered.Seconds(), "rendered/s")
-		b.ReportMetric(ms(computed)/tasks, "cpu-ms/task")
+		b.ReportMetric(float64(tasks)/done.Seconds(), "done/s")
+		b.ReportMetric(float64(tasks)/rendered.Seconds(), "rendered/s")
+		b.ReportMetric(ms(computed)/float64(tasks), "cpu-ms/task")
 		b.ReportMetric(ms(gaps[len(gaps)/2]), "gap-ms")
 		b.ReportMetric(ms(gaps[len(gaps)*99/100]), "gap-p99-ms")
 	}
@@ -332,7 +365,7 @@ func BenchmarkWorkers(b *testing.B) {
 // BenchmarkSubmit submits a job of 10,000 tasks over HTTP to a farm of one and reports
 // the milliseconds until it is on disk.
 func BenchmarkSubmit(b *testing.B) {
-	f := newBenchFarm(b, 0)
+	f := newBenchFarm(b, 0, "")
 	token, err := os.ReadFile(filepath.Join(f.founder.cfg.DataDir, "token"))
 	require.NoError(b, err)
 	user := authz.Principal{User: "admin", Role: authz.Admin}
