@@ -158,14 +158,19 @@ func (r *results) rewrite() error {
 	return nil
 }
 
-// close syncs what was added and lets the file go. Nothing may be added any more.
+// close makes what was added durable and lets the file go, with nothing of the past
+// in it. Nothing may be added any more.
 func (r *results) close() error {
 	r.sync()
 	r.syncing.Lock()
 	defer r.syncing.Unlock()
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.file.Close()
+	var err error
+	if r.lines > len(r.all) {
+		err = r.rewrite()
+	}
+	return errors.Join(err, r.file.Close())
 }
 
 // note writes a change, not durably, and carries it out. r.mu is held. What a
