@@ -257,7 +257,7 @@ func (l *Log) begin(number uint64) error {
 		return err
 	}
 	p := &file{number: number, f: f}
-	if err := l.cut(p, 0); err == nil {
+	if err = l.cut(p, 0); err == nil {
 		err = l.syncDir()
 	}
 	if err != nil {
