@@ -47,6 +47,15 @@ var promises = []promise{
 	{"blend_object_moved", "./blobs", "ResubmitBlend", "moved-new-B", "blend-B", "", "of the .blend is new", 0.05, 0.01, "less"},
 	{"blend_reopened_and_object_moved", "./blobs", "ResubmitBlend", "reopened-new-B", "blend-B", "", "of the .blend is new", 0.05, 0.01, "less"},
 	{"memory_importing_4_GiB", "./blobs", "ImportMemory", "peak-B", "", "", "bytes resident at most", 256 * mib, 128 * mib, "less"},
+	{"placement_of_a_million_tasks_on_1000_machines_p99", "./coord/sched", "Place", "place-p99-ms", "", "place-p50-ms", "ms a grant", 1, 0.1, "less"},
+	{"cost_per_task_with_a_million_queued_against_10000", "./coord/sched", "CostPerTask", "us-at-1e6", "us-at-1e4", "us-at-1e5", "× the cost", 1.5, 1.2, "less"},
+	{"grants_and_completions_of_one_coordinator", "./coord", "Leader", "grants+completions/s", "", "kept/s", "a second, each on disk", 2000, 4000, "more"},
+	{"memory_with_a_million_tasks_queued", "./coord", "LargeQueue", "peak-B", "", "", "bytes resident at most", 1536 * mib, 512 * mib, "less"},
+	{"snapshot_of_a_million_tasks", "./coord", "LargeQueue", "snapshot-s", "", "", "s", 5, 2, "less"},
+	{"grants_wait_for_that_snapshot", "./coord", "LargeQueue", "stall-ms", "", "grant-ms", "ms longer than usual", 100, 20, "less"},
+	{"submit_10000_tasks_over_http", "./peer", "Submit", "submit-ms", "", "", "ms", 100, 20, "less"},
+	{"four_workers_tasks", "./peer", "Workers", "rendered/s", "", "done/s", "tasks a second", 300, 400, "more"},
+	{"four_workers_idle_between_two_tasks", "./peer", "Workers", "gap-ms", "", "cpu-ms/task", "ms, the median", 5, 3, "less"},
 	{"memory_fetching_4_GiB", "./blobs/swarm", "FetchMemory", "peak-B", "", "", "bytes resident at most", 256 * mib, 128 * mib, "less"},
 }
 

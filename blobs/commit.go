@@ -1,6 +1,7 @@
 package blobs
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -125,8 +126,20 @@ func (s *Store) commitGroup(group []*commit) error {
 	if err := s.packs.Sync(es...); err != nil {
 		return err
 	}
+	if slices.ContainsFunc(group, func(c *commit) bool { return c.batch.pin != nil }) {
+		s.pinning.Lock()
+		defer s.pinning.Unlock()
+	}
 	return s.index.update(adding, func(ch *change) error {
 		for _, c := range group {
+			if p := c.batch.pin; p != nil {
+				if err := ch.step(); err != nil {
+					return err
+				}
+				if err := s.note(ch.t, *p); err != nil {
+					return err
+				}
+			}
 			at := c.extent.Offset + int64(c.batch.skip)
 			for _, b := range c.batch.blocks {
 				if err := ch.enter(b.digest, place{c.extent.File, at, b.size}); err != nil {

@@ -239,6 +239,14 @@ func workUntilCut(s *Store) (durable []cid.Cid, err error) {
 		return durable, err
 	}
 	durable = append(durable, frame)
+	pinned, err := s.BeginImport(ctx, io.LimitReader(rand.NewChaCha8([32]byte{78}), 2_500_000), "frames:j")
+	if err == nil {
+		err = pinned.Wait(ctx)
+	}
+	if err != nil {
+		return durable, err
+	}
+	durable = append(durable, pinned.CID)
 	for _, i := range []int{0, 1} {
 		root := durable[0]
 		durable = durable[1:]

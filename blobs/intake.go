@@ -98,9 +98,9 @@ func (w *writer) addClaimed(bs []block) error {
 // Flush makes everything added durable.
 func (in *Intake) Flush() error { return in.w.flush() }
 
-// Hold caches a root that is whole now and spares it from eviction for
-// Config.Grace, so that there is time to pin it.
-func (in *Intake) Hold(root cid.Cid) error { return in.s.keep(root) }
+// Hold is Flush for a root that is whole now: it is cached, and spared from eviction
+// for Config.Grace, so that there is time to pin it.
+func (in *Intake) Hold(root cid.Cid) error { return in.w.hold(root) }
 
 // Close ends the intake; what was not flushed may be lost.
 func (in *Intake) Close() { in.w.close() }

@@ -58,19 +58,15 @@ func holderPrefix(holder string) ([]byte, error) {
 // what is fetched stays. Content that Has reports after Pin returned is safe. Where
 // the disk is full, cached roots are evicted for it. Errors: ErrDiskFull, ctx's.
 func (s *Store) Pin(ctx context.Context, root cid.Cid, holder string) error {
-	byRoot, byHolder, err := pinKeys(root, holder)
-	if err != nil {
+	if _, _, err := pinKeys(root, holder); err != nil {
 		return err
 	}
-	at := timeBytes(time.Now())
 	write := func() error {
 		s.pinning.Lock()
 		defer s.pinning.Unlock()
-		return s.index.write(adding, func(t *badger.Txn) error {
-			return errors.Join(t.Set(byRoot, at), t.Set(byHolder, nil), s.use(t, root, 0))
-		})
+		return s.index.write(adding, func(t *badger.Txn) error { return s.note(t, Pin{Root: root, Holder: holder}) })
 	}
-	err = write()
+	err := write()
 	if errors.Is(err, ErrDiskFull) {
 		if release, rerr := s.takeRoom(ctx, 0, &reservation{}); rerr == nil {
 			release()
@@ -94,6 +90,19 @@ func (s *Store) Pin(ctx context.Context, root cid.Cid, holder string) error {
 		_, err := s.claim(t, d)
 		return err
 	})
+}
+
+// note writes a root and, if it has a holder, its pin. s.pinning is held.
+func (s *Store) note(t *badger.Txn, p Pin) error {
+	err := s.use(t, p.Root, 0)
+	if err != nil || p.Holder == "" {
+		return err
+	}
+	byRoot, byHolder, err := pinKeys(p.Root, p.Holder)
+	if err != nil {
+		return err
+	}
+	return errors.Join(t.Set(byRoot, timeBytes(time.Now())), t.Set(byHolder, nil))
 }
 
 // Unpin takes back a Pin; without one it does nothing. The root stays cached, see

@@ -58,10 +58,15 @@ func (s *Store) noteUse(root cid.Cid) error {
 // keep caches a root that has just come, and keeps GC and eviction from it for
 // Config.Grace or until it is pinned.
 func (s *Store) keep(root cid.Cid) error {
-	s.pinning.Lock() // an eviction that has begun forgets what was before this
-	s.grace.hold(root, time.Now().Add(s.cfg.Grace))
-	s.pinning.Unlock()
+	s.spare(root)
 	return s.noteUse(root)
+}
+
+// spare keeps GC and eviction from root for Config.Grace.
+func (s *Store) spare(root cid.Cid) {
+	s.pinning.Lock() // an eviction that has begun forgets what was before this
+	defer s.pinning.Unlock()
+	s.grace.hold(root, time.Now().Add(s.cfg.Grace))
 }
 
 func (s *Store) use(t *badger.Txn, root cid.Cid, grain time.Duration) error {

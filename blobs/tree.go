@@ -324,22 +324,3 @@ func (k nodeSink) Add(_ context.Context, nd ipld.Node) error {
 	k.t.sum.NewBytes += n
 	return err
 }
-
-// ImportFile imports one frame or log, cut every MaxBlockSize bytes: up to that
-// size it is a single block, which a peer gets in one round trip. It is durable
-// on return, and GC spares it for Config.Grace or until it is pinned.
-func (s *Store) ImportFile(ctx context.Context, r io.Reader) (cid.Cid, int64, error) {
-	w := s.newWriter()
-	defer w.close()
-	e, err := importFile(ctx, w, r, fixed)
-	if err == nil {
-		err = w.flush()
-	}
-	if err == nil {
-		err = s.keep(e.CID)
-	}
-	if err != nil {
-		return cid.Undef, 0, failed("import file", s.dir, err)
-	}
-	return e.CID, e.Size, nil
-}

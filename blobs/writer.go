@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 
+	"github.com/ipfs/go-cid"
+
 	"vizpeer/blobs/pack"
 )
 
@@ -33,6 +35,7 @@ type batch struct {
 	skip   int     // of those, before the first block
 	blocks []block // their data lies in buf end to end
 	free   func()  // buf is no longer needed, nor the blocks' data
+	pin    *Pin    // to be noted together with it, or nil; without a holder only the root is
 	urgent atomic.Bool
 	done   chan struct{} // closed when it is durable, or has failed
 }
@@ -232,6 +235,31 @@ func (b *batch) release() {
 	b.free()
 }
 
+// flushWith begins to make what is not being written yet durable, together with a pin
+// or, where that has no holder, with the root alone. It tells whether there was any;
+// where there was not, it does nothing.
+func (w *writer) flushWith(p Pin) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	f := w.filling
+	if f == nil {
+		return false
+	}
+	w.filling = nil
+	f.pin = &p
+	w.launch(f)
+	return true
+}
+
+// idle waits until nothing is being written, without hurry.
+func (w *writer) idle() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for len(w.running) > 0 {
+		w.changed.Wait()
+	}
+}
+
 // flush makes everything added before durable.
 func (w *writer) flush() error {
 	w.mu.Lock()
@@ -250,6 +278,16 @@ func (w *writer) flush() error {
 		w.mu.Lock()
 	}
 	return w.err
+}
+
+// hold is flush and keep, mostly with one wait for the disk.
+func (w *writer) hold(root cid.Cid) error {
+	w.s.spare(root)
+	noted := w.flushWith(Pin{Root: root})
+	if err := w.flush(); err != nil || noted {
+		return err
+	}
+	return w.s.noteUse(root)
 }
 
 // close ends the writer; what was not flushed is forgotten. Call it once.

@@ -13,6 +13,13 @@ import (
 func (l *leader) lookAhead() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	some := false
+	for _, s := range l.sessions {
+		some = some || s.look
+	}
+	if !some {
+		return
+	}
 	renders := make(map[authz.PeerID]map[string]bool)
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
 		waiting := q.Waiting(time.Now(), nil)

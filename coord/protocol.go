@@ -110,6 +110,9 @@ type Renew struct {
 type Running struct {
 	Lease    lease.ID        `json:"lease"`
 	Progress json.RawMessage `json:"progress,omitempty"`
+	// Over tells that the attempt has ended and its report is under way: it takes no
+	// slot any more.
+	Over bool `json:"over,omitempty"`
 }
 
 // Trouble is why a frame could not be kept or written to its folder.

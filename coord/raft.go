@@ -90,6 +90,13 @@ type Log struct {
 		active sync.WaitGroup
 	}
 
+	// waiting are commands that wait a moment for others: see StartSoon.
+	waiting struct {
+		sync.Mutex
+		all   []*Pending
+		timer *time.Timer
+	}
+
 	// failed is closed when this machine cannot go on; failure is why.
 	failed  chan struct{}
 	failure error

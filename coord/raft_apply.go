@@ -3,6 +3,7 @@ package coord
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/hashicorp/raft"
 )
@@ -44,6 +45,7 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 	go func() {
 		defer l.leave()
 		defer close(done)
+		l.startWaiting()
 		futures := make([]raft.ApplyFuture, len(entries))
 		for i := range data {
 			if errs[i] == nil {
@@ -51,15 +53,9 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 			}
 		}
 		for i, f := range futures {
-			if f == nil {
-				continue
+			if f != nil {
+				applied[i], errs[i] = l.result(f)
 			}
-			if err := f.Error(); err != nil {
-				errs[i] = l.explain(err)
-				continue
-			}
-			o := f.Response().(outcome)
-			applied[i], errs[i] = o.applied, o.err
 		}
 	}()
 	// Once the caller has gone, applied and errs are the goroutine's alone.
@@ -71,6 +67,110 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 	case <-ctx.Done():
 		return all(fmt.Errorf("%w (%w)", ErrOutcomeUnknown, context.Cause(ctx)))
 	}
+}
+
+// Pending is a command under way: see [Log.Start].
+type Pending struct {
+	data    []byte
+	failed  <-chan struct{} // the log's
+	done    chan struct{}   // closed when what follows is set
+	applied Applied
+	err     error
+}
+
+// Start is Apply in two steps: it gives the command its place in the log, behind all
+// that the caller started before, and Wait answers as Apply does. It may wait for the
+// place, at most Config.ApplyTimeout.
+func (l *Log) Start(e Entry) *Pending {
+	p := l.prepare(e)
+	if p.err == nil {
+		l.startWaiting()
+		l.start(p)
+	}
+	return p
+}
+
+// StartSoon is Start for a command to which others are likely to come that should
+// share its sync: it gets its place right before the next one, a moment later at most.
+func (l *Log) StartSoon(e Entry) *Pending {
+	p := l.prepare(e)
+	if p.err != nil {
+		return p
+	}
+	l.waiting.Lock()
+	defer l.waiting.Unlock()
+	if l.waiting.all = append(l.waiting.all, p); len(l.waiting.all) == 1 {
+		l.waiting.timer = time.AfterFunc(startSoon, l.startWaiting)
+	}
+	return p
+}
+
+// startSoon is how long a command may wait for others: about as long as the leader
+// needs to find the next task for a slot, and less than a sync.
+const startSoon = 200 * time.Microsecond
+
+// startWaiting starts what waits for others.
+func (l *Log) startWaiting() {
+	l.waiting.Lock()
+	defer l.waiting.Unlock() // until all have their place: what is started next comes behind
+	if len(l.waiting.all) == 0 {
+		return
+	}
+	l.waiting.timer.Stop()
+	for _, p := range l.waiting.all {
+		l.start(p)
+	}
+	l.waiting.all = nil
+}
+
+// prepare counts a command in. Where that fails it is refused at once.
+func (l *Log) prepare(e Entry) *Pending {
+	data, err := e.encode()
+	if err == nil {
+		err = l.enter()
+	}
+	if err != nil {
+		return refusedAtOnce(err)
+	}
+	return &Pending{data: data, failed: l.failed, done: make(chan struct{})}
+}
+
+// start gives a command its place in the log.
+func (l *Log) start(p *Pending) {
+	f := l.raft.Apply(p.data, l.cfg.ApplyTimeout)
+	go func() {
+		defer l.leave()
+		defer close(p.done)
+		p.applied, p.err = l.result(f)
+	}()
+}
+
+// refusedAtOnce is a command that needs no place in the log to be refused.
+func refusedAtOnce(err error) *Pending {
+	p := &Pending{done: make(chan struct{}), err: err}
+	close(p.done)
+	return p
+}
+
+// Wait returns what the command did. It may be called by one goroutine, once.
+func (p *Pending) Wait(ctx context.Context) (Applied, error) {
+	select {
+	case <-p.done:
+		return p.applied, p.err
+	case <-p.failed:
+		return Applied{}, fmt.Errorf("%w: the log has failed", ErrOutcomeUnknown)
+	case <-ctx.Done():
+		return Applied{}, fmt.Errorf("%w (%w)", ErrOutcomeUnknown, context.Cause(ctx))
+	}
+}
+
+// result waits for what became of a command.
+func (l *Log) result(f raft.ApplyFuture) (Applied, error) {
+	if err := f.Error(); err != nil {
+		return Applied{}, l.explain(err)
+	}
+	o := f.Response().(outcome)
+	return o.applied, o.err
 }
 
 // Barrier returns when this machine, which must lead, has applied everything

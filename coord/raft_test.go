@@ -363,3 +363,41 @@ func BenchmarkApply(b *testing.B) {
 		b.ReportMetric(float64(b.N*len(entries))/b.Elapsed().Seconds(), "applies/s")
 	})
 }
+
+// Commands that are started get their places in order, those that wait for others
+// right before the next one or, if none comes, a moment later.
+func TestStartedInOrder(t *testing.T) {
+	l := sole(t, lonelyHost(t), Config{Dir: t.TempDir(), NoSync: true})
+	var pending []*Pending
+	for i := range 300 {
+		start := l.Start
+		if i%3 > 0 {
+			start = l.StartSoon
+		}
+		pending = append(pending, start(submission(fmt.Sprint("j", i))))
+	}
+	_, errs := l.ApplyAll(t.Context(), []Entry{submission("j299"), submission("j300")})
+	require.ErrorIs(t, errs[0], lease.ErrExists, "it came behind the others")
+	require.NoError(t, errs[1])
+	last := uint64(0)
+	for _, p := range pending {
+		a, err := p.Wait(t.Context())
+		require.NoError(t, err)
+		require.Greater(t, a.Index, last)
+		last = a.Index
+	}
+	_, err := l.StartSoon(submission("alone")).Wait(t.Context())
+	require.NoError(t, err)
+	_, err = l.Start(Entry{}).Wait(t.Context())
+	require.ErrorContains(t, err, "one command")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	late := l.StartSoon(submission("late"))
+	_, err = late.Wait(ctx)
+	require.ErrorIs(t, err, ErrOutcomeUnknown)
+	require.NoError(t, l.Close(), "what is under way is answered first")
+	_, err = late.Wait(t.Context())
+	require.NoError(t, err)
+	_, err = l.StartSoon(submission("too late")).Wait(t.Context())
+	require.ErrorIs(t, err, ErrClosed)
+}

@@ -40,7 +40,7 @@ func (l *leader) schedule() {
 	// The slot is taken before the grant is committed, so that its events find it.
 	for _, c := range grants {
 		s := l.sessions[c.Grant.Peer]
-		s.granted[c.Grant.Lease], s.look = c.Grant.Device, true
+		s.granted[c.Grant.Lease], s.look = slot{device: c.Grant.Device}, true
 	}
 	l.mu.Unlock()
 	if len(grants) > 0 {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -26,11 +27,14 @@ type session struct {
 	once  sync.Once
 	addrs []string
 	limit *rate.Limiter // of what it says
+	// reports are under way to the log, in the order in which they came.
+	reports chan report
+	due     atomic.Int32 // reports that its orders ask for, and that it has not made
 
 	// Guarded by the leader's mu.
 	said    lease.Capability          // what it says of itself
 	can     lease.Capability          // what it is taken to be able to do; see judge
-	granted map[lease.ID]lease.Device // leases it was given
+	granted map[lease.ID]slot         // leases it was given
 	running map[lease.ID]lease.Device // attempts it says it makes, some under leases that have ended
 	asked   map[KeepID]bool           // what it was asked to keep: true until it has answered
 	keeping int                       // orders to keep that it has not answered, sent or not
@@ -41,10 +45,54 @@ type session struct {
 	look    bool     // something may be to be fetched ahead
 }
 
-// messages bounds what a member may say and ask in a second: most of it goes into
-// the log, or to every watcher. One that says more waits, and its whole stream with
-// it.
+// slot is what of a member a lease is for.
+type slot struct {
+	device lease.Device
+	// over tells that the member says that the attempt was completed: the slot is free,
+	// whatever becomes of the report.
+	over bool
+}
+
+// report is a member's report and its command.
+type report struct {
+	Up
+	pending *Pending
+}
+
+// maxReports is how many reports of one member may be under way to the log: with as
+// many of them one sync serves for all.
+const maxReports = 64
+
+// messages bounds what a member may say and ask in a second beside the reports that
+// its orders ask for: most of it goes into the log, or to every watcher. One that
+// says more waits, and its whole stream with it.
 const messages = 500
+
+// maxDue bounds how many reports a member may save up for a burst.
+const maxDue = 4096
+
+// asks is how many reports an order asks for.
+func asks(d Down) int32 {
+	switch {
+	case d.Grant != nil: // each frame, the attempt's end, that the project is there, and one to spare
+		return int32(len(d.Grant.Frames)) + 3
+	case d.Keep != nil: // that it is held, and written
+		return 2
+	}
+	return 0
+}
+
+// wasDue tells whether the member was asked for a report like this.
+func (s *session) wasDue(up Up) bool {
+	if up.Record == nil && up.Complete == nil && up.Fail == nil && up.Release == nil && up.Hold == nil && up.Stock == nil {
+		return false
+	}
+	if s.due.Add(-1) >= 0 {
+		return true
+	}
+	s.due.Add(1)
+	return false
+}
 
 // heavy is how many messages one counts for that costs the leader much.
 const heavy = 50
@@ -66,6 +114,9 @@ var errSlow = errors.New("the member does not read its orders")
 
 // send queues an order and never waits.
 func (s *session) send(d Down) {
+	if n := asks(d); n > 0 && s.due.Load() < maxDue {
+		s.due.Add(n)
+	}
 	select {
 	case s.out <- d:
 	case <-s.done:
@@ -99,8 +150,10 @@ func (s *session) close() {
 // free lists, for each slot without an attempt, what it renders on.
 func (s *session) free() (free []lease.Device) {
 	busy := make(map[lease.Device]int)
-	for _, d := range s.granted {
-		busy[d]++
+	for _, g := range s.granted {
+		if !g.over {
+			busy[g.device]++
+		}
 	}
 	for id, d := range s.running {
 		if _, granted := s.granted[id]; !granted {
@@ -120,7 +173,12 @@ func (s *session) free() (free []lease.Device) {
 
 // busy is the number of attempts that it makes, or was just given.
 func (s *session) busy() int {
-	busy := len(s.granted)
+	busy := 0
+	for _, g := range s.granted {
+		if !g.over {
+			busy++
+		}
+	}
 	for id := range s.running {
 		if _, granted := s.granted[id]; !granted {
 			busy++
@@ -215,8 +273,9 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 	}
 	s := &session{
 		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
-		granted: make(map[lease.ID]lease.Device), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
+		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
+		reports: make(chan report, maxReports),
 	}
 	stop := context.AfterFunc(ctx, s.close)
 	defer stop()
@@ -228,6 +287,12 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 	defer wg.Wait()
 	defer s.close()
 	wg.Go(s.write)
+	wg.Go(func() {
+		for r := range s.reports {
+			l.committed(s, r)
+		}
+	})
+	defer close(s.reports)
 	for _, r := range unknown {
 		l.giveBack(r, "the machine was restarted")
 	}
@@ -295,7 +360,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 		switch {
 		case t.peer != s.peer:
 		case known[id]:
-			s.granted[id] = s.running[id]
+			s.granted[id] = slot{device: s.running[id]}
 			l.arm(id, t.task, t.peer)
 		default:
 			unknown = append(unknown, lease.Report{Lease: id, Task: t.task, Peer: t.peer})
@@ -326,14 +391,17 @@ func (l *leader) leave(s *session) {
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
 }
 
-// heard carries out one message of a member.
+// heard carries out one message of a member. A report goes on to [leader.committed]:
+// the next message does not wait until it is on disk.
 func (l *leader) heard(s *session, up Up) error {
 	weight := 1
 	if up.Part != nil { // every frame that is remembered is looked at
 		weight = heavy
 	}
-	if err := s.limit.WaitN(l.ctx, weight); err != nil {
-		return err
+	if !s.wasDue(up) {
+		if err := s.limit.WaitN(l.ctx, weight); err != nil {
+			return err
+		}
 	}
 	switch {
 	case up.Renew != nil && len(up.Renew.Leases) > maxRunning:
@@ -388,9 +456,38 @@ func (l *leader) heard(s *session, up Up) error {
 	if up.Release != nil && up.NoRoom {
 		l.full(s, up.Release.Task.Job) // before the task can be granted again
 	}
-	if err == nil {
-		_, err = l.c.log.Apply(l.ctx, Entry{Queue: &cmd})
+	if err != nil {
+		s.reports <- report{up, refusedAtOnce(err)}
+		return nil
 	}
+	if up.Complete != nil {
+		pending := l.c.log.StartSoon(Entry{Queue: &cmd})
+		l.over(s, up.Complete.Lease)
+		s.reports <- report{up, pending}
+		return nil
+	}
+	s.reports <- report{up, l.c.log.Start(Entry{Queue: &cmd})}
+	return nil
+}
+
+// over frees the slot of an attempt that a member says it has completed: whatever
+// becomes of the report, nothing renders there any more. The next grant then takes
+// its place in the log right behind the report, and one sync serves for both.
+func (l *leader) over(s *session, id lease.ID) {
+	l.mu.Lock()
+	if g, granted := s.granted[id]; granted {
+		g.over = true
+		s.granted[id] = g
+	}
+	delete(s.running, id)
+	l.mu.Unlock()
+	l.signal()
+}
+
+// committed answers a report when its command is on disk and carried out, or refused.
+func (l *leader) committed(s *session, r report) {
+	_, err := r.pending.Wait(l.ctx)
+	up := r.Up
 	s.send(Down{Ack: ackOf(up.Seq, err)})
 	l.mu.Lock()
 	switch {
@@ -420,7 +517,6 @@ func (l *leader) heard(s *session, up Up) error {
 		})
 	}
 	l.signal()
-	return nil
 }
 
 // errUnasked refuses copies of what a member has no right to: it can hold them
@@ -493,7 +589,9 @@ func (l *leader) renew(s *session, r Renew) {
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
 	for _, run := range r.Leases {
-		s.running[run.Lease] = was[run.Lease]
+		if !run.Over {
+			s.running[run.Lease] = was[run.Lease]
+		}
 		t := l.leases[run.Lease]
 		if t == nil || t.peer != s.peer {
 			continue

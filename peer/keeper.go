@@ -70,9 +70,12 @@ func (k *keeper) keep(order coord.Keep) {
 	k.crew.Go(func() { k.persist(id, p) })
 }
 
+// heldSoon is how long the word that a frame is here waits until it is written, too.
+const heldSoon = 500 * time.Millisecond
+
 // persist tries until the content is here and says so, and then, where it is to
-// be written, until it is and says that. A folder that cannot be written holds up
-// neither the frame nor the job.
+// be written, until it is and says that: mostly in one report for both. A folder that
+// cannot be written holds up neither the frame nor the job.
 func (k *keeper) persist(id coord.KeepID, p *keeping) {
 	defer p.cancel()
 	hold := lease.Hold{Job: id.Job, Frame: id.Frame, CID: id.CID}
@@ -84,9 +87,15 @@ func (k *keeper) persist(id coord.KeepID, p *keeping) {
 		_, _ = k.link.Report(p.ctx, coord.Up{Stock: &lease.Stock{Job: id.Job}})
 		return
 	case id.Write:
-		if _, err := k.link.Report(p.ctx, coord.Up{Hold: &hold}); err != nil || !k.try(p, true, func(ctx context.Context, order coord.Keep) error { return k.rewrite(ctx, p, order) }) {
+		held := hold
+		late := time.AfterFunc(heldSoon, func() {
+			k.crew.Go(func() { _, _ = k.link.Report(p.ctx, coord.Up{Hold: &held}) })
+		})
+		defer late.Stop()
+		if !k.try(p, true, func(ctx context.Context, order coord.Keep) error { return k.rewrite(ctx, p, order) }) {
 			return
 		}
+		late.Stop()
 		hold.Delivered = true
 	}
 	k.forget(id, p)

@@ -244,7 +244,10 @@ func (l *link) obey(d coord.Down) {
 	}
 }
 
-// renew sends the state of the attempts every [coord.Renewal] and whenever it is
+// renewPause is how long a nudge waits for others to be answered with it.
+const renewPause = 50 * time.Millisecond
+
+// renew sends the state of the attempts every [coord.Renewal] and soon whenever it is
 // nudged.
 func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 	tick := time.NewTicker(coord.Renewal)
@@ -256,7 +259,13 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 		}
 		select {
 		case <-tick.C:
+			continue
 		case <-l.nudge:
+		case <-ctx.Done():
+			return
+		}
+		select {
+		case <-time.After(renewPause):
 		case <-ctx.Done():
 			return
 		}

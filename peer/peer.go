@@ -181,11 +181,11 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 			return nil, err
 		}
 	}
-	res, err := openResults(d.path("results"))
+	proj, err := newProjects(d.path("work", "projects"), p.store, cfg.Logger)
 	if err != nil {
 		return nil, err
 	}
-	proj, err := newProjects(d.path("work", "projects"), p.store, cfg.Logger)
+	res, err := openResults(d.path("results"), cfg.Logger)
 	if err != nil {
 		return nil, err
 	}
@@ -194,7 +194,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
 	p.worker = &worker{
 		store: p.store, fetch: p.exchange, runner: has.Runner, link: p.link, results: res, projects: proj, holdings: p.holdings, slog: cfg.Logger,
-		attempts: make(map[lease.ID]*attempt), can: p.can,
+		attempts: make(map[lease.ID]*attempt), pinned: make(map[lease.JobID]cid.Cid), can: p.can,
 	}
 	p.worker.ahead.w, p.worker.letGo = p.worker, p.letGo
 	p.keeper = &keeper{
@@ -319,6 +319,10 @@ func (p *Peer) close() error {
 	if p.coord != nil {
 		errs = append(errs, p.coord.Close())
 	}
+	if p.worker != nil {
+		p.worker.projects.close()
+		errs = append(errs, p.worker.results.close())
+	}
 	if p.exchange != nil {
 		errs = append(errs, p.exchange.Close())
 	}
@@ -442,6 +446,7 @@ func (p *Peer) ended(j lease.JobID) {
 	p.rights.forget(j)
 	p.exchange.Recheck()
 	p.worker.ahead.ended(j)
+	p.worker.ended(j)
 	p.keeper.drop(func(id coord.KeepID) bool { return id.Project && id.Job == j })
 	p.worker.crew.Go(func() {
 		p.worker.results.forgetJob(j)

@@ -39,6 +39,7 @@ type worker struct {
 
 	mu       sync.Mutex
 	attempts map[lease.ID]*attempt
+	pinned   map[lease.JobID]cid.Cid // projects of open jobs that are pinned, or about to be
 }
 
 // attempt is one try under way.
@@ -62,7 +63,7 @@ func (w *worker) running() []coord.Running {
 	defer w.mu.Unlock()
 	out := make([]coord.Running, 0, len(w.attempts))
 	for id, a := range w.attempts {
-		out = append(out, coord.Running{Lease: id, Progress: a.progress})
+		out = append(out, coord.Running{Lease: id, Progress: a.progress, Over: a.over})
 	}
 	return out
 }
@@ -100,11 +101,12 @@ func (w *worker) start(o coord.Order) {
 			w.report(w.ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: busy}})
 			return
 		}
-		w.try(ctx, a)
+		log := w.try(ctx, a)
 		w.mu.Lock()
 		delete(w.attempts, o.Lease)
 		w.mu.Unlock()
 		w.link.Nudge()
+		w.settle(o, log)
 	})
 }
 
@@ -143,12 +145,13 @@ func (w *worker) revoke(r coord.Revoke) {
 	}
 }
 
-// try makes the attempt and reports how it ended.
-func (w *worker) try(ctx context.Context, a *attempt) {
+// try makes the attempt and reports how it ended. It returns Blender's log, which may
+// not be on disk yet; nil where there is none.
+func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 	o := a.order
 	log := w.slog.With("task", o.Task.String(), "lease", o.Lease)
 	log.Info("rendering", "frames", len(o.Frames), "device", o.Device)
-	logCID, err := w.render(ctx, a)
+	made, err := w.render(ctx, a)
 	w.mu.Lock()
 	a.over = true
 	w.mu.Unlock()
@@ -157,18 +160,18 @@ func (w *worker) try(ctx context.Context, a *attempt) {
 	switch cause := context.Cause(ctx); {
 	case err == nil:
 		log.Info("rendered")
-		up.Complete = &lease.Complete{Report: o.Report, Log: logCID}
+		up.Complete = &lease.Complete{Report: o.Report, Frames: made.frames, Log: made.logCID()}
 	case errors.Is(cause, errRevoked):
 		log.Info("stopped", "why", cause)
 		w.results.forget(o.Lease)
-		return
+		return made.log
 	case ctx.Err() != nil:
 		// The peer is stopping. It hands the task back if it still can, and offers
 		// the frames it has when it is back; otherwise the lease runs out.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		w.report(ctx, coord.Up{Release: &lease.Release{Report: o.Report, Reason: "the machine's vizpeer was stopped"}})
-		return
+		return made.log
 	case isFull(err):
 		// It is the machine's lack and not the task's fault: another one may try.
 		log.Warn("there is no room for the attempt", "err", err)
@@ -176,14 +179,20 @@ func (w *worker) try(ctx context.Context, a *attempt) {
 		up.NoRoom = true
 	case errors.As(err, &failed):
 		log.Warn("the attempt failed", "err", err)
-		up.Fail = &lease.Fail{Report: o.Report, Reason: failed.Reason, Tail: failed.Tail, Log: logCID, Kind: failed.Kind}
+		up.Fail = &lease.Fail{Report: o.Report, Reason: failed.Reason, Tail: failed.Tail, Log: made.logCID(), Kind: failed.Kind}
 	default:
 		log.Warn("the attempt could not be made", "err", err)
-		up.Fail = &lease.Fail{Report: o.Report, Reason: err.Error(), Log: logCID, Kind: lease.FailMachine}
+		up.Fail = &lease.Fail{Report: o.Report, Reason: err.Error(), Log: made.logCID(), Kind: lease.FailMachine}
 	}
-	if w.report(ctx, up) == refused {
+	became := w.report(ctx, up)
+	if became == refused && len(made.frames) > 0 {
+		// The lease had run out, but the frame may be wanted still.
+		became = w.report(ctx, coord.Up{Record: &lease.Record{Report: o.Report, Frames: made.frames}})
+	}
+	if became == refused {
 		w.results.forget(o.Lease)
 	}
+	return made.log
 }
 
 // verdict is what became of a report.
@@ -237,18 +246,48 @@ func (w *worker) held(frames []lease.Result) (held []lease.Result) {
 	return held
 }
 
-// render fetches the project, runs Blender and stores its log, whose CID it
-// returns. Errors that are not a [render.Error] are this machine's own.
-func (w *worker) render(ctx context.Context, a *attempt) (string, error) {
+// made is what an attempt leaves beside the frames that are reported already.
+type made struct {
+	log    *blobs.Import  // nil where there is none
+	frames []lease.Result // the last one, to be reported with the attempt's end
+}
+
+func (m made) logCID() string {
+	if m.log == nil {
+		return ""
+	}
+	return m.log.CID.String()
+}
+
+// settle waits until Blender's log is on disk. Nothing else does: a log is worth less
+// than the frames, and not a wait of its own for the disk.
+func (w *worker) settle(o coord.Order, log *blobs.Import) {
+	if log == nil {
+		return
+	}
+	if err := log.Settle(context.WithoutCancel(w.ctx)); err != nil {
+		w.lostLog(o, err)
+	}
+}
+
+func (w *worker) lostLog(o coord.Order, err error) {
+	w.slog.Warn("Blender's log could not be kept", "task", o.Task.String(), "err", err)
+}
+
+// render fetches the project, runs Blender and begins to store its log. Errors that
+// are not a [render.Error] are this machine's own.
+func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	o := a.order
 	can := w.can()
 	root, err := cid.Decode(o.Spec.Project)
 	if err != nil {
-		return "", fmt.Errorf("the project's CID: %w", err)
+		return made{}, fmt.Errorf("the project's CID: %w", err)
 	}
-	whole, err := w.store.Has(ctx, root)
-	if err != nil {
-		return "", err
+	whole := w.projects.has(root)
+	if !whole {
+		if whole, err = w.store.Has(ctx, root); err != nil {
+			return made{}, err
+		}
 	}
 	// The leader has matched this machine by its ad. It is checked again here,
 	// by who owns the machine.
@@ -258,49 +297,74 @@ func (w *worker) render(ctx context.Context, a *attempt) (string, error) {
 	}
 	if lacks := needs.Match(can); len(lacks) > 0 {
 		if needs.Disk, needs.Store = 0, 0; len(needs.Match(can)) == 0 {
-			return "", fmt.Errorf("%w: this machine %s", blobs.ErrDiskFull, lacks[0])
+			return made{}, fmt.Errorf("%w: this machine %s", blobs.ErrDiskFull, lacks[0])
 		}
-		return "", fmt.Errorf("this machine %s", lacks[0])
+		return made{}, fmt.Errorf("this machine %s", lacks[0])
 	}
 	if o.Device != "" && !needs.Fits(can, o.Device) {
-		return "", fmt.Errorf("this machine's %s does not serve the job", o.Device)
+		return made{}, fmt.Errorf("this machine's %s does not serve the job", o.Device)
 	}
 	build, _ := o.Spec.Needs.Build(can)
-	if err := w.store.Pin(ctx, root, jobPin(o.Task.Job)); err != nil {
-		return "", err
+	if err := w.pin(ctx, root, o.Task.Job); err != nil {
+		return made{}, err
 	}
 	total := len(o.Frames)
 	w.say(a, render.Progress{Phase: "fetching", Total: total})
-	if err := w.project(ctx, root, o); err != nil {
-		return "", fmt.Errorf("fetch the project: %w", err)
+	if whole {
+		w.holdings.has(root, 1, 1)
+	} else if err := w.project(ctx, root, o); err != nil {
+		return made{}, fmt.Errorf("fetch the project: %w", err)
 	}
 	if !o.Stocked {
 		w.crew.Go(func() { w.report(w.ctx, coord.Up{Stock: &lease.Stock{Job: o.Task.Job}}) })
 	}
 	dir, release, err := w.projects.open(ctx, root)
 	if err != nil {
-		return "", fmt.Errorf("unpack the project: %w", err)
+		return made{}, fmt.Errorf("unpack the project: %w", err)
 	}
 	defer release()
-	s := &sink{w: w, a: a, ctx: ctx}
+	s := newSink(ctx, w, a)
 	log, cleanup, err := w.runner.Run(ctx, render.Attempt{
 		ID: o.Lease, Project: dir, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
 		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
 	}, s)
 	defer cleanup()
-	s.wg.Wait()
+	var m made
+	m.frames = s.end(err == nil)
 	if s.full != nil {
 		err = s.full
 	}
 	if log == "" || ctx.Err() != nil {
-		return "", err
+		return m, err
 	}
-	logCID, lost := w.keepLog(ctx, o.Task.Job, log)
-	if lost != nil {
-		// A log is worth less than the frames: the attempt stands without it.
-		w.slog.Warn("Blender's log could not be kept", "task", o.Task.String(), "err", lost)
+	var lost error
+	if m.log, lost = w.keepLog(ctx, o.Task.Job, log); lost != nil {
+		w.lostLog(o, lost)
 	}
-	return logCID, err
+	return m, err
+}
+
+// pin keeps a project as long as its job is open.
+func (w *worker) pin(ctx context.Context, root cid.Cid, job lease.JobID) error {
+	w.mu.Lock()
+	held := w.pinned[job] == root
+	w.pinned[job] = root // before it is: should the job end meanwhile, the next attempt pins anew
+	w.mu.Unlock()
+	if held {
+		return w.store.Use(root)
+	}
+	err := w.store.Pin(ctx, root, jobPin(job))
+	if err != nil {
+		w.ended(job)
+	}
+	return err
+}
+
+// ended says that what is pinned for a job may be let go.
+func (w *worker) ended(job lease.JobID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.pinned, job)
 }
 
 // project brings an attempt's project here.
@@ -333,30 +397,41 @@ func (w *worker) unpin(holder string) {
 	}
 }
 
-// importFile stores a file of an attempt, for which what was fetched ahead gives way.
-func (w *worker) importFile(ctx context.Context, file *os.File) (cid.Cid, int64, error) {
-	c, size, err := w.store.ImportFile(ctx, file)
-	if isFull(err) && w.ahead.giveWay(ctx) {
-		if _, err := file.Seek(0, io.SeekStart); err != nil {
-			return c, 0, err
+// keepFrame stores a picture, durably.
+func (w *worker) keepFrame(ctx context.Context, job lease.JobID, file *os.File) (i *blobs.Import, err error) {
+	err = w.makingRoom(ctx, file, func() error {
+		if i, err = w.store.BeginImport(ctx, file, framePin(job)); err != nil {
+			return err
 		}
-		c, size, err = w.store.ImportFile(ctx, file)
-	}
-	return c, size, err
+		return i.Wait(ctx)
+	})
+	return i, err
 }
 
-// keepLog stores Blender's output and returns its CID.
-func (w *worker) keepLog(ctx context.Context, job lease.JobID, path string) (string, error) {
-	f, err := os.Open(path)
+// keepLog begins to store Blender's output.
+func (w *worker) keepLog(ctx context.Context, job lease.JobID, path string) (i *blobs.Import, err error) {
+	file, err := os.Open(path)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
-	defer f.Close()
-	c, _, err := w.importFile(ctx, f)
-	if err != nil {
-		return "", err
+	defer file.Close()
+	err = w.makingRoom(ctx, file, func() error {
+		i, err = w.store.BeginImport(ctx, file, framePin(job))
+		return err
+	})
+	return i, err
+}
+
+// makingRoom stores a file of an attempt, for which what was fetched ahead gives way.
+func (w *worker) makingRoom(ctx context.Context, file *os.File, store func() error) error {
+	err := store()
+	if isFull(err) && w.ahead.giveWay(ctx) {
+		if _, err := file.Seek(0, io.SeekStart); err != nil {
+			return err
+		}
+		err = store()
 	}
-	return c.String(), w.store.Pin(ctx, c, framePin(job))
+	return err
 }
 
 // say notes the attempt's progress; the next renewal carries it.
@@ -375,7 +450,8 @@ func (w *worker) say(a *attempt, p render.Progress) {
 }
 
 // sink takes frames from Blender, stores them and reports them at once, so that
-// they survive this machine.
+// they survive this machine. The last one waits a moment for the attempt to end: one
+// report is enough for both.
 type sink struct {
 	w *worker
 	a *attempt
@@ -383,7 +459,19 @@ type sink struct {
 	// before a leader is there to take the last frames.
 	ctx  context.Context
 	wg   sync.WaitGroup
+	left int   // frames to come
 	full error // why a frame found no room here: no fault of Blender's or the job's
+
+	mu    sync.Mutex
+	last  *lease.Result // not reported yet
+	timer *time.Timer   // reports it
+}
+
+// lastFrame is how long the last frame of an attempt waits for Blender to quit.
+const lastFrame = 500 * time.Millisecond
+
+func newSink(ctx context.Context, w *worker, a *attempt) *sink {
+	return &sink{w: w, a: a, ctx: ctx, left: len(a.order.Frames)}
 }
 
 func (s *sink) Progress(p render.Progress) { s.w.say(s.a, p) }
@@ -400,22 +488,56 @@ func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
 	}
 	defer file.Close()
 	o := s.a.order
-	c, size, err := s.w.importFile(ctx, file)
+	i, err := s.w.keepFrame(ctx, o.Task.Job, file)
 	if err != nil {
 		return fmt.Errorf("store frame %d: %w", f.Frame, err)
 	}
-	if err := s.w.store.Pin(ctx, c, framePin(o.Task.Job)); err != nil {
-		return fmt.Errorf("store frame %d: %w", f.Frame, err)
-	}
-	r := lease.Result{Frame: f.Frame, CID: c.String(), Name: f.Name, Size: size, Seconds: f.Seconds}
+	r := lease.Result{Frame: f.Frame, CID: i.CID.String(), Name: f.Name, Size: i.Size, Seconds: f.Seconds}
 	if err := s.w.results.add(o.Report, r); err != nil {
 		return fmt.Errorf("note frame %d: %w", f.Frame, err)
 	}
-	s.wg.Go(func() {
-		s.w.report(s.ctx, coord.Up{Record: &lease.Record{Report: o.Report, Frames: []lease.Result{r}}})
-	})
-	s.w.link.Nudge()
+	if s.left--; s.left > 0 {
+		s.record(r)
+		s.w.link.Nudge()
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.last = &r
+	s.timer = time.AfterFunc(lastFrame, func() { s.takeLast(s.record) })
 	return nil
+}
+
+// record reports a frame of an attempt that goes on.
+func (s *sink) record(r lease.Result) {
+	s.wg.Go(func() {
+		s.w.report(s.ctx, coord.Up{Record: &lease.Record{Report: s.a.order.Report, Frames: []lease.Result{r}}})
+	})
+}
+
+// takeLast calls do with the last frame, if it waits.
+func (s *sink) takeLast(do func(lease.Result)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.last != nil {
+		s.timer.Stop()
+		do(*s.last)
+		s.last = nil
+	}
+}
+
+// end waits until what was reported is answered, and returns what the attempt's
+// Complete is to report, if there will be one.
+func (s *sink) end(complete bool) (frames []lease.Result) {
+	s.takeLast(func(r lease.Result) {
+		if complete {
+			frames = append(frames, r)
+		} else {
+			s.record(r)
+		}
+	})
+	s.wg.Wait()
+	return frames
 }
 
 // The holders of pins: uploads for a while, by whoever sent them, projects while

@@ -287,17 +287,16 @@ func (f *fetch) bring() error {
 	f.advanced = time.Now()
 	err := f.content()
 	f.quit()
-	if ferr := f.in.Flush(); err == nil { // keep what came, to go on from
-		err = ferr
+	if err == nil {
+		err = f.in.Hold(f.root)
+	} else {
+		_ = f.in.Flush() // keep what came, to go on from
 	}
 	f.mu.Lock()
 	for d := range f.waiting { // what somebody else stored meanwhile
 		f.land(d)
 	}
 	f.mu.Unlock()
-	if err == nil {
-		err = f.in.Hold(f.root)
-	}
 	return err
 }
 
