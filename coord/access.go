@@ -163,14 +163,26 @@ func (l *leader) sources(project string, job lease.JobID, to authz.PeerID) []Add
 			}
 		}
 	})
-	peers := make([]authz.PeerID, 0, len(has))
-	for p := range has {
-		peers = append(peers, p)
+	type source struct {
+		peer    authz.PeerID
+		eighths int
+		rank    uint64
 	}
-	seed := hash(string(to))
-	slices.SortFunc(peers, func(a, b authz.PeerID) int {
-		return cmp.Or(cmp.Compare(has[b], has[a]), cmp.Compare(mix(hash(string(a)), seed), mix(hash(string(b)), seed)), cmp.Compare(a, b))
+	list := make([]source, 0, len(has))
+	for p, eighths := range has {
+		s := source{peer: p, eighths: eighths}
+		if o := l.sessions[p]; o != nil {
+			s.rank = mix(o.seed, hash(string(to)))
+		}
+		list = append(list, s)
+	}
+	slices.SortFunc(list, func(a, b source) int {
+		return cmp.Or(cmp.Compare(b.eighths, a.eighths), cmp.Compare(a.rank, b.rank), cmp.Compare(a.peer, b.peer))
 	})
+	peers := make([]authz.PeerID, len(list))
+	for i, s := range list {
+		peers[i] = s.peer
+	}
 	return l.addrs(peers, to)
 }
 

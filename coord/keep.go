@@ -10,9 +10,9 @@ import (
 	"vizpeer/lease"
 )
 
-// keep asks machines to hold the projects of some jobs, the frames of some tasks,
+// keep asks machines to hold the projects of some jobs, the some frames,
 // and all frames of jobs that have just ended.
-func (l *leader) keep(projects []lease.JobID, frames []lease.TaskID, ended []lease.JobID) {
+func (l *leader) keep(projects []lease.JobID, frames []frameID, ended []lease.JobID) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.c.Read(func(s *lease.State, r *authz.Roster) {
@@ -23,11 +23,11 @@ func (l *leader) keep(projects []lease.JobID, frames []lease.TaskID, ended []lea
 			}
 		}
 		for _, id := range frames {
-			j, t, err := s.Task(id)
-			if err != nil {
-				continue
+			if j, ok := s.Job(id.job); ok {
+				if at, ok := j.Place(id.frame); ok {
+					k.frames(j, j.Frames[at:at+1])
+				}
 			}
-			k.frames(j, j.Frames[t.Lo:t.Hi])
 		}
 		for _, id := range ended {
 			if j, ok := s.Job(id); ok {
@@ -42,13 +42,7 @@ type keeping struct {
 	*leader
 	roster       *authz.Roster
 	coordinators []authz.PeerID
-	candidates   []candidate // who may be asked to keep what is not their own
-}
-
-// candidate is a machine that may be asked, and a number that is its own.
-type candidate struct {
-	*session
-	seed uint64
+	candidates   []*session // who may be asked to keep what is not their own
 }
 
 // keepFree is what keeping others' frames leaves free of a machine's disk, in
@@ -62,9 +56,9 @@ const backlog = 4 * keepWindow
 // keeping is for one look at the state. Both locks are held.
 func (l *leader) keeping(r *authz.Roster) keeping {
 	k := keeping{leader: l, roster: r, coordinators: r.Coordinators()}
-	for p, s := range l.sessions {
+	for _, s := range l.sessions {
 		if s.can.FreeDisk >= keepFree {
-			k.candidates = append(k.candidates, candidate{s, hash(string(p))})
+			k.candidates = append(k.candidates, s)
 		}
 	}
 	return k

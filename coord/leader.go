@@ -31,15 +31,21 @@ type leader struct {
 	gone     map[authz.PeerID]bool // away for so long that its copies are replaced
 	members  *authz.View           // as they were last seen
 	// What the next turn has to look at.
-	fresh     []lease.TaskID // tasks with frames that keepers may want
-	plan      plan           // the look at every frame, when keepers came or went
-	roster    bool           // the roster changed
+	fresh     []frameID // frames that keepers may want
+	plan      plan      // the look at every frame, when keepers came or went
+	roster    bool      // the roster changed
 	ended     []lease.JobID
 	submitted []lease.JobID // jobs whose project keepers may want
 	timed     []frameTime   // frames by which machines can be compared
 
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
+}
+
+// frameID names a frame.
+type frameID struct {
+	job   lease.JobID
+	frame int32
 }
 
 // timedLease is a live lease and the time it has left.
@@ -51,6 +57,8 @@ type timedLease struct {
 	progress json.RawMessage
 	since    time.Time // it gave its last frame, or began
 	frames   int       // that it gave in this term
+	until    time.Time // it is not renewed any more: the attempt had its time
+	told     time.Time // when watchers heard of its progress
 }
 
 // lead runs one term: it waits until everything committed before it is applied,
@@ -130,6 +138,7 @@ func (l *leader) establish() {
 			for i := range j.Tasks {
 				for _, a := range j.Tasks[i].Lives() {
 					l.arm(a.Lease, lease.TaskID{Job: j.ID, Index: int32(i)}, a.Peer)
+					l.leases[a.Lease].until = longest(j, &j.Tasks[i], a.Granted)
 				}
 			}
 		}
@@ -192,12 +201,12 @@ func (l *leader) applied(a Applied) {
 				s.send(Down{Revoke: &Revoke{Lease: e.Lease, Reason: e.Reason}})
 			}
 		case lease.FrameResult:
-			// A frame that was lost and rendered again may be the same to the byte:
-			// its keepers are asked anew.
-			for _, s := range l.sessions {
-				l.unask(s, e.Job, *e.Frame, e.Result.CID)
+			if e.State == lease.SameAgain { // its keepers are asked anew, as of one that was lost
+				for _, s := range l.sessions {
+					l.unask(s, e.Job, *e.Frame, e.Result.CID)
+				}
 			}
-			l.fresh = append(l.fresh, lease.TaskID{Job: e.Job, Index: e.Task})
+			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
 			if t := l.leases[e.Lease]; t != nil {
 				t.since = time.Now()
 				t.frames++
@@ -214,7 +223,7 @@ func (l *leader) applied(a Applied) {
 			if s := l.sessions[e.Peer]; s != nil {
 				l.unask(s, e.Job, *e.Frame, e.Result.CID)
 			}
-			l.fresh = append(l.fresh, lease.TaskID{Job: e.Job, Index: e.Task})
+			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
 		case lease.ProjectShort:
 			if s := l.sessions[e.Peer]; s != nil {
 				l.unaskProject(s, e.Job)
@@ -239,6 +248,19 @@ func (l *leader) applied(a Applied) {
 	l.roster = l.roster || len(a.Roster) > 0
 	l.mu.Unlock()
 	l.signal()
+}
+
+// fetchTime is what an attempt may take beside rendering, to fetch its project.
+const fetchTime = 24 * time.Hour
+
+// longest is until when an attempt may last: its worker, which knows what Blender does,
+// ends it long before.
+func longest(j *lease.Job, t *lease.Task, granted time.Time) time.Time {
+	limit := j.Spec.TaskTimeout
+	if limit <= 0 {
+		limit = 24 * time.Hour * time.Duration(t.Hi-t.Lo)
+	}
+	return granted.Add(limit + fetchTime)
 }
 
 // arm starts or restarts a lease's time to live. l.mu is held.

@@ -161,6 +161,8 @@ type Order struct {
 	From   []Addr       `json:"from"` // who has the project, or is fetching it; the most of it first
 	// Stocked tells that the queue knows the member to hold the project.
 	Stocked bool `json:"stocked,omitempty"`
+
+	until time.Time // the leader's own: when it ends for good
 }
 
 // Revoke takes a lease back: the attempt must stop and its result is not wanted.

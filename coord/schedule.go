@@ -17,7 +17,8 @@ func (l *leader) schedule() {
 	l.c.Read(func(s *lease.State, _ *authz.Roster) { l.compare(s) })
 	for p, s := range l.sessions {
 		here[p] = true
-		if m := s.machine(); len(m.Free) > 0 {
+		if s.busy() < s.slots {
+			m := s.machine()
 			m.Speeds = l.speeds[p]
 			machines = append(machines, m)
 		}
@@ -61,6 +62,7 @@ func (l *leader) grant(grants []lease.Command) {
 		g := c.Grant
 		if errs[i] != nil {
 			l.disarm(g.Lease, g.Peer)
+			l.signal() // its slot is for another task
 			continue
 		}
 		o, ok := l.order(*g, applied[i])
@@ -77,6 +79,7 @@ func (l *leader) grant(grants []lease.Command) {
 			continue
 		}
 		l.arm(g.Lease, o.Task, g.Peer)
+		l.leases[g.Lease].until = o.until
 		s.send(Down{Grant: &o})
 	}
 	l.mu.Unlock()
@@ -100,10 +103,12 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 		if err != nil {
 			return
 		}
-		_, live = t.Live(g.Lease)
+		var at lease.Attempt
+		at, live = t.Live(g.Lease)
+		o.until = longest(j, t, at.Granted)
 		o.Spec, o.Frames, o.Stocked = j.Spec, j.Remaining(t), slices.Contains(j.Holders, g.Peer)
 	})
-	if live {
+	if live && !o.Stocked { // else it has it
 		o.From = l.sources(o.Spec.Project, o.Task.Job, g.Peer)
 	}
 	return o, live
@@ -165,8 +170,12 @@ func (l *leader) stuckTasks(s *lease.State) map[lease.JobID][]int32 {
 			next = due
 		}
 	}
-	for _, tasks := range stuck {
+	for id, tasks := range stuck {
 		slices.Sort(tasks)
+		// Where half of a job seems stuck it is what was expected that is wrong.
+		if j, _ := s.Job(id); len(tasks) > 1 && 2*len(tasks) > j.Count(lease.TaskLeased) {
+			delete(stuck, id)
+		}
 	}
 	if !next.IsZero() {
 		l.stuck.Reset(next.Sub(now))

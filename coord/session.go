@@ -10,7 +10,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/ipfs/go-cid"
 	"golang.org/x/time/rate"
 
 	"vizpeer/authz"
@@ -27,6 +26,7 @@ type session struct {
 	once  sync.Once
 	addrs []string
 	limit *rate.Limiter // of what it says
+	seed  uint64        // a number that is its own
 	// reports are under way to the log, in the order in which they came.
 	reports chan report
 	due     atomic.Int32 // reports that its orders ask for, and that it has not made
@@ -34,12 +34,14 @@ type session struct {
 	// Guarded by the leader's mu.
 	said    lease.Capability          // what it says of itself
 	can     lease.Capability          // what it is taken to be able to do; see judge
+	slots   int                       // of it
 	granted map[lease.ID]slot         // leases it was given
 	running map[lease.ID]lease.Device // attempts it says it makes, some under leases that have ended
 	asked   map[KeepID]bool           // what it was asked to keep: true until it has answered
 	keeping int                       // orders to keep that it has not answered, sent or not
 	later   []Keep                    // those that wait until it has answered some
 	holds   map[string]int            // eighths of projects that its ad tells of
+	rest    map[lease.JobID]time.Time // until when it is not offered a job that it handed back
 	noRoom  map[lease.JobID]shortage
 	next    Prefetch // what it was told last to fetch ahead, without sources
 	look    bool     // something may be to be fetched ahead
@@ -52,16 +54,6 @@ type slot struct {
 	// whatever becomes of the report.
 	over bool
 }
-
-// report is a member's report and its command.
-type report struct {
-	Up
-	pending *Pending
-}
-
-// maxReports is how many reports of one member may be under way to the log: with as
-// many of them one sync serves for all.
-const maxReports = 64
 
 // messages bounds what a member may say and ask in a second beside the reports that
 // its orders ask for: most of it goes into the log, or to every watcher. One that
@@ -195,6 +187,7 @@ func (s *session) busy() int {
 func (l *leader) judge(s *session, q *lease.State) {
 	m, _ := l.members.Member(s.peer)
 	s.can = s.taken(q, m.Labels)
+	s.slots = s.can.TotalSlots()
 }
 
 // taken is what the member is taken to be able to do, by what it says and by what
@@ -210,6 +203,13 @@ func (s *session) machine() sched.Machine {
 	m := sched.Machine{Peer: s.peer, Can: s.can, Free: s.free(), Holds: s.holds, NoRoom: make(map[lease.JobID]bool, len(s.noRoom))}
 	for j := range s.noRoom {
 		m.NoRoom[j] = true
+	}
+	for j, until := range s.rest {
+		if time.Now().Before(until) {
+			m.Resting = append(m.Resting, j)
+		} else {
+			delete(s.rest, j)
+		}
 	}
 	return m
 }
@@ -272,9 +272,9 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		return err
 	}
 	s := &session{
-		peer: who, conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
+		peer: who, seed: hash(string(who)), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
-		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), limit: rate.NewLimiter(messages, messages),
+		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
 		reports: make(chan report, maxReports),
 	}
 	stop := context.AfterFunc(ctx, s.close)
@@ -391,197 +391,6 @@ func (l *leader) leave(s *session) {
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
 }
 
-// heard carries out one message of a member. A report goes on to [leader.committed]:
-// the next message does not wait until it is on disk.
-func (l *leader) heard(s *session, up Up) error {
-	weight := 1
-	if up.Part != nil { // every frame that is remembered is looked at
-		weight = heavy
-	}
-	if !s.wasDue(up) {
-		if err := s.limit.WaitN(l.ctx, weight); err != nil {
-			return err
-		}
-	}
-	switch {
-	case up.Renew != nil && len(up.Renew.Leases) > maxRunning:
-		return fmt.Errorf("a renewal of %d leases", len(up.Renew.Leases))
-	case up.Renew != nil:
-		l.renew(s, *up.Renew)
-		s.send(Down{Ack: &Ack{}})
-		return nil
-	case up.Trouble != nil:
-		l.troubled(s, *up.Trouble)
-		return nil
-	case up.May != nil, up.Find != nil, up.Part != nil, up.Recall != nil:
-		s.send(Down{Ack: l.answer(s, up)})
-		return nil
-	}
-	// Who speaks is known from the stream, and how many machines there are from
-	// the leader's own eyes, whatever the message says.
-	cmd := lease.Command{At: time.Now()}
-	var err error
-	l.mu.Lock()
-	machines := l.machines()
-	l.mu.Unlock()
-	switch {
-	case up.Record != nil:
-		up.Record.Peer, up.Record.Machines = s.peer, machines
-		cmd.Record, err = up.Record, resultsMakeSense(up.Record.Frames)
-	case up.Complete != nil:
-		up.Complete.Peer, up.Complete.Machines = s.peer, machines
-		cmd.Complete, err = up.Complete, resultsMakeSense(up.Complete.Frames)
-	case up.Fail != nil:
-		up.Fail.Peer = s.peer
-		up.Fail.Had, up.Fail.Others = l.outlook(s, *up.Fail)
-		cmd.Fail = up.Fail
-	case up.Release != nil:
-		up.Release.Peer = s.peer
-		cmd.Release = up.Release
-	case up.Hold != nil:
-		up.Hold.Peer, up.Hold.Machines = s.peer, machines
-		cmd.Hold = up.Hold
-	case up.Stock != nil:
-		up.Stock.Peer = s.peer
-		cmd.Stock = up.Stock
-	case up.Unhold != nil:
-		up.Unhold.Peer, up.Unhold.Machines = s.peer, machines
-		cmd.Unhold = up.Unhold
-	default:
-		return fmt.Errorf("a message of an unknown kind: the member may be of a newer version")
-	}
-	if err == nil {
-		err = l.mayHold(s, up)
-	}
-	if up.Release != nil && up.NoRoom {
-		l.full(s, up.Release.Task.Job) // before the task can be granted again
-	}
-	if err != nil {
-		s.reports <- report{up, refusedAtOnce(err)}
-		return nil
-	}
-	if up.Complete != nil {
-		pending := l.c.log.StartSoon(Entry{Queue: &cmd})
-		l.over(s, up.Complete.Lease)
-		s.reports <- report{up, pending}
-		return nil
-	}
-	s.reports <- report{up, l.c.log.Start(Entry{Queue: &cmd})}
-	return nil
-}
-
-// over frees the slot of an attempt that a member says it has completed: whatever
-// becomes of the report, nothing renders there any more. The next grant then takes
-// its place in the log right behind the report, and one sync serves for both.
-func (l *leader) over(s *session, id lease.ID) {
-	l.mu.Lock()
-	if g, granted := s.granted[id]; granted {
-		g.over = true
-		s.granted[id] = g
-	}
-	delete(s.running, id)
-	l.mu.Unlock()
-	l.signal()
-}
-
-// committed answers a report when its command is on disk and carried out, or refused.
-func (l *leader) committed(s *session, r report) {
-	_, err := r.pending.Wait(l.ctx)
-	up := r.Up
-	s.send(Down{Ack: ackOf(up.Seq, err)})
-	l.mu.Lock()
-	switch {
-	case up.Hold != nil:
-		if err == nil && l.trouble[up.Hold.Job].Peer == s.peer {
-			delete(l.trouble, up.Hold.Job)
-		}
-		// What is held is answered; that it is also written comes as a second report,
-		// and a folder that cannot be written must not hold up other orders.
-		for _, write := range []bool{false, true} {
-			l.answered(s, KeepID{Job: up.Hold.Job, Frame: up.Hold.Frame, CID: up.Hold.CID, Write: write})
-		}
-	case up.Stock != nil:
-		l.c.Read(func(q *lease.State, _ *authz.Roster) {
-			if j, ok := q.Job(up.Stock.Job); ok {
-				l.answered(s, KeepID{Job: j.ID, CID: j.Spec.Project, Project: true})
-			}
-		})
-	}
-	l.mu.Unlock()
-	if r := up.Record; r != nil && err == nil {
-		// What came late may be about a task that is done long since.
-		l.c.Read(func(q *lease.State, _ *authz.Roster) {
-			if _, t, err := q.Task(r.Task); err == nil && t.State == lease.TaskDone {
-				s.send(Down{Kept: &Kept{Lease: r.Lease}})
-			}
-		})
-	}
-	l.signal()
-}
-
-// errUnasked refuses copies of what a member has no right to: it can hold them
-// only by a mistake or a lie, and to hold something is a right to it.
-var errUnasked = fmt.Errorf("%w: nobody asked this machine to hold that, or there is no such content", lease.ErrInvalid)
-
-// mayHold refuses reports of copies by a member that has no right to the content.
-func (l *leader) mayHold(s *session, up Up) error {
-	var root string
-	var by lease.Scope
-	switch {
-	case up.Hold != nil:
-		root, by = up.Hold.CID, lease.FrameOf(up.Hold.Job, up.Hold.Frame)
-	case up.Stock != nil:
-		by = lease.ProjectOf(up.Stock.Job)
-		l.c.Read(func(q *lease.State, _ *authz.Roster) {
-			if j, ok := q.Job(by.Job); ok {
-				root = j.Spec.Project
-			}
-		})
-	default:
-		return nil
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.may(s.peer, root, by.String()) {
-		return errUnasked
-	}
-	return nil
-}
-
-// outlook tells, of an attempt of s that failed, how much memory the machine had, if
-// it ran out of it, and how many others could try the task: then those that have more.
-func (l *leader) outlook(s *session, f lease.Fail) (had lease.Memory, others int) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.c.Read(func(q *lease.State, _ *authz.Roster) {
-		j, t, err := q.Task(f.Task)
-		if err != nil {
-			return
-		}
-		if f.Kind == lease.FailMemory {
-			had = s.can.Memory(t.Device(f.Lease))
-		}
-		above := j.Above.More(had)
-		for p, other := range l.sessions {
-			if p != s.peer && !other.can.Draining && !j.KeptOff(p) && j.Spec.Needs.ServedBy(other.can, above) && len(other.machine().Lacks(j)) == 0 {
-				others++
-			}
-		}
-	})
-	return had, others
-}
-
-// resultsMakeSense reports a result that names no content: nobody could ever
-// fetch it.
-func resultsMakeSense(results []lease.Result) error {
-	for _, r := range results {
-		if _, err := cid.Decode(r.CID); err != nil {
-			return fmt.Errorf("%w: frame %d: %q is no CID", lease.ErrInvalid, r.Frame, r.CID[:min(len(r.CID), 64)])
-		}
-	}
-	return nil
-}
-
 // renew keeps the member's leases alive and passes its progress on.
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
@@ -596,9 +405,12 @@ func (l *leader) renew(s *session, r Renew) {
 		if t == nil || t.peer != s.peer {
 			continue
 		}
-		l.arm(run.Lease, t.task, t.peer)
-		if len(run.Progress) > 0 && len(run.Progress) <= maxProgress && json.Valid(run.Progress) {
-			t.progress = run.Progress
+		now := time.Now()
+		if now.Before(t.until) { // else it runs out: nobody renders for ever
+			l.arm(run.Lease, t.task, t.peer)
+		}
+		if len(run.Progress) > 0 && len(run.Progress) <= maxProgress && now.Sub(t.told) >= progressPause && json.Valid(run.Progress) {
+			t.progress, t.told = run.Progress, now
 			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress,
 				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
 		}
@@ -609,6 +421,9 @@ func (l *leader) renew(s *session, r Renew) {
 // maxProgress bounds what an attempt says of its progress, in bytes: it goes to
 // every watcher.
 const maxProgress = 4 << 10
+
+// progressPause is how often at most watchers are told of an attempt's progress.
+const progressPause = Renewal / 10
 
 // troubled notes why a machine could not keep something that it was asked to.
 func (l *leader) troubled(s *session, t Trouble) {

@@ -148,20 +148,27 @@ func (a *applying) grant(c Grant) error {
 	return nil
 }
 
+// Check tells why a report would be refused whatever it says; nil where it would not.
+func (s *State) Check(r Report) error {
+	j, t, err := s.Task(r.Task)
+	switch {
+	case err != nil:
+		return err
+	case t.attempt(r.Lease) < 0 || t.Attempts[t.attempt(r.Lease)].Peer != r.Peer:
+		return ErrStale
+	case j.State.Ended():
+		return ErrEnded
+	}
+	return nil
+}
+
 // attempt finds what r reports about. live tells whether its lease still is.
 func (a *applying) attempt(r Report) (j *Job, t *Task, k int, live bool, err error) {
-	if j, t, err = a.editTask(r.Task); err != nil {
+	if err = a.Check(r); err != nil {
 		return
 	}
+	j, t, err = a.editTask(r.Task)
 	k = t.attempt(r.Lease)
-	if k < 0 || t.Attempts[k].Peer != r.Peer {
-		err = ErrStale
-		return
-	}
-	if j.State.Ended() {
-		err = ErrEnded
-		return
-	}
 	_, live = t.Live(r.Lease)
 	return
 }
@@ -217,7 +224,11 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 			continue
 		}
 		if have == nil || renewed {
-			a.tell(Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f})
+			e := Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f}
+			if renewed && have.CID == f.CID {
+				e.State = SameAgain
+			}
+			a.tell(e)
 		}
 		a.holder(j, at, r.Peer, machines)
 	}

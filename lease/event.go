@@ -31,6 +31,10 @@ const (
 	PeerChanged    EventType = "peer.changed"    // never in the log: sent by the leader
 )
 
+// SameAgain is the State of a [FrameResult] that is the same to the byte as the frame
+// that was to be rendered again.
+const SameAgain = "again"
+
 // Event is one consequence of a command.
 type Event struct {
 	Type   EventType

@@ -32,6 +32,8 @@ type Machine struct {
 	Holds map[string]int
 	// NoRoom lists the jobs whose projects its store could not take when it tried.
 	NoRoom map[lease.JobID]bool
+	// Resting lists the jobs that it handed back a moment ago.
+	Resting []lease.JobID
 	// Speeds tells, by device, how many times as fast as the others it rendered what
 	// they all did; nothing where nobody knows.
 	Speeds map[lease.Device]float64
@@ -135,7 +137,7 @@ func newRound(j *lease.Job, free []Machine) *round {
 	project, local := lease.ShortCID(j.Spec.Project), false
 	for i := range free {
 		m := &free[i]
-		if j.KeptOff(m.Peer) || len(m.lacks(j, project)) > 0 {
+		if j.KeptOff(m.Peer) || slices.Contains(m.Resting, j.ID) || len(m.lacks(j, project)) > 0 {
 			continue
 		}
 		slots := r.slots
