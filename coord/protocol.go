@@ -165,10 +165,12 @@ type Order struct {
 	until time.Time // the leader's own: when it ends for good
 }
 
-// Revoke takes a lease back: the attempt must stop and its result is not wanted.
+// Revoke takes a lease back: the attempt must stop, and nothing more of it is wanted.
 type Revoke struct {
 	Lease  lease.ID `json:"lease"`
 	Reason string   `json:"reason"`
+	// Offer tells that frames which the attempt has given may be wanted still.
+	Offer bool `json:"offer,omitempty"`
 }
 
 // Keep asks the member to hold a frame for good, and to write it to a folder

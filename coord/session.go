@@ -353,7 +353,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 					continue
 				}
 			}
-			unwanted = append(unwanted, Revoke{Lease: r.Lease, Reason: "the lease has ended"})
+			unwanted = append(unwanted, Revoke{Lease: r.Lease, Reason: "the lease has ended", Offer: err == nil && !j.State.Ended()})
 		}
 	})
 	for id, t := range l.leases {

@@ -54,6 +54,7 @@ type attempt struct {
 
 var (
 	errRevoked  = errors.New("the lease was taken back")
+	errExpired  = fmt.Errorf("%w, and what was rendered may be wanted", errRevoked)
 	errShutdown = errors.New("this peer is stopping")
 )
 
@@ -106,6 +107,9 @@ func (w *worker) start(o coord.Order) {
 		delete(w.attempts, o.Lease)
 		w.mu.Unlock()
 		w.link.Nudge()
+		if errors.Is(context.Cause(ctx), errExpired) {
+			w.offer()
+		}
 		w.settle(o, log)
 	})
 }
@@ -141,7 +145,11 @@ func (w *worker) revoke(r coord.Revoke) {
 	a := w.attempts[r.Lease]
 	w.mu.Unlock()
 	if a != nil {
-		a.cancel(fmt.Errorf("%w: %s", errRevoked, r.Reason))
+		why := errRevoked
+		if r.Offer {
+			why = errExpired
+		}
+		a.cancel(fmt.Errorf("%w: %s", why, r.Reason))
 	}
 }
 
@@ -163,7 +171,9 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 		up.Complete = &lease.Complete{Report: o.Report, Frames: made.frames, Log: made.logCID()}
 	case errors.Is(cause, errRevoked):
 		log.Info("stopped", "why", cause)
-		w.results.forget(o.Lease)
+		if !errors.Is(cause, errExpired) {
+			w.results.forget(o.Lease)
+		}
 		return made.log
 	case ctx.Err() != nil:
 		// The peer is stopping. It hands the task back if it still can, and offers
