@@ -13,25 +13,26 @@ import (
 func (l *leader) lookAhead() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	some := false
-	for _, s := range l.sessions {
-		some = some || s.look
+	tasks := make(map[authz.PeerID][]lease.JobID) // of those who may be told something
+	for _, t := range l.leases {
+		if s := l.sessions[t.peer]; s != nil && s.look {
+			tasks[t.peer] = append(tasks[t.peer], t.task.Job)
+		}
 	}
-	if !some {
+	if len(tasks) == 0 {
 		return
 	}
 	renders := make(map[authz.PeerID]map[string]bool)
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
 		waiting := q.Waiting(time.Now(), nil)
-		for _, t := range l.leases {
-			if s := l.sessions[t.peer]; s == nil || !s.look {
-				continue
-			}
-			if j, ok := q.Job(t.task.Job); ok {
-				if renders[t.peer] == nil {
-					renders[t.peer] = make(map[string]bool)
+		for p, jobs := range tasks {
+			for _, id := range jobs {
+				if j, ok := q.Job(id); ok {
+					if renders[p] == nil {
+						renders[p] = make(map[string]bool)
+					}
+					renders[p][j.Spec.Project] = true
 				}
-				renders[t.peer][j.Spec.Project] = true
 			}
 		}
 		for p, mine := range renders {

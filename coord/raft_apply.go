@@ -152,7 +152,7 @@ func refusedAtOnce(err error) *Pending {
 	return p
 }
 
-// Wait returns what the command did. It may be called by one goroutine, once.
+// Wait returns what the command did.
 func (p *Pending) Wait(ctx context.Context) (Applied, error) {
 	select {
 	case <-p.done:

@@ -45,6 +45,7 @@ func TestWorkIsNotSlowedDown(t *testing.T) {
 		for n := range int32(frames) {
 			f := lease.Result{Frame: n + 1, CID: aCID(int(n) + 1), Name: fmt.Sprintf("%04d.png", n+1), Size: 1}
 			require.Empty(t, bob.says(Up{Record: &lease.Record{Report: bob.orders()[0].Report, Frames: []lease.Result{f}}}).Code)
+			synctest.Wait() // until ann is asked to keep it
 			require.Empty(t, ann.says(Up{Hold: &lease.Hold{Job: id, Frame: n + 1, CID: aCID(int(n) + 1)}}).Code)
 		}
 		require.Less(t, time.Since(began), time.Second)

@@ -163,6 +163,13 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 	w.mu.Lock()
 	a.over = true
 	w.mu.Unlock()
+	// What Blender left is removed beside the report: the slot waits for neither.
+	tidied := make(chan struct{})
+	go func() {
+		defer close(tidied)
+		made.tidy()
+	}()
+	defer func() { <-tidied }()
 	var up coord.Up
 	var failed *render.Error
 	switch cause := context.Cause(ctx); {
@@ -258,8 +265,15 @@ func (w *worker) held(frames []lease.Result) (held []lease.Result) {
 
 // made is what an attempt leaves beside the frames that are reported already.
 type made struct {
-	log    *blobs.Import  // nil where there is none
-	frames []lease.Result // the last one, to be reported with the attempt's end
+	log     *blobs.Import  // nil where there is none
+	frames  []lease.Result // the last one, to be reported with the attempt's end
+	cleanup func()         // removes the attempt's folder; nil where there is none
+}
+
+func (m made) tidy() {
+	if m.cleanup != nil {
+		m.cleanup()
+	}
 }
 
 func (m made) logCID() string {
@@ -334,12 +348,12 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	}
 	defer release()
 	s := newSink(ctx, w, a)
+	var m made
 	log, cleanup, err := w.runner.Run(ctx, render.Attempt{
 		ID: o.Lease, Project: dir, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
 		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
 	}, s)
-	defer cleanup()
-	var m made
+	m.cleanup = cleanup
 	m.frames = s.end(err == nil)
 	if s.full != nil {
 		err = s.full
