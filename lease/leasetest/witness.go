@@ -76,7 +76,7 @@ func (w *Witness) heard(t require.TestingT, c lease.Command, e lease.Event) {
 			}
 		}
 		require.True(t, others == 0 || others == 1 && c.Grant.Second, "%s is leased to too many", r.Task)
-		require.NotContains(t, w.live, r.Lease)
+		require.Zero(t, w.live[r.Lease], "a lease was granted twice")
 		w.live[r.Lease] = r
 	case lease.TaskRequeued, lease.LeaseRevoked, lease.LeaseEnded:
 		delete(w.live, e.Lease)
@@ -91,7 +91,7 @@ func (w *Witness) heard(t require.TestingT, c lease.Command, e lease.Event) {
 		}
 		w.accepted[e.Job][*e.Frame] = e.Result.CID
 	case lease.FrameLost:
-		require.Contains(t, w.accepted[e.Job], *e.Frame, "a frame was lost that was not there")
+		require.NotEmpty(t, w.accepted[e.Job][*e.Frame], "a frame was lost that was not there")
 		delete(w.accepted[e.Job], *e.Frame)
 	case lease.JobEnded:
 		require.NotContains(t, w.ended, e.Job, "a job ended twice")
