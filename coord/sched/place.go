@@ -165,9 +165,11 @@ func newRound(j *lease.Job, free []Machine) *round {
 		})
 	}
 	if j.Spec.Adaptive() {
+		var taken int64 // frames in a million seconds: fractions give another sum in another order
 		for h, n := range j.Hands() {
-			r.rate += float64(n) / (Machine{Peer: h.Peer}).seconds(j, h.Device)
+			taken += int64(1e6 * float64(n) / (Machine{Peer: h.Peer}).seconds(j, h.Device))
 		}
+		r.rate += float64(taken) / 1e6
 	}
 	return r
 }
