@@ -86,9 +86,11 @@ func frames(n float64, j *lease.Job) int32 {
 }
 
 // How long an attempt must give no frame to be stuck: so many times the slowest frame
-// of the job so far, and some time more, in which its project is fetched.
+// of the job so far, or its own mean if that is less, for others may be far slower; and
+// some time more, in which its project is fetched.
 const (
 	stuckFactor = 3
+	stuckMean   = 8
 	stuckAfter  = 15 * time.Second
 	stuckFirst  = time.Minute // before the attempt's first frame
 	stuckKnown  = 3           // frames must have been measured
@@ -103,16 +105,20 @@ type Running struct {
 }
 
 // Stuck tells from when on an attempt is so far behind its siblings that another
-// machine should try the task as well; false where it has none, or another one does.
+// machine should try the task as well; false where it has none, or another one does, or
+// every frame is there.
 func Stuck(j *lease.Job, r Running) (time.Time, bool) {
-	pace := j.MeanPace()
-	if pace.Frames() < stuckKnown || j.State.Ended() || len(j.Tasks[r.Task.Index].Lives()) != 1 {
+	pace, task := j.MeanPace(), &j.Tasks[r.Task.Index]
+	if pace.Frames() < stuckKnown || j.State.Ended() || len(task.Lives()) != 1 || j.Left(task) == 0 {
 		return time.Time{}, false
 	}
 	wait := stuckAfter
 	if r.First {
 		wait += stuckFirst
 	}
-	slowest := max(pace.Slowest(), j.Pace(lease.Hand{Peer: r.Peer, Device: r.Device}).Slowest())
-	return r.Since.Add(wait + time.Duration((stuckFactor*slowest+pace.Overhead())*float64(time.Second))), true
+	long := stuckFactor * pace.Slowest()
+	if own := j.Pace(lease.Hand{Peer: r.Peer, Device: r.Device}); own.Frames() >= stuckKnown {
+		long = min(long, stuckMean*own.Seconds())
+	}
+	return r.Since.Add(wait + time.Duration((long+pace.Overhead())*float64(time.Second))), true
 }

@@ -2,7 +2,8 @@
 // the queue and a list of machines and answers with placements; the leader turns
 // those into grants.
 //
-// It promises that jobs are served in the order given, which is the queue's; that a
+// It promises that what is stuck is tried elsewhere before all else; that jobs are
+// served in the order given, which is the queue's; that a
 // task is placed only on a machine that meets all of its job's
 // requirements; that of the machines that do, the smallest is taken, so that
 // large GPUs stay free for who needs them; that among machines that are as small,
@@ -97,6 +98,18 @@ func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32)
 	}
 	slices.SortFunc(free, smallestFirst)
 	var placed []Placement
+	// What is stuck has a slot and makes nothing of it: to give it another one takes
+	// none away from those who are served first.
+	for _, j := range jobs {
+		if len(stuck[j.ID]) > 0 && len(free) > 0 {
+			r := newRound(j, free)
+			for _, i := range stuck[j.ID] {
+				r.second(i)
+			}
+			placed = append(placed, r.placed...)
+			free = slices.DeleteFunc(free, func(m Machine) bool { return len(m.Free) == 0 })
+		}
+	}
 	hopeless := make(map[string]bool) // kinds of jobs that no free machine can do
 	for _, j := range jobs {
 		if len(free) == 0 {
@@ -108,9 +121,6 @@ func Place(jobs []*lease.Job, machines []Machine, stuck map[lease.JobID][]int32)
 		r := newRound(j, free)
 		if len(r.fit) == 0 {
 			hopeless[j.Kind()] = !slices.ContainsFunc(free, func(m Machine) bool { return m.couldDo(j) })
-		}
-		for _, i := range stuck[j.ID] {
-			r.second(i)
 		}
 		if r.slots > 0 {
 			for _, i := range j.Next(r.slots) {
