@@ -37,7 +37,7 @@ const shortest = 1e-3
 const (
 	smallChunk    = 10.0
 	smallByLoad   = 2.0
-	desiredByLoad = 10.0
+	desiredByLoad = 30.0
 )
 
 // chunk is how many frames of j to give to a device of a machine, while all that have
