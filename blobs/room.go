@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"github.com/shirou/gopsutil/v4/disk"
 )
@@ -19,6 +20,8 @@ type room struct {
 	granted  int64 // may be written, and is not counted by diskUse yet
 	tidied   int64 // how large the folder was after the last tidy
 	reserved int64 // the sum of all reservations
+	index    int64 // what the index took of the disk when it was measured last
+	measured time.Time
 
 	making sync.Mutex    // one makes room, the others wait for it
 	behind chan struct{} // holds one while the folder is brought below the low mark
@@ -56,16 +59,35 @@ func (s *Store) limit(used int64) (limit int64, free uint64) {
 // writes a table anew before it removes the old one.
 func (s *Store) indexSlack() int64 { return min(16<<20, s.space.quota/16) }
 
+// The index is measured file by file. Where there is plenty of room, what it took a
+// moment ago will do: it cannot have grown by that much since.
+const (
+	plenty     = 64 << 20
+	measureAge = 100 * time.Millisecond
+)
+
 // shortage is by how much the folder would be too large with n bytes more beside
 // those that are granted and reserved, and with the slack. s.space.mu is held.
 func (s *Store) shortage(n, slack int64) (short int64, st roomState, err error) {
-	st.used, err = s.diskUse()
-	if err != nil {
+	if time.Since(s.space.measured) < measureAge {
+		if short, st = s.shortBy(n, slack); short < -plenty {
+			return short, st, nil
+		}
+	}
+	if s.space.index, err = diskUse(s.index.dir); err != nil {
 		return 0, st, err
 	}
+	s.space.measured = time.Now()
+	short, st = s.shortBy(n, slack)
+	return short, st, nil
+}
+
+// shortBy is shortage by what the index took when it was measured. s.space.mu is held.
+func (s *Store) shortBy(n, slack int64) (short int64, st roomState) {
+	st.used = s.space.index + s.packs.Allocated() + s.journal.bytes()
 	st.limit, st.free = s.limit(st.used)
 	st.need = s.space.reserved + s.space.granted + n + slack + s.index.ballast.lacking()
-	return st.used + st.need - st.limit, st, nil
+	return st.used + st.need - st.limit, st
 }
 
 type roomState struct {

@@ -43,7 +43,7 @@ func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option
 	limits := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&limits)
 	anywhere := []rcmgr.ConnLimitPerSubnet{{PrefixLength: 0, ConnCount: maxConns}} // a site may be behind one address
-	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised().Build(limits.AutoScale())), rcmgr.WithLimitPerSubnet(anywhere, anywhere))
+	resources, err := rcmgr.NewResourceManager(rcmgr.NewFixedLimiter(raised().Build(limits.AutoScale())), rcmgr.WithLimitPerSubnet(anywhere, anywhere), rcmgr.WithMetricsDisabled())
 	if err != nil {
 		return nil, err
 	}

@@ -61,13 +61,14 @@ func newProjects(dir string, store *blobs.Store, log *slog.Logger) (*projects, e
 
 // open returns the folder that holds the project, for reading only, until
 // release. It may wait for another attempt that unpacks the same project; should
-// that one be stopped, the project is unpacked anew.
-func (p *projects) open(ctx context.Context, root cid.Cid) (dir string, release func(), err error) {
+// that one be stopped, the project is unpacked anew. confined tells that Blender cannot
+// write there.
+func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (dir string, release func(), err error) {
 	for {
 		u, first, before := p.join(root)
 		release := sync.OnceFunc(func() { p.leave(u) })
 		if first {
-			u.folder, u.err = p.unpack(ctx, root, before)
+			u.folder, u.err = p.unpack(ctx, root, before, confined)
 			close(u.ready)
 		}
 		select {
@@ -95,11 +96,11 @@ func (p *projects) has(root cid.Cid) bool {
 }
 
 // unpack makes the folder of a project, or takes over the one that was idle.
-func (p *projects) unpack(ctx context.Context, root cid.Cid, before *unpacked) (f folder, err error) {
+func (p *projects) unpack(ctx context.Context, root cid.Cid, before *unpacked, confined bool) (f folder, err error) {
 	if before != nil {
 		// Where Blender is not confined a scene of the last attempt's may have written
 		// where it should not.
-		if before.root == root && before.files.holds(before.dir) {
+		if before.root == root && (confined || before.files.holds(before.dir)) {
 			return before.folder, nil
 		}
 		p.remove(before.dir) // first: there may be room for one alone

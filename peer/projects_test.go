@@ -33,7 +33,7 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	require.NoError(t, err)
 	open := func(root cid.Cid, want string) (dir string, release func()) {
 		t.Helper()
-		dir, release, err := p.open(t.Context(), root)
+		dir, release, err := p.open(t.Context(), root, false)
 		require.NoError(t, err)
 		got, err := os.ReadFile(filepath.Join(dir, "files", "shot.blend"))
 		require.NoError(t, err)
@@ -69,6 +69,12 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 		first = next
 		release()
 	}
+
+	require.NoError(t, os.WriteFile(filepath.Join(first, "files", "cache"), nil, 0o600))
+	trusted, release, err := p.open(t.Context(), one, true)
+	require.NoError(t, err)
+	require.Equal(t, first, trusted, "nobody looks where Blender cannot write")
+	release()
 
 	other, release := open(two, "two")
 	require.False(t, p.has(one))

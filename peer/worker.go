@@ -342,7 +342,7 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	if !o.Stocked {
 		w.crew.Go(func() { w.report(w.ctx, coord.Up{Stock: &lease.Stock{Job: o.Task.Job}}) })
 	}
-	dir, release, err := w.projects.open(ctx, root)
+	dir, release, err := w.projects.open(ctx, root, can.Sandbox != "")
 	if err != nil {
 		return made{}, fmt.Errorf("unpack the project: %w", err)
 	}
