@@ -49,6 +49,7 @@ var promises = []promise{
 	{"memory_importing_4_GiB", "./blobs", "ImportMemory", "peak-B", "", "", "bytes resident at most", 256 * mib, 128 * mib, "less"},
 	{"placement_of_a_million_tasks_on_1000_machines_p99", "./coord/sched", "Place", "place-p99-ms", "", "place-p50-ms", "ms a grant", 1, 0.1, "less"},
 	{"cost_per_task_with_a_million_queued_against_10000", "./coord/sched", "CostPerTask", "us-at-1e6", "us-at-1e4", "us-at-1e5", "× the cost", 1.5, 1.2, "less"},
+	{"utilisation_of_a_simulated_week", "./coord/sched", "Week", "useful-h", "possible-h", "longest-wait-h", "of the best possible", 0.95, 0.97, "more"},
 	{"grants_and_completions_of_one_coordinator", "./coord", "Leader", "grants+completions/s", "", "kept/s", "a second, each on disk", 2000, 4000, "more"},
 	{"memory_with_a_million_tasks_queued", "./coord", "LargeQueue", "peak-B", "", "", "bytes resident at most", 1536 * mib, 512 * mib, "less"},
 	{"snapshot_of_a_million_tasks", "./coord", "LargeQueue", "snapshot-s", "", "", "s", 5, 2, "less"},
