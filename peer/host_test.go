@@ -61,7 +61,7 @@ func TestManyMembers(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: hundreds of hosts")
 	}
-	const members = 400
+	const members = 300
 	var keys []crypto.PrivKey
 	var ids []authz.PeerID
 	for range members + 1 {
@@ -78,7 +78,7 @@ func TestManyMembers(t *testing.T) {
 	hub.SetStreamHandler("/test/1", func(s network.Stream) { _, _ = io.Copy(s, s) })
 	streams := make([]network.Stream, members)
 	var group errgroup.Group
-	group.SetLimit(32)
+	group.SetLimit(4)
 	for i := range members {
 		group.Go(func() error {
 			h, err := libp2p.New(libp2p.Identity(keys[i+1]), libp2p.NoListenAddrs, libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(tls.ID, tls.New), libp2p.ResourceManager(&network.NullResourceManager{}))
@@ -87,13 +87,21 @@ func TestManyMembers(t *testing.T) {
 			}
 			t.Cleanup(func() { _ = h.Close() })
 			h.Peerstore().AddAddrs(hub.ID(), hub.Addrs(), time.Hour)
-			streams[i], err = h.NewStream(t.Context(), hub.ID(), "/test/1")
+			// A handshake may run out of time on a busy machine. Where there is no room for the
+			// connection it fails each time.
+			for range 5 {
+				if streams[i], err = h.NewStream(t.Context(), hub.ID(), "/test/1"); err == nil {
+					break
+				}
+				dialAnew(h, hub.ID())
+			}
 			return err
 		})
 	}
 	require.NoError(t, group.Wait())
 	hub.ConnManager().TrimOpenConns(t.Context())
 	for i, s := range streams {
+		_ = s.SetDeadline(time.Now().Add(time.Minute))
 		_, err := s.Write([]byte{byte(i)})
 		require.NoError(t, err)
 		var b [1]byte
