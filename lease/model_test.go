@@ -24,6 +24,7 @@ type model struct {
 	w     *leasetest.Witness
 	every int             // commands between two full checks
 	log   []lease.Command // those that were applied
+	verbs map[string]int  // how many of each kind that were
 	clock time.Time
 	n     int
 	jobs  []lease.JobID
@@ -44,7 +45,7 @@ var (
 const maxJobs = 6
 
 func newModel(every int) *model {
-	return &model{s: lease.NewState(), w: leasetest.NewWitness(), every: every, clock: time.Unix(1e9, 0).UTC()}
+	return &model{s: lease.NewState(), w: leasetest.NewWitness(), every: every, verbs: map[string]int{}, clock: time.Unix(1e9, 0).UTC()}
 }
 
 func (m *model) id(prefix string) string {
@@ -76,6 +77,7 @@ func (m *model) apply(t *rapid.T, c lease.Command) error {
 		return err
 	}
 	m.log = append(m.log, c)
+	m.verbs[verb(reflect.ValueOf(c))]++
 	if c.Forget != nil {
 		m.jobs = slices.DeleteFunc(m.jobs, func(id lease.JobID) bool { _, there := m.s.Job(id); return !there })
 	}
@@ -92,15 +94,41 @@ func (m *model) apply(t *rapid.T, c lease.Command) error {
 	return nil
 }
 
+// verb names what a command is for.
+func verb(c reflect.Value) string {
+	for i := range c.NumField() {
+		if f := c.Field(i); f.Kind() == reflect.Pointer && !f.IsNil() {
+			return c.Type().Field(i).Name
+		}
+	}
+	return ""
+}
+
 func (m *model) bytes(t require.TestingT) []byte { return written(t, m.s.Freeze()) }
 
 func written(t require.TestingT, f *lease.Frozen) []byte { return leasetest.Bytes(t, f) }
+
+// live lists those of the last leases that live.
+func (m *model) live() (live []lease.Report) {
+	for _, r := range m.past[max(0, len(m.past)-40):] {
+		if _, task, err := m.s.Task(r.Task); err == nil {
+			if _, is := task.Live(r.Lease); is {
+				live = append(live, r)
+			}
+		}
+	}
+	return live
+}
 
 func (m *model) drawReport(t *rapid.T) (lease.Report, bool) {
 	if len(m.past) == 0 {
 		return lease.Report{}, false
 	}
-	r := rapid.SampledFrom(m.past[max(0, len(m.past)-12):]).Draw(t, "attempt")
+	from := m.past[max(0, len(m.past)-12):]
+	if live := m.live(); len(live) > 0 && rapid.Bool().Draw(t, "live") {
+		from = live
+	}
+	r := rapid.SampledFrom(from).Draw(t, "attempt")
 	if _, _, err := m.s.Task(r.Task); err != nil { // its job is forgotten
 		return lease.Report{}, false
 	}
@@ -130,6 +158,41 @@ func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 	return out
 }
 
+// job draws a job, most often one that has not ended; nil where there is none.
+func (m *model) job(t *rapid.T) *lease.Job {
+	var from []lease.JobID
+	for _, j := range m.s.Open() {
+		from = append(from, j.ID)
+	}
+	if len(from) == 0 || seldom(t, 5) {
+		from = m.jobs
+	}
+	if len(from) == 0 {
+		return nil
+	}
+	j, _ := m.s.Job(rapid.SampledFrom(from).Draw(t, "job"))
+	return j
+}
+
+// often are actions that give the others something to act on, and how many times as
+// often as those they are taken.
+var often = map[string]int{"submit": 2, "grant": 8, "record": 3, "complete": 3, "fail": 2, "hold": 3}
+
+// weighted are the actions, some of them several times.
+func (m *model) weighted() map[string]func(*rapid.T) {
+	all := map[string]func(*rapid.T){}
+	for name, do := range m.actions() {
+		all[name] = do
+		for i := 1; i < often[name]; i++ {
+			all[fmt.Sprint(name, " ", i)] = do
+		}
+	}
+	return all
+}
+
+// seldom draws whether to do what is wanted one time in so many.
+func seldom(t *rapid.T, in int) bool { return rapid.IntRange(0, in-1).Draw(t, "seldom") == 0 }
+
 func (m *model) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
 		"submit": func(t *rapid.T) {
@@ -143,24 +206,28 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			spec.Replicas = rapid.IntRange(1, 3).Draw(t, "replicas")
 			spec.Order = rapid.SampledFrom([]lease.Order{"", lease.Linear}).Draw(t, "order")
 			spec.Output.Dir = rapid.SampledFrom([]string{"/out", ""}).Draw(t, "folder")
-			if len(m.jobs) > 0 && rapid.IntRange(0, 3).Draw(t, "after") == 0 {
+			if len(m.jobs) > 0 && seldom(t, 6) {
 				spec.After = []lease.JobID{rapid.SampledFrom(m.jobs).Draw(t, "first")}
 			}
-			_ = m.apply(t, lease.Command{Submit: &lease.Submit{Job: lease.JobID(m.id("j")), Spec: spec}})
+			limits := lease.Limits{Tasks: rapid.SampledFrom([]int{0, 3}).Draw(t, "tasks"), OpenJobs: rapid.SampledFrom([]int{0, 4}).Draw(t, "open")}
+			_ = m.apply(t, lease.Command{Submit: &lease.Submit{Job: lease.JobID(m.id("j")), Spec: spec, Limits: limits}})
 		},
 		"grant": func(t *rapid.T) {
-			if len(m.jobs) == 0 {
+			j := m.job(t)
+			if j == nil {
 				return
 			}
-			j, _ := m.s.Job(rapid.SampledFrom(m.jobs).Draw(t, "job"))
-			task := rapid.Int32Range(-1, int32(len(j.Tasks))).Draw(t, "task")
-			if next := j.Next(1); len(next) > 0 && rapid.Bool().Draw(t, "next") {
-				task = next[0]
+			g := &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}
+			if next := j.Next(1); len(next) > 0 && !seldom(t, 4) {
+				g.Task.Index = next[0]
+			} else {
+				g.Task.Index = rapid.Int32Range(-1, int32(len(j.Tasks))).Draw(t, "task")
+				g.Second = !seldom(t, 3)
 			}
-			g := &lease.Grant{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: task}, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}
-			g.Frames = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "frames")
-			g.Second = rapid.IntRange(0, 2).Draw(t, "second") == 0
-			g.Device = rapid.SampledFrom([]lease.Device{"", "cpu", "gpu0", "gpu1", "gpu"}).Draw(t, "device")
+			if j.Spec.Adaptive() || seldom(t, 10) {
+				g.Frames = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "frames")
+			}
+			g.Device = rapid.SampledFrom([]lease.Device{"", "cpu", "gpu0", "gpu1", "cpu", "gpu0", "gpu1", "gpu"}).Draw(t, "device")
 			_ = m.apply(t, lease.Command{Grant: g})
 		},
 		"record": func(t *rapid.T) {
@@ -204,24 +271,28 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			_ = m.apply(t, lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Peer: rapid.SampledFrom(peers).Draw(t, "keeper"), Delivered: rapid.Bool().Draw(t, "delivered"), Machines: 3}})
 		},
 		"stock": func(t *rapid.T) {
-			if len(m.jobs) > 0 {
-				_ = m.apply(t, lease.Command{Stock: &lease.Stock{Job: rapid.SampledFrom(m.jobs).Draw(t, "job"), Peer: rapid.SampledFrom(peers).Draw(t, "peer")}})
+			if j := m.job(t); j != nil {
+				_ = m.apply(t, lease.Command{Stock: &lease.Stock{Job: j.ID, Peer: rapid.SampledFrom(peers).Draw(t, "peer")}})
 			}
 		},
 		"lose": func(t *rapid.T) {
-			_ = m.apply(t, lease.Command{Lose: &lease.Lose{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: rapid.IntRange(0, 3).Draw(t, "machines"), Removed: rapid.IntRange(0, 3).Draw(t, "removed") == 0}})
+			if seldom(t, 3) {
+				_ = m.apply(t, lease.Command{Lose: &lease.Lose{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: rapid.IntRange(0, 3).Draw(t, "machines"), Removed: rapid.IntRange(0, 3).Draw(t, "removed") == 0}})
+			}
 		},
 		"drain": func(t *rapid.T) {
-			_ = m.apply(t, lease.Command{Drain: &lease.Drain{Peer: rapid.SampledFrom(append(peers, "")).Draw(t, "peer"), On: rapid.IntRange(0, 2).Draw(t, "on") == 0, Reason: rapid.SampledFrom([]string{"", "by ann"}).Draw(t, "why")}})
+			_ = m.apply(t, lease.Command{Drain: &lease.Drain{Peer: rapid.SampledFrom(append(peers, "")).Draw(t, "peer"), On: seldom(t, 8), Reason: rapid.SampledFrom([]string{"", "by ann"}).Draw(t, "why")}})
 		},
 		"store": func(t *rapid.T) {
-			_ = m.apply(t, lease.Command{Store: &lease.Store{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), ID: rapid.SampledFrom([]string{"", "one", "two"}).Draw(t, "store")}})
+			if seldom(t, 4) {
+				_ = m.apply(t, lease.Command{Store: &lease.Store{Peer: rapid.SampledFrom(peers).Draw(t, "peer"), ID: rapid.SampledFrom([]string{"", "one", "two"}).Draw(t, "store")}})
+			}
 		},
 		"unhold": func(t *rapid.T) {
-			if len(m.jobs) == 0 {
+			j := m.job(t)
+			if j == nil || !seldom(t, 2) {
 				return
 			}
-			j, _ := m.s.Job(rapid.SampledFrom(m.jobs).Draw(t, "job"))
 			cids := []string{j.Spec.Project, "cid-of-nothing"}
 			for _, f := range j.Frames {
 				if f != nil {
@@ -231,14 +302,18 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			_ = m.apply(t, lease.Command{Unhold: &lease.Unhold{Job: j.ID, CID: rapid.SampledFrom(cids).Draw(t, "cid"), Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: 3}})
 		},
 		"cancel": func(t *rapid.T) {
-			if len(m.jobs) > 0 && rapid.IntRange(0, 5).Draw(t, "rarely") == 0 {
-				_ = m.apply(t, lease.Command{Cancel: &lease.Cancel{Job: rapid.SampledFrom(m.jobs).Draw(t, "job"), Reason: "by ann"}})
+			if j := m.job(t); j != nil && seldom(t, 10) {
+				_ = m.apply(t, lease.Command{Cancel: &lease.Cancel{Job: j.ID, Reason: "by ann"}})
 			}
 		},
 		"forgive": m.control(func(j lease.JobID) lease.Command { return lease.Command{Forgive: &lease.Forgive{Job: j}} }),
-		"pause":   m.control(func(j lease.JobID) lease.Command { return lease.Command{Pause: &lease.Pause{Job: j}} }),
-		"resume":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Resume: &lease.Resume{Job: j}} }),
-		"retry":   m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j}} }),
+		"pause": func(t *rapid.T) {
+			if seldom(t, 5) {
+				m.control(func(j lease.JobID) lease.Command { return lease.Command{Pause: &lease.Pause{Job: j}} })(t)
+			}
+		},
+		"resume": m.control(func(j lease.JobID) lease.Command { return lease.Command{Resume: &lease.Resume{Job: j}} }),
+		"retry":  m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j}} }),
 		"again": func(t *rapid.T) {
 			first := rapid.Int32Range(-20, 20).Draw(t, "first")
 			frames := lease.Frames{{First: first, Last: first + rapid.Int32Range(-1, 4).Draw(t, "more"), Step: 1}}
@@ -250,12 +325,12 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			m.was = written(t, m.frozen)
 		},
 		"restart": func(t *rapid.T) {
-			if rapid.IntRange(0, 9).Draw(t, "rarely") == 0 {
+			if seldom(t, 10) {
 				m.twin = leasetest.Restored(t, m.s)
 			}
 		},
 		"forget": func(t *rapid.T) {
-			if len(m.s.Jobs()) < 2*maxJobs && rapid.IntRange(0, 9).Draw(t, "rarely") > 0 {
+			if len(m.s.Jobs()) < 2*maxJobs && !seldom(t, 10) {
 				return
 			}
 			ago := time.Duration(rapid.IntRange(-1, 60).Draw(t, "seconds")) * time.Second
@@ -274,8 +349,8 @@ func (m *model) actions() map[string]func(*rapid.T) {
 // control applies a command to some job.
 func (m *model) control(command func(lease.JobID) lease.Command) func(*rapid.T) {
 	return func(t *rapid.T) {
-		if len(m.jobs) > 0 {
-			_ = m.apply(t, command(rapid.SampledFrom(m.jobs).Draw(t, "job")))
+		if j := m.job(t); j != nil {
+			_ = m.apply(t, command(j.ID))
 		}
 	}
 }
@@ -345,7 +420,7 @@ func (m *model) check(t *rapid.T) {
 
 // run applies some n commands.
 func (m *model) run(t *rapid.T, n int) {
-	actions := m.actions()
+	actions := m.weighted()
 	names := slices.Sorted(maps.Keys(actions))
 	for m.w.Applied+m.w.Refused < n {
 		actions[rapid.SampledFrom(names).Draw(t, "action")](t)
@@ -429,7 +504,7 @@ func (m *model) rights(t *rapid.T, j *lease.Job, p authz.PeerID) {
 func TestStateHolds(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		m := newModel(1)
-		actions := m.actions()
+		actions := m.weighted()
 		actions[""] = m.check
 		t.Repeat(actions)
 		m.end(t)
@@ -443,14 +518,23 @@ func TestMillionsOfCommands(t *testing.T) {
 	if testing.Short() {
 		total /= 20
 	}
-	applied, refused := 0, 0
+	applied, refused, verbs := 0, 0, map[string]int{}
 	for applied+refused < total {
 		rapid.Check(t, func(t *rapid.T) {
 			m := newModel(50)
 			m.run(t, rapid.SampledFrom([]int{100, 500, 2500}).Draw(t, "commands"))
 			m.end(t)
 			applied, refused = applied+m.w.Applied, refused+m.w.Refused
+			for v, n := range m.verbs {
+				verbs[v] += n
+			}
 		})
+	}
+	t.Log(verbs)
+	for _, f := range reflect.VisibleFields(reflect.TypeFor[lease.Command]()) {
+		if f.Type.Kind() == reflect.Pointer {
+			require.Greater(t, verbs[f.Name], total/1000, "the model hardly drives %s", f.Name)
+		}
 	}
 	t.Attr("commands", fmt.Sprintf("%d applied, %d refused", applied, refused))
 }
