@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"runtime"
 	"slices"
 	"strings"
 	"time"
@@ -229,10 +230,18 @@ func (p *Peer) Local() httpapi.Local { return local{p} }
 // Leads tells whether this peer leads the queue.
 func (p *Peer) Leads() bool { return p.coord != nil && p.coord.Leading() }
 
+// leastProcs is how many threads run Go code at once, however few processors there are.
+const leastProcs = 4
+
 // serve runs every part until ctx ends or one fails, then stops them in the
 // order in which they need each other.
 func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
+	// A peer waits for its disk in system calls, and Go notices only after a while that
+	// the thread in one could let another run: on a small machine all would stand still.
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < leastProcs {
+		runtime.GOMAXPROCS(leastProcs)
+	}
 	// The parts outlive ctx for a moment: the worker hands its tasks back over
 	// the work stream.
 	parts, stop := context.WithCancel(context.WithoutCancel(ctx))
