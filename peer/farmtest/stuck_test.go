@@ -1,6 +1,7 @@
 package farmtest_test
 
 import (
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,13 +19,13 @@ import (
 func TestStuckFrameIsTriedElsewhere(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := farmtest.New(t, 2)
-		hangs, release := "", make(chan struct{})
+		var hangs atomic.Value // the name of the machine
+		release := make(chan struct{})
 		t.Cleanup(func() { close(release) })
 		for _, m := range f.Peers {
 			m.Blender.PerFrame = 10 * time.Second
 			m.Blender.Fail = func(frame int32) *render.Error {
-				if frame == 9 && (hangs == "" || hangs == m.Name) {
-					hangs = m.Name
+				if frame == 9 && (hangs.CompareAndSwap(nil, m.Name) || hangs.Load() == m.Name) {
 					<-release
 				}
 				return nil
@@ -101,18 +102,18 @@ func TestOutOfMemoryLooksForMore(t *testing.T) {
 func TestWhatEveryMachineFailedIsTriedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := farmtest.New(t, 1)
-		tries := 0
+		var tries atomic.Int32
 		for _, m := range f.Peers {
 			m.Blender.PerFrame = time.Second
 			m.Blender.Fail = func(int32) *render.Error {
-				if tries++; tries <= 2*lease.MaxTries {
+				if tries.Add(1) <= 2*lease.MaxTries {
 					return &render.Error{Kind: lease.FailMachine, Reason: "the disk of the projects is away"}
 				}
 				return nil
 			}
 		}
 		id := f.Submit(f.Peers[0], "1", func(s *httpapi.Submission) { s.Chunk = 1 })
-		f.Within(time.Minute, "both have failed", func() bool { return tries == 2*lease.MaxTries })
+		f.Within(time.Minute, "both have failed", func() bool { return tries.Load() == 2*lease.MaxTries })
 		require.Equal(t, lease.JobRunning, f.Job(id).State)
 		f.Await(id, lease.JobDone, 15*time.Minute)
 	})
