@@ -187,6 +187,3 @@ func (j *Job) Done() int { return j.rendered - j.undone }
 
 // Hands counts the live leases by what renders them. It is for reading only.
 func (j *Job) Hands() map[Hand]int { return j.hands }
-
-// Waits is the number of frames in tasks that are queued.
-func (j *Job) Waits() int { return j.waits }

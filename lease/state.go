@@ -79,7 +79,6 @@ type Job struct {
 	tasks   []int32           // which task each frame is of
 	queued  turnHeap          // candidates for Next; may hold tasks that are no longer queued
 	count   map[TaskState]int // of Tasks
-	waits   int               // frames of tasks that are queued
 	// leased counts, by machine, the live leases, and hands by what renders them.
 	leased map[authz.PeerID]int
 	hands  map[Hand]int
@@ -297,9 +296,6 @@ func (j *Job) amend(i int32, k int, how func(*Attempt)) {
 // tally adds a task to what is counted, or takes it out.
 func (j *Job) tally(t *Task, by int) {
 	j.count[t.State] += by
-	if t.State == TaskQueued {
-		j.waits += by * int(t.Hi-t.Lo)
-	}
 	for _, a := range t.Lives() {
 		if j.leased[a.Peer] += by; j.leased[a.Peer] == 0 {
 			delete(j.leased, a.Peer)
@@ -340,7 +336,7 @@ func (j *Job) derive() {
 	needs, _ := json.Marshal(j.Spec.Needs.Anywhere())
 	j.kind, j.numbers = string(needs), j.Spec.Frames.Expand()
 	j.tasks = make([]int32, len(j.Frames))
-	j.count, j.leased, j.hands, j.waits = make(map[TaskState]int, 6), make(map[authz.PeerID]int), make(map[Hand]int), 0
+	j.count, j.leased, j.hands = make(map[TaskState]int, 6), make(map[authz.PeerID]int), make(map[Hand]int)
 	j.queued = make(turnHeap, 0, len(j.Tasks))
 	j.rendered, j.again, j.undone, j.delivered = 0, 0, 0, 0
 	j.pace, j.paces = Pace{}, make(map[Hand]Pace)

@@ -151,7 +151,7 @@ func (w *Witness) job(t require.TestingT, j *lease.Job) (lives int) {
 		require.Equal(t, state, j.State)
 	}
 	places := w.frames(t, j)
-	counts, leased, waits := map[lease.TaskState]int{}, map[lease.Hand]int{}, 0
+	counts, leased := map[lease.TaskState]int{}, map[lease.Hand]int{}
 	for i := range j.Tasks {
 		task := &j.Tasks[i]
 		counts[task.State]++
@@ -161,9 +161,6 @@ func (w *Witness) job(t require.TestingT, j *lease.Job) (lives int) {
 			if want := (lease.Report{Lease: a.Lease, Task: lease.TaskID{Job: j.ID, Index: int32(i)}, Peer: a.Peer}); w.live[a.Lease] != want {
 				require.Equal(t, w.live[a.Lease], want, "a lease lives of which nobody was told")
 			}
-		}
-		if task.State == lease.TaskQueued {
-			waits += int(task.Hi - task.Lo)
 		}
 		places -= int(task.Hi - task.Lo)
 		w.task(t, j, int32(i))
@@ -177,7 +174,6 @@ func (w *Witness) job(t require.TestingT, j *lease.Job) (lives int) {
 	} else {
 		require.Zero(t, counts[lease.TaskFailed]+counts[lease.TaskCancelled], "tasks of an open job are lost")
 	}
-	require.Equal(t, waits, j.Waits())
 	require.Equal(t, leased, j.Hands())
 	return lives
 }
