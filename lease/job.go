@@ -102,6 +102,7 @@ type Spec struct {
 	Tier     Tier         `json:"tier"`
 	Needs    Requirements `json:"needs,omitzero"`
 	Settings Settings     `json:"settings,omitzero"`
+	Split    Split        `json:"split,omitzero"` // of each frame; the zero value: none
 	Replicas int          `json:"replicas"`
 	// Submitter is the machine whose user asked: it keeps every frame.
 	Submitter   authz.PeerID  `json:"submitter"`
@@ -131,8 +132,8 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("a chunk of %d frames is not possible: use 1 to %d, or 0 for the farm to choose", s.Chunk, MaxChunk)
 	case s.Replicas < 1 || s.Replicas > 16:
 		return fmt.Errorf("%d replicas are not possible: use 1 to 16", s.Replicas)
-	case s.Settings.Samples < 0 || s.Settings.Samples > 1<<24:
-		return fmt.Errorf("%d samples are not possible: use 1 to %d", s.Settings.Samples, 1<<24)
+	case s.Settings.Samples < 0 || s.Settings.Samples > MaxSamples:
+		return fmt.Errorf("%d samples are not possible: use 1 to %d", s.Settings.Samples, MaxSamples)
 	case s.Settings.ResolutionPercent < 0 || s.Settings.ResolutionPercent > 32767:
 		return fmt.Errorf("a resolution of %d%% is not possible: use 1 to 32767", s.Settings.ResolutionPercent)
 	case s.Order != "" && s.Order != Preview && s.Order != Linear:
@@ -143,6 +144,9 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("a negative task time-out is not possible")
 	}
 	if err := s.Frames.Validate(); err != nil {
+		return err
+	}
+	if err := s.Split.Validate(); err != nil {
 		return err
 	}
 	for what, text := range map[string]string{

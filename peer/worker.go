@@ -532,6 +532,14 @@ func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
 	return nil
 }
 
+// Piece is never called: no attempt is asked for a part yet.
+func (s *sink) Piece(context.Context, render.Piece) error {
+	return errors.New("this version keeps no parts of frames")
+}
+
+// Preview is never called either.
+func (s *sink) Preview(render.Preview) {}
+
 // record reports a frame of an attempt that goes on.
 func (s *sink) record(r lease.Result) {
 	s.wg.Go(func() {

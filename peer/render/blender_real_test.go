@@ -49,7 +49,16 @@ type collectorSink struct {
 	progress []Progress
 	frames   []Frame
 	images   map[int32][]byte
+	pieces   []Piece
+	previews []Preview
 }
+
+func (s *collectorSink) Piece(_ context.Context, p Piece) error {
+	s.pieces = append(s.pieces, p)
+	return nil
+}
+
+func (s *collectorSink) Preview(p Preview) { s.previews = append(s.previews, p) }
 
 func (s *collectorSink) Progress(p Progress) { s.progress = append(s.progress, p) }
 

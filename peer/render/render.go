@@ -19,13 +19,17 @@ import (
 	"vizpeer/lease"
 )
 
-// Attempt is one task to try.
+// Attempt is one task to try: whole frames, or where Part or Merge is set, that.
 type Attempt struct {
 	ID      lease.ID
+	Owner   string // whose job it is
 	Project string // folder that holds the project's tree, read only
+	Content string // names the project's content, and is the same for no other
 	Blend   string // path of the .blend inside Project
 	Build   lease.Build
-	Frames  []int32
+	Frames  []int32 // one, where Part or Merge is set
+	Part    *Part
+	Merge   *Merge
 	Needs   lease.Requirements
 	// Device is what Cycles renders on, alone; "" is the best that Needs allow. Other
 	// engines draw with what the system gives them.
@@ -33,6 +37,43 @@ type Attempt struct {
 	Set    lease.Settings
 	// Timeout bounds the whole attempt; 0 is a day for each frame.
 	Timeout time.Duration
+}
+
+// Part is a part of the attempt's one frame: ranges of its units. It gives pieces and
+// no frame.
+type Part struct {
+	Split lease.Split
+	Spans []lease.Span
+}
+
+// Merge makes the attempt's one frame of its pieces, which cover all its units, each
+// once.
+type Merge struct {
+	Split  lease.Split
+	Pieces []Input
+}
+
+// Input is a piece to merge: a file of this machine, whose content was made elsewhere.
+type Input struct {
+	lease.Span
+	Path string
+}
+
+// Piece is a part of a frame that is rendered so far, as an OpenEXR file in the
+// attempt's folder: samples From to To, or one tile. A piece of samples takes the
+// place of the one before that begins with the same unit.
+type Piece struct {
+	lease.Span
+	Frame   int32
+	Path    string
+	Seconds float64 // in which it was rendered, those of the piece before included
+}
+
+// Preview is a small JPEG of what is there of a frame.
+type Preview struct {
+	Frame      int32
+	lease.Span // the units that it shows
+	Path       string
 }
 
 // Progress is what an attempt is doing now. It is for people: it never decides
@@ -55,6 +96,8 @@ type Frame struct {
 	Path    string
 	Name    string // as Blender names it in the job's output folder
 	Seconds float64
+	// Thumb is a small JPEG of it, "" where none could be made.
+	Thumb string
 }
 
 // Sink takes what an attempt gives while it runs. Its methods are called from
@@ -63,6 +106,11 @@ type Sink interface {
 	Progress(Progress)
 	// Frame reports a finished and verified image. An error ends the attempt.
 	Frame(context.Context, Frame) error
+	// Piece reports a finished and verified piece. An error ends the attempt.
+	Piece(context.Context, Piece) error
+	// Preview shows the attempt's frame as it is. The file is there until the method
+	// returns.
+	Preview(Preview)
 }
 
 // Error is why an attempt failed.
