@@ -60,6 +60,8 @@ func (s *State) Apply(c Command) ([]Event, error) {
 		err = a.drain(*c.Drain)
 	case c.Forgive != nil:
 		err = a.forgive(*c.Forgive)
+	case c.More != nil:
+		err = a.more(*c.More)
 	default:
 		err = fmt.Errorf("%w: the command is empty or unknown to this version", ErrInvalid)
 	}
@@ -99,6 +101,9 @@ func (a *applying) submit(c Submit) error {
 		return err
 	}
 	j.Frames = make([]*Frame, frames)
+	if j.Splits() {
+		j.Units, j.Pieces = c.Spec.Split.Units, make([][]Piece, frames)
+	}
 	j.derive()
 	a.seq++
 	a.jobs[j.ID] = j
@@ -115,7 +120,7 @@ func (a *applying) grant(c Grant) error {
 		return err
 	case c.Lease == "" || c.Peer == "":
 		return fmt.Errorf("%w: a grant names a lease and a machine", ErrInvalid)
-	case c.Frames < 0 || c.Frames > 0 && (c.Second || !j.Spec.Adaptive()):
+	case c.Frames < 0 || c.Frames > 0 && (c.Second || !j.Spec.Adaptive() || j.Splits()) || c.Units < 0 || c.Units > 0 && (c.Second || !t.Part()):
 		return fmt.Errorf("%w: a task can be cut only while it waits, and where the farm chooses the chunks", ErrInvalid)
 	case c.Device.Validate() != nil:
 		return fmt.Errorf("%w: %w", ErrInvalid, c.Device.Validate())
@@ -127,7 +132,7 @@ func (a *applying) grant(c Grant) error {
 		return fmt.Errorf("%w: it comes after job %s", ErrNotQueued, a.Awaits(j))
 	case c.Second && !t.mayHaveSecond(c.Peer):
 		return ErrNotStuck
-	case !c.Second && t.State != TaskQueued:
+	case !c.Second && (t.State != TaskQueued || j.blocks(t)):
 		return ErrNotQueued
 	case t.attempt(c.Lease) >= 0:
 		return fmt.Errorf("%w: lease %s", ErrExists, c.Lease)
@@ -135,10 +140,16 @@ func (a *applying) grant(c Grant) error {
 		return fmt.Errorf("%w: %s", ErrDrained, a.Machine(c.Peer).Drained)
 	}
 	i := c.Task.Index
-	if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < j.MostTasks() {
+	if 0 < c.Units && c.Units < j.Left(t) && len(j.Tasks) < j.MostTasks() {
+		i = j.cutPart(i, c.Units)
+	} else if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < j.MostTasks() {
 		i = j.cut(i, n)
 	}
-	j.begin(i, Attempt{Lease: c.Lease, Peer: c.Peer, Device: c.Device, Granted: a.at})
+	at := Attempt{Lease: c.Lease, Peer: c.Peer, Device: c.Device, Granted: a.at}
+	if j.Splits() && !j.Tasks[i].Part() {
+		at.Units = j.Units
+	}
+	j.begin(i, at)
 	j.Served = a.at
 	if j.State == JobQueued {
 		j.State, j.Started = JobRunning, a.at
@@ -183,14 +194,17 @@ const maxFrameSize = 16 << 30
 // take checks results of a task and, unless one is malformed, stores those that
 // are still open. A task may have been cut after the lease ended: what was cut off
 // remembers the attempt too.
-func (a *applying) take(j *Job, r Report, results []Result, machines int) error {
+func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult, machines int) error {
+	if err := j.checkPieces(r, pieces); err != nil {
+		return err
+	}
 	if len(results) > len(j.Frames) {
 		return fmt.Errorf("%w: %d results of a job of %d frames", ErrInvalid, len(results), len(j.Frames))
 	}
 	for _, f := range results {
 		at, ok := j.Place(f.Frame)
 		switch {
-		case !ok || j.Tasks[j.TaskOf(at)].attempt(r.Lease) < 0:
+		case !ok || j.Tasks[j.TaskOf(at)].attempt(r.Lease) < 0 || j.Tasks[r.Task.Index].Part():
 			return fmt.Errorf("%w: frame %d is not in task %s", ErrInvalid, f.Frame, r.Task)
 		case f.CID == "" || len(f.CID) > maxCID || f.Size <= 0:
 			return fmt.Errorf("%w: frame %d has no content", ErrInvalid, f.Frame)
@@ -200,6 +214,8 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 			return fmt.Errorf("%w: frame %d took %g s", ErrInvalid, f.Frame, f.Seconds)
 		case !pictureName(f.Name, f.Frame):
 			return fmt.Errorf("%w: frame %d has the file name %q", ErrInvalid, f.Frame, f.Name)
+		case len(f.Thumb) > maxCID:
+			return fmt.Errorf("%w: the thumbnail of frame %d has a CID of %d bytes", ErrInvalid, f.Frame, len(f.Thumb))
 		}
 	}
 	t := &j.Tasks[r.Task.Index]
@@ -209,13 +225,17 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 		have := j.Frames[at]
 		renewed := have != nil && j.wants(at, by)
 		switch {
+		case have == nil && !j.wants(at, by):
+			continue
 		case have == nil || renewed && have.CID != f.CID:
 			if have != nil {
 				a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &have.Result, Reason: "it was rendered again"})
 			}
 			j.setFrame(at, &Frame{Result: f, Peer: r.Peer, Device: by.Device})
-			// It cannot have taken longer than the attempt, whatever the machine says.
-			j.measured(Hand{r.Peer, by.Device}, min(f.Seconds, max(0, a.at.Sub(by.Granted).Seconds())))
+			if !j.Splits() {
+				// It cannot have taken longer than the attempt, whatever the machine says.
+				j.measured(Hand{r.Peer, by.Device}, min(f.Seconds, max(0, a.at.Sub(by.Granted).Seconds())), 1)
+			}
 		case renewed: // the same to the byte
 			same := have.with()
 			same.Again = time.Time{}
@@ -232,12 +252,20 @@ func (a *applying) take(j *Job, r Report, results []Result, machines int) error 
 		}
 		a.holder(j, at, r.Peer, machines)
 	}
+	if len(pieces) > 0 {
+		a.takePieces(j, r, pieces)
+	}
 	return nil
 }
 
 // taken ends the tasks that an attempt's results complete while nobody has them, and
 // settles them.
 func (a *applying) taken(j *Job, r Report, results []Result) {
+	if t := &j.Tasks[r.Task.Index]; t.Part() {
+		a.covered(j, t.Lo)
+		a.settle(j, r.Task.Index)
+		return
+	}
 	tasks := []int32{r.Task.Index}
 	for _, f := range results {
 		at, _ := j.Place(f.Frame)
@@ -248,6 +276,7 @@ func (a *applying) taken(j *Job, r Report, results []Result) {
 		if t := &j.Tasks[i]; t.State == TaskQueued && j.complete(t) {
 			a.rendered(j, i, t.attempt(r.Lease), "")
 		}
+		a.covered(j, j.Tasks[i].Lo) // a part may have waited for what its frame needs no more
 		a.settle(j, i)
 	}
 }
@@ -271,7 +300,7 @@ func (a *applying) record(c Record) error {
 	if err != nil {
 		return err
 	}
-	if err := a.take(j, c.Report, c.Frames, c.Machines); err != nil {
+	if err := a.take(j, c.Report, c.Frames, c.Pieces, c.Machines); err != nil {
 		return err
 	}
 	a.taken(j, c.Report, c.Frames)
@@ -286,6 +315,39 @@ func (a *applying) complete(c Complete) error {
 	if !live && t.State != TaskQueued {
 		return ErrStale
 	}
+	if !live && !j.wouldComplete(t, k, c) {
+		return ErrStale
+	}
+	if err := a.take(j, c.Report, c.Frames, c.Pieces, c.Machines); err != nil {
+		return err
+	}
+	if left := j.Left(t); left > 0 {
+		// Frames that were there when the lease was granted were lost meanwhile, or the
+		// machine was to stop: it did its part, and the rest is for the next attempt.
+		reason := fmt.Sprintf("%d frames of the task are still to be rendered", left)
+		if t.Part() {
+			reason = fmt.Sprintf("%d %s are still to be rendered", left, j.Spec.Split.By)
+		}
+		a.finish(j, c.Report, Attempt{Outcome: OutcomeReleased, Reason: reason, Log: c.Log})
+		a.requeue(j, c.Task.Index, c.Report, reason)
+		return nil
+	}
+	a.rendered(j, c.Task.Index, k, c.Log)
+	a.taken(j, c.Report, c.Frames)
+	return nil
+}
+
+// wouldComplete tells whether nothing of a task was left to be rendered with what its
+// attempt k says that it made.
+func (j *Job) wouldComplete(t *Task, k int, c Complete) bool {
+	if t.Part() {
+		gaps := j.Gaps(t)
+		spans := spansOf(j.PiecesOf(t.Lo))
+		for _, p := range c.Pieces {
+			spans = append(spans, p.Span)
+		}
+		return len(gaps) == 0 || j.wants(int(t.Lo), t.Attempts[k]) && len(t.Span.Gaps(spans)) == 0
+	}
 	missing := map[int32]bool{}
 	for _, f := range j.Remaining(t) {
 		missing[f] = true
@@ -295,23 +357,7 @@ func (a *applying) complete(c Complete) error {
 			delete(missing, f.Frame)
 		}
 	}
-	if len(missing) > 0 && !live {
-		return ErrStale
-	}
-	if err := a.take(j, c.Report, c.Frames, c.Machines); err != nil {
-		return err
-	}
-	if len(missing) > 0 {
-		// Frames that were there when the lease was granted were lost meanwhile: the
-		// machine did its part, and the rest is for the next attempt.
-		reason := fmt.Sprintf("%d frames of the task are still to be rendered", len(missing))
-		a.finish(j, c.Report, Attempt{Outcome: OutcomeReleased, Reason: reason, Log: c.Log})
-		a.requeue(j, c.Task.Index, c.Report, reason)
-		return nil
-	}
-	a.rendered(j, c.Task.Index, k, c.Log)
-	a.taken(j, c.Report, c.Frames)
-	return nil
+	return len(missing) == 0
 }
 
 // rendered ends a task of which every frame is there, by its attempt k. Whoever else
@@ -331,7 +377,7 @@ func (a *applying) rendered(j *Job, i int32, k int, log string) {
 func (a *applying) finished(j *Job, i int32) {
 	t := &j.Tasks[i]
 	j.setTask(i, TaskRendered)
-	by := t.renderer(j.Frames[t.Hi-1])
+	by := j.renderer(t)
 	a.performed(by.Peer)
 	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: by.Lease, Peer: by.Peer, State: string(TaskRendered)})
 }
@@ -444,14 +490,21 @@ func (a *applying) settle(j *Job, i int32) {
 	if t.State != TaskRendered {
 		return
 	}
+	if t.Part() { // it is done with its frame
+		if j.Tasks[j.TaskOf(int(t.Lo))].State == TaskDone {
+			a.partsDone(j, t.Lo)
+		}
+		return
+	}
 	for k := t.Lo; k < t.Hi; k++ {
 		if f := j.Frames[k]; f == nil || !f.Done {
 			return
 		}
 	}
 	j.setTask(i, TaskDone)
-	last := t.renderer(j.Frames[t.Hi-1])
+	last := j.renderer(t)
 	a.tell(Event{Type: TaskEnded, Job: j.ID, Task: i, Lease: last.Lease, Peer: last.Peer, State: string(TaskDone)})
+	a.partsDone(j, t.Lo)
 	if j.count[TaskDone] == len(j.Tasks) && !j.State.Ended() {
 		a.end(j, JobDone, "")
 	}

@@ -25,7 +25,9 @@ func (s Spec) Adaptive() bool { return s.Chunk == 0 }
 func (s Spec) layout(frames, most int) ([]Task, error) {
 	chunk := s.Chunk
 	var cuts []int // where tasks end
-	if s.Adaptive() {
+	if s.Split.On() {
+		chunk = 1
+	} else if s.Adaptive() {
 		chunk = MaxChunk
 		if s.Order != Linear {
 			last := frames - 1
@@ -47,6 +49,9 @@ func (s Spec) layout(frames, most int) ([]Task, error) {
 			tasks = append(tasks, Task{State: TaskQueued, Lo: int32(lo), Hi: int32(hi)})
 			lo = hi
 		}
+	}
+	if s.Split.On() {
+		return s.layoutParts(tasks, most)
 	}
 	return tasks, nil
 }
@@ -80,20 +85,20 @@ func (j *Job) cut(i int32, n int32) int32 {
 	return at
 }
 
-// Pace is how fast frames of a job are rendered.
+// Pace is how fast frames of a job are rendered or, where it splits them, units.
 type Pace struct {
 	frames   int
 	seconds  float64 // of all of them
-	slowest  float64
+	slowest  float64 // of one frame, or of what was given of units at once
 	tries    int
 	loaded   bool
 	overhead float64 // the least that a try took beside rendering, where loaded
 }
 
-// Frames is the number of frames that were measured.
+// Frames is the number of frames, or units, that were measured.
 func (p Pace) Frames() int { return p.frames }
 
-// Seconds is the mean time of a frame; 0 where none was measured.
+// Seconds is the mean time of a frame or unit; 0 where none was measured.
 func (p Pace) Seconds() float64 {
 	if p.frames == 0 {
 		return 0
@@ -101,7 +106,8 @@ func (p Pace) Seconds() float64 {
 	return p.seconds / float64(p.frames)
 }
 
-// Slowest is the longest time of a frame, in seconds.
+// Slowest is the longest time of a frame, or of units that were given at once, in
+// seconds.
 func (p Pace) Slowest() float64 { return p.slowest }
 
 // Overhead is the least that a try took beside rendering, which is to load the
@@ -129,11 +135,11 @@ func (j *Job) Tried(d Device) bool {
 // MeanPace is how fast all machines together do.
 func (j *Job) MeanPace() Pace { return j.pace }
 
-// measured adds the time of a frame. Nothing in the state rests on it: machines
-// might add in another order, and get another last digit.
-func (j *Job) measured(h Hand, seconds float64) {
+// measured adds the time of n frames, or units. Nothing in the state rests on it:
+// machines might add in another order, and get another last digit.
+func (j *Job) measured(h Hand, seconds float64, n int) {
 	add := func(to *Pace) {
-		to.frames++
+		to.frames += n
 		to.seconds += seconds
 		to.slowest = max(to.slowest, seconds)
 	}
@@ -154,7 +160,18 @@ func (j *Job) overheads(t *Task, id ID) {
 	}
 	a := t.Attempts[k]
 	took := a.Ended.Sub(a.Granted).Seconds()
-	for i := t.Lo; i < t.Hi; i++ {
+	if t.Part() {
+		for _, p := range j.PiecesOf(t.Lo) {
+			switch {
+			case !t.Span.Meets(p.Span):
+			case p.Peer != a.Peer || !t.Span.Holds(p.Span):
+				return
+			default:
+				took -= p.Seconds
+			}
+		}
+	}
+	for i := t.Lo; i < t.Hi && !t.Part(); i++ {
 		f := j.Frames[i]
 		if f == nil || f.Peer != a.Peer {
 			return
@@ -181,6 +198,9 @@ func (p *Pace) load(seconds float64) {
 // Unrendered is the number of frames that are to be rendered, by whoever has them now
 // included.
 func (j *Job) Unrendered() int { return len(j.Frames) - j.rendered + j.again }
+
+// Uncovered is the same of units, where the job splits its frames.
+func (j *Job) Uncovered() int { return j.uncovered }
 
 // Done is the number of frames that are rendered and held by enough machines.
 func (j *Job) Done() int { return j.rendered - j.undone }

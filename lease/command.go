@@ -32,6 +32,7 @@ type Command struct {
 	Retry      *Retry      `json:"retry,omitempty"`
 	Drain      *Drain      `json:"drain,omitempty"`
 	Forgive    *Forgive    `json:"forgive,omitempty"`
+	More       *More       `json:"more,omitempty"`
 }
 
 // Submit accepts a job under an ID that its proposer drew at random.
@@ -51,6 +52,8 @@ type Grant struct {
 	// Frames, unless it is 0 or all that are left of the task, cuts a task off its
 	// beginning that has so many to be rendered, and leases that, which the event names.
 	Frames int32 `json:"frames,omitempty"`
+	// Units does the same with the units of a part of a frame.
+	Units int32 `json:"units,omitempty"`
 	// Second leases a task that is stuck on one machine to another as well. Whichever
 	// renders it first ends the other's lease.
 	Second bool `json:"second,omitempty"`
@@ -70,19 +73,22 @@ type Report struct {
 // has the task now goes on; what it then gives twice is ignored.
 type Record struct {
 	Report
-	Frames []Result `json:"frames"`
+	Frames []Result      `json:"frames"`
+	Pieces []PieceResult `json:"pieces,omitempty"` // of its part of a frame, or all of it merged
 	// Machines is how many machines there are to hold frames: a frame is done
 	// when that many, or the job's replicas if fewer, hold it.
 	Machines int `json:"machines"`
 }
 
-// Complete ends an attempt that gave all frames that it was asked for. Where
-// others of the task were lost meanwhile, the task is queued again for those.
+// Complete ends an attempt that gave all frames, or units, that it was asked for, or of
+// units as many as it could before it was to stop. Where others of the task were lost
+// meanwhile, or are missing, the task is queued again for those.
 type Complete struct {
 	Report
-	Frames   []Result `json:"frames,omitempty"` // those not recorded yet
-	Log      string   `json:"log,omitempty"`    // CID of Blender's log
-	Machines int      `json:"machines"`
+	Frames   []Result      `json:"frames,omitempty"` // those not recorded yet
+	Pieces   []PieceResult `json:"pieces,omitempty"` // likewise
+	Log      string        `json:"log,omitempty"`    // CID of Blender's log
+	Machines int           `json:"machines"`
 }
 
 // Fail ends an attempt that did not. The third failure of a task fails its job,
@@ -119,7 +125,7 @@ type Expire struct {
 	Task  TaskID `json:"task"`
 }
 
-// Hold says that a machine holds all of a frame, and, of the submitter's
+// Hold says that a machine holds all of a frame, or of a piece of it, and, of the submitter's
 // machine, that it wrote the frame to the job's output folder.
 type Hold struct {
 	Job       JobID        `json:"job"`

@@ -125,15 +125,9 @@ func (a *applying) retry(c Retry) error {
 		a.reopen(j)
 	}
 	for _, at := range again {
-		f := j.Frames[at].with()
-		f.Again, f.Done, f.Delivered = a.at, false, false
-		j.setFrame(at, f)
-		i := j.TaskOf(at)
-		if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
-			t.Fails = 0
-			j.setTask(i, TaskQueued)
-			a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, State: string(TaskQueued), Reason: "its frames are to be rendered again"})
-		}
+		a.dropPieces(j, int32(at), "its frame is to be rendered again")
+		a.again(j, at, "its frames are to be rendered again")
+		a.covered(j, int32(at))
 	}
 	if ended {
 		a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(j.State)})
@@ -145,6 +139,19 @@ func (a *applying) retry(c Retry) error {
 		}
 	}
 	return nil
+}
+
+// again makes a frame one that is to be rendered again.
+func (a *applying) again(j *Job, at int, why string) {
+	f := j.Frames[at].with()
+	f.Again, f.Done, f.Delivered = a.at, false, false
+	j.setFrame(at, f)
+	i := j.TaskOf(at)
+	if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
+		t.Fails = 0
+		j.setTask(i, TaskQueued)
+		a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, State: string(TaskQueued), Reason: why})
+	}
 }
 
 // chosen lists the places of frames that are finished among those named.
@@ -181,6 +188,10 @@ func (a *applying) reopen(j *Job) {
 		switch {
 		case !j.complete(t):
 			t.State, t.Fails = TaskQueued, 0
+		case t.Part() && j.Tasks[t.Lo].State == TaskDone: // the tasks of frames come first
+			t.State = TaskDone
+		case t.Part():
+			t.State = TaskRendered
 		case t.State != TaskDone:
 			t.State = TaskRendered
 		}

@@ -13,6 +13,12 @@ func (a *applying) hold(c Hold) error {
 		return err
 	}
 	at, ok := j.Place(c.Frame)
+	if ok && c.Peer != "" {
+		if k := slices.IndexFunc(j.PiecesOf(int32(at)), func(p Piece) bool { return p.CID == c.CID }); k >= 0 {
+			a.holdsPiece(j, int32(at), k, c.Peer)
+			return nil
+		}
+	}
 	if !ok || j.Frames[at] == nil || j.Frames[at].CID != c.CID || c.Peer == "" {
 		return fmt.Errorf("%w: frame %d of job %s has no such content", ErrInvalid, c.Frame, c.Job)
 	}
@@ -85,6 +91,7 @@ func (a *applying) unhold(c Unhold) error {
 		a.tell(Event{Type: ProjectShort, Job: j.ID, Task: -1, Peer: c.Peer, Reason: unheld})
 	}
 	for at, f := range j.Frames {
+		a.piecesUnheld(j, int32(at), c.Peer, c.CID)
 		if f == nil || f.CID != c.CID || !slices.Contains(f.Holders, c.Peer) {
 			continue
 		}
@@ -114,6 +121,7 @@ func (a *applying) store(c Store) error {
 		j.own()
 		j.Holders = without(j.Holders, c.Peer)
 		for at, f := range j.Frames {
+			a.piecesUnheld(j, int32(at), c.Peer, "")
 			if f != nil && slices.Contains(f.Holders, c.Peer) && j.unheld(at, c.Peer) == 0 && !j.State.Ended() {
 				a.lost(j, at, c.Peer, unheld)
 			}
@@ -143,6 +151,7 @@ func (a *applying) lost(j *Job, at int, p authz.PeerID, why string) {
 		j.setTask(i, TaskQueued)
 		a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, Peer: p, State: string(TaskQueued), Reason: "the only machine that held its frames is gone"})
 	}
+	a.covered(j, int32(at))
 }
 
 func (a *applying) lose(c Lose) {
@@ -155,6 +164,7 @@ func (a *applying) lose(c Lose) {
 			j.own()
 			j.Holders = without(j.Holders, c.Peer)
 			for at, f := range j.Frames {
+				a.piecesUnheld(j, int32(at), c.Peer, "")
 				if f != nil {
 					j.unheld(at, c.Peer)
 				}
@@ -176,6 +186,9 @@ func (a *applying) loseOf(j *Job, c Lose) {
 	// The submitter's stays the place to ask: nobody else may have it yet.
 	if c.Peer != j.Spec.Submitter || c.Removed {
 		j.Holders = without(j.Holders, c.Peer)
+	}
+	for at := range j.Pieces {
+		a.piecesUnheld(j, int32(at), c.Peer, "")
 	}
 	if j.undone > 0 || c.Removed {
 		for at, f := range j.Frames {

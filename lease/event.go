@@ -24,6 +24,8 @@ const (
 	FrameWritten   EventType = "frame.delivered" // it is in the output folder
 	FrameLost      EventType = "frame.lost"      // its only holder is gone
 	FrameShort     EventType = "frame.short"     // a machine's copy of it is gone
+	PieceRendered  EventType = "piece.rendered"  // of a frame that is split: Span says which units
+	PieceGone      EventType = "piece.gone"      // a larger one holds it, or nobody does; Reason says which
 	ProjectShort   EventType = "project.short"   // a machine's copy of the project is gone
 	PeerDrained    EventType = "peer.drained"    // a machine is granted nothing more; Reason says why
 	PeerUndrained  EventType = "peer.undrained"  // it takes work again
@@ -46,4 +48,5 @@ type Event struct {
 	State  string
 	Reason string
 	Result *Result
+	Span   Span // of pieces
 }

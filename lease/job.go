@@ -128,6 +128,8 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("the job names no machine that submitted it")
 	case s.Tier.Rank() < 0:
 		return fmt.Errorf("unknown priority %q: use low, normal, high or urgent", s.Tier)
+	case s.Chunk != 0 && s.Split.On():
+		return fmt.Errorf("frames that are split are tasks of their own: use --chunk or --split")
 	case s.Chunk < 0 || s.Chunk > MaxChunk:
 		return fmt.Errorf("a chunk of %d frames is not possible: use 1 to %d, or 0 for the farm to choose", s.Chunk, MaxChunk)
 	case s.Replicas < 1 || s.Replicas > 16:
@@ -204,6 +206,7 @@ type Result struct {
 	Name    string  `json:"name"` // the file name that Blender gives it, without a folder
 	Size    int64   `json:"size"` // bytes
 	Seconds float64 `json:"seconds"`
+	Thumb   string  `json:"thumb,omitempty"` // CID of a small JPEG of it, where there is one
 }
 
 // Outcome is how an attempt ended.
@@ -224,6 +227,7 @@ type Attempt struct {
 	Peer    authz.PeerID `json:"peer"`
 	Device  Device       `json:"device,omitempty"` // what it renders on; "" where the machine chose
 	Granted time.Time    `json:"granted"`
+	Units   int32        `json:"units,omitempty"` // of which a frame that is split was to be merged
 	Ended   time.Time    `json:"ended,omitzero"`
 	Outcome Outcome      `json:"outcome,omitempty"` // "" while the lease lives
 	Reason  string       `json:"reason,omitempty"`

@@ -461,7 +461,7 @@ func TestForget(t *testing.T) {
 
 func TestRestoreRefusesWhatCannotBe(t *testing.T) {
 	for _, bad := range []string{
-		"", "{}", `{"version": 3}`, `{"version": 2} 1`, `{"version": 2, "jobs": 1}`, `{"version": 2, "jobs": 1} null`, `{"version": 2, "jobs": 1} {"id": "j"}`,
+		"", "{}", `{"version": 4}`, `{"version": 2} 1`, `{"version": 2, "jobs": 1}`, `{"version": 2, "jobs": 1} null`, `{"version": 2, "jobs": 1} {"id": "j"}`,
 		`{"version":2,"jobs":1}{"id":"j","spec":{"name":"a","owner":"a","project":"p","blend":"b","frames":[{"first":1,"last":2,"step":0}],"chunk":1,"tier":"normal","replicas":1,"submitter":"s"}}`,
 		`{"version":2,"jobs":1}{"id":"j","spec":{"name":"a","owner":"a","project":"p","blend":"b","frames":[{"first":1,"last":2,"step":1}],"chunk":1,"tier":"normal","replicas":1,"submitter":"s"},"tasks":[]}`,
 	} {

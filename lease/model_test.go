@@ -158,6 +158,41 @@ func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 	return out
 }
 
+// pieces draws pieces of a part, or the whole of what was merged.
+func (m *model) pieces(t *rapid.T, r lease.Report) (out []lease.PieceResult) {
+	j, task, err := m.s.Task(r.Task)
+	require.NoError(t, err)
+	if !j.Splits() {
+		return nil
+	}
+	frame := j.Numbers()[task.Lo]
+	add := func(s lease.Span) {
+		out = append(out, lease.PieceResult{Frame: frame, Span: s, CID: fmt.Sprintf("piece-%s-%d-%d-%d-%s", j.ID, frame, s.From, s.To, r.Lease), Size: 1, Seconds: float64(s.Len())})
+	}
+	switch {
+	case !task.Part():
+		if rapid.Bool().Draw(t, "merged") {
+			add(lease.Span{From: 0, To: j.Units})
+		}
+	case seldom(t, 8):
+		from := rapid.Int32Range(-1, j.Units).Draw(t, "from")
+		add(lease.Span{From: from, To: from + rapid.Int32Range(-1, 4).Draw(t, "length")})
+	case j.Spec.Split.By == lease.ByTiles:
+		for i := task.Span.From; i < task.Span.To; i++ {
+			if rapid.Bool().Draw(t, "has") {
+				add(lease.Span{From: i, To: i + 1})
+			}
+		}
+	default:
+		for _, gap := range j.Gaps(task) {
+			if n := rapid.Int32Range(0, gap.Len()).Draw(t, "length"); n > 0 {
+				add(lease.Span{From: gap.From, To: gap.From + n})
+			}
+		}
+	}
+	return out
+}
+
 // job draws a job, most often one that has not ended; nil where there is none.
 func (m *model) job(t *rapid.T) *lease.Job {
 	var from []lease.JobID
@@ -176,7 +211,7 @@ func (m *model) job(t *rapid.T) *lease.Job {
 
 // often are actions that give the others something to act on, and how many times as
 // often as those they are taken.
-var often = map[string]int{"submit": 2, "grant": 8, "record": 3, "complete": 3, "fail": 2, "hold": 3}
+var often = map[string]int{"submit": 2, "grant": 8, "record": 3, "complete": 3, "fail": 2, "hold": 3, "whole": 4, "more": 2}
 
 // weighted are the actions, some of them several times.
 func (m *model) weighted() map[string]func(*rapid.T) {
@@ -205,6 +240,11 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			spec.Tier = rapid.SampledFrom(tiers).Draw(t, "tier")
 			spec.Replicas = rapid.IntRange(1, 3).Draw(t, "replicas")
 			spec.Order = rapid.SampledFrom([]lease.Order{"", lease.Linear}).Draw(t, "order")
+			if seldom(t, 3) {
+				spec.Chunk, spec.Split = 0, rapid.SampledFrom([]lease.Split{
+					{By: lease.BySamples, Units: 9}, {By: lease.BySamples, Units: 1}, {By: lease.ByTiles, Units: 6, Columns: 3, Rows: 2},
+				}).Draw(t, "split")
+			}
 			spec.Output.Dir = rapid.SampledFrom([]string{"/out", ""}).Draw(t, "folder")
 			if len(m.jobs) > 0 && seldom(t, 6) {
 				spec.After = []lease.JobID{rapid.SampledFrom(m.jobs).Draw(t, "first")}
@@ -227,17 +267,20 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			if j.Spec.Adaptive() || seldom(t, 10) {
 				g.Frames = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "frames")
 			}
+			if j.Splits() || seldom(t, 10) {
+				g.Units = rapid.SampledFrom([]int32{0, 0, -1, 1, 2, 5}).Draw(t, "units")
+			}
 			g.Device = rapid.SampledFrom([]lease.Device{"", "cpu", "gpu0", "gpu1", "cpu", "gpu0", "gpu1", "gpu"}).Draw(t, "device")
 			_ = m.apply(t, lease.Command{Grant: g})
 		},
 		"record": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
-				_ = m.apply(t, lease.Command{Record: &lease.Record{Report: r, Frames: m.results(t, r), Machines: rapid.IntRange(0, 3).Draw(t, "machines")}})
+				_ = m.apply(t, lease.Command{Record: &lease.Record{Report: r, Frames: m.results(t, r), Pieces: m.pieces(t, r), Machines: rapid.IntRange(0, 3).Draw(t, "machines")}})
 			}
 		},
 		"complete": func(t *rapid.T) {
 			if r, ok := m.drawReport(t); ok {
-				_ = m.apply(t, lease.Command{Complete: &lease.Complete{Report: r, Frames: m.results(t, r), Machines: rapid.IntRange(0, 3).Draw(t, "machines")}})
+				_ = m.apply(t, lease.Command{Complete: &lease.Complete{Report: r, Frames: m.results(t, r), Pieces: m.pieces(t, r), Machines: rapid.IntRange(0, 3).Draw(t, "machines")}})
 			}
 		},
 		"fail": func(t *rapid.T) {
@@ -264,6 +307,11 @@ func (m *model) actions() map[string]func(*rapid.T) {
 				return
 			}
 			j, task, _ := m.s.Task(r.Task)
+			if pieces := j.PiecesOf(task.Lo); len(pieces) > 0 && rapid.Bool().Draw(t, "piece") {
+				p := rapid.SampledFrom(pieces).Draw(t, "which")
+				_ = m.apply(t, lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: j.Numbers()[task.Lo], CID: p.CID, Peer: rapid.SampledFrom(peers).Draw(t, "keeper"), Machines: 3}})
+				return
+			}
 			f := j.Frames[task.Lo]
 			if f == nil {
 				return
@@ -294,9 +342,12 @@ func (m *model) actions() map[string]func(*rapid.T) {
 				return
 			}
 			cids := []string{j.Spec.Project, "cid-of-nothing"}
-			for _, f := range j.Frames {
+			for at, f := range j.Frames {
 				if f != nil {
 					cids = append(cids, f.CID)
+				}
+				for _, p := range j.PiecesOf(int32(at)) {
+					cids = append(cids, p.CID)
 				}
 			}
 			_ = m.apply(t, lease.Command{Unhold: &lease.Unhold{Job: j.ID, CID: rapid.SampledFrom(cids).Draw(t, "cid"), Peer: rapid.SampledFrom(peers).Draw(t, "peer"), Machines: 3}})
@@ -318,6 +369,27 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			first := rapid.Int32Range(-20, 20).Draw(t, "first")
 			frames := lease.Frames{{First: first, Last: first + rapid.Int32Range(-1, 4).Draw(t, "more"), Step: 1}}
 			m.control(func(j lease.JobID) lease.Command { return lease.Command{Retry: &lease.Retry{Job: j, Frames: frames}} })(t)
+		},
+		"whole": func(t *rapid.T) { // else a frame that is split would seldom be whole
+			jobs := slices.DeleteFunc(slices.Clone(m.s.Open()), func(j *lease.Job) bool { return !j.Splits() })
+			if len(jobs) == 0 {
+				return
+			}
+			j := rapid.SampledFrom(jobs).Draw(t, "job")
+			for _, i := range j.Next(1) {
+				m.whole(t, j, i, rapid.SampledFrom(peers).Draw(t, "peer"))
+			}
+		},
+		"more": func(t *rapid.T) {
+			// Any job of the past, for what has not ended has seldom all its frames.
+			done := slices.DeleteFunc(slices.Clone(m.jobs), func(id lease.JobID) bool {
+				j, _ := m.s.Job(id)
+				return !j.Splits() || j.Unrendered() > 0 || j.Units > 100
+			})
+			if len(done) == 0 || len(m.s.Open()) >= maxJobs {
+				return
+			}
+			_ = m.apply(t, lease.Command{More: &lease.More{Job: rapid.SampledFrom(done).Draw(t, "job"), Samples: rapid.Int32Range(0, 4).Draw(t, "samples")}})
 		},
 		"freeze": func(t *rapid.T) {
 			m.unchanged(t)
@@ -410,7 +482,7 @@ func (m *model) check(t *rapid.T) {
 			require.Equal(t, j.Next(1), twin.Next(1), "a restored state would grant another task")
 		}
 		next := j.Next(len(j.Tasks) + 1)
-		require.Len(t, next, j.Count(lease.TaskQueued))
+		require.Len(t, next, j.Waits())
 		if j.Spec.Order == lease.Linear {
 			require.True(t, slices.IsSortedFunc(next, func(a, b int32) int { return cmp.Compare(j.Tasks[a].Lo, j.Tasks[b].Lo) }))
 		}
@@ -460,13 +532,7 @@ func (m *model) finish(t *rapid.T) {
 				continue
 			}
 			for _, i := range j.Next(1) {
-				r := lease.Report{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: i}, Peer: "dan"}
-				do(lease.Command{Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer}})
-				var frames []lease.Result
-				for _, f := range j.Remaining(&j.Tasks[i]) {
-					frames = append(frames, lease.Result{Frame: f, CID: fmt.Sprint("last", f), Name: fmt.Sprintf("%04d.png", f), Size: 1})
-				}
-				do(lease.Command{Complete: &lease.Complete{Report: r, Frames: frames, Machines: 1}})
+				require.NoError(t, m.whole(t, j, i, "dan"))
 			}
 			for _, f := range j.Frames {
 				if f != nil && !f.Done {
@@ -481,6 +547,27 @@ func (m *model) finish(t *rapid.T) {
 		}
 	}
 	require.Zero(t, m.w.Live())
+}
+
+// whole grants a task and completes it.
+func (m *model) whole(t *rapid.T, j *lease.Job, i int32, p authz.PeerID) error {
+	r := lease.Report{Lease: lease.ID(m.id("l")), Task: lease.TaskID{Job: j.ID, Index: i}, Peer: p}
+	if err := m.apply(t, lease.Command{Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer}}); err != nil {
+		return err
+	}
+	var frames []lease.Result
+	var pieces []lease.PieceResult
+	for _, gap := range j.Gaps(&j.Tasks[i]) {
+		for u := gap.From; u < gap.To; u++ { // as tiles are
+			pieces = append(pieces, lease.PieceResult{Frame: j.Numbers()[j.Tasks[i].Lo], Span: lease.Span{From: u, To: u + 1}, CID: fmt.Sprint("last", m.n, u), Size: 1})
+		}
+	}
+	for _, f := range j.Remaining(&j.Tasks[i]) {
+		if !j.Tasks[i].Part() {
+			frames = append(frames, lease.Result{Frame: f, CID: fmt.Sprint("last", f), Name: fmt.Sprintf("%04d.png", f), Size: 1})
+		}
+	}
+	return m.apply(t, lease.Command{Complete: &lease.Complete{Report: r, Frames: frames, Pieces: pieces, Machines: 1}})
 }
 
 // rights compares what a node may have with what the state says of it.

@@ -44,6 +44,7 @@ type ReasonKind string
 const (
 	ReasonAttempts  ReasonKind = "attempts"  // tasks that it renders now begin anew elsewhere
 	ReasonUnkept    ReasonKind = "unkept"    // frames that nobody else there holds would be rendered again
+	ReasonPieces    ReasonKind = "pieces"    // parts of frames that nobody else there holds would be rendered again
 	ReasonOnlyCopy  ReasonKind = "only_copy" // finished frames that nobody else there could give
 	ReasonProject   ReasonKind = "project"   // open jobs would wait for it
 	ReasonQueue     ReasonKind = "queue"     // too few others are left to keep the queue
@@ -71,8 +72,8 @@ func (j *Job) Parting(m authz.PeerID, there Presence) Parting {
 
 // hanging counts what hangs on a machine.
 type hanging struct {
-	attempts, unkept, onlyCopy, projects, unwritten, thin int
-	queue                                                 bool
+	attempts, unkept, pieces, onlyCopy, projects, unwritten, thin int
+	queue                                                         bool
 }
 
 func (h *hanging) add(j *Job, m authz.PeerID, there Presence) {
@@ -92,7 +93,12 @@ func (h *hanging) add(j *Job, m authz.PeerID, there Presence) {
 			h.projects++
 		}
 	}
-	for _, f := range j.Frames {
+	for at, f := range j.Frames {
+		for _, p := range j.PiecesOf(int32(at)) {
+			if j.open(int32(at)) && slices.Contains(p.Holders, m) && others(p.Holders) == 0 {
+				h.pieces++
+			}
+		}
 		if f == nil {
 			continue
 		}
@@ -145,6 +151,7 @@ func (h *hanging) parting() Parting {
 	}
 	tell(ReasonAttempts, h.attempts, true, "it renders a task, which would begin anew elsewhere", "it renders %d tasks, which would begin anew elsewhere")
 	tell(ReasonUnkept, h.unkept, true, "no other machine holds a frame that it rendered yet", "no other machine holds %d frames that it rendered yet")
+	tell(ReasonPieces, h.pieces, true, "no other machine holds a part of a frame that it holds yet", "no other machine holds %d parts of frames that it holds yet")
 	tell(ReasonOnlyCopy, h.onlyCopy, true, "it holds the only copy of a finished frame that is in no folder yet", "it holds the only copy of %d finished frames that are in no folder yet")
 	tell(ReasonProject, h.projects, true, "a job would wait for it: no other machine there holds its project", "%d jobs would wait for it: no other machine there holds their projects")
 	if h.queue {

@@ -9,7 +9,7 @@ import (
 )
 
 // Scope says by way of what somebody asks for content: the project of a job, one
-// of its frames, or the log of one of its tasks. It makes the question of who may
+// of its frames with its thumbnail and pieces, or the log of one of its tasks. It makes the question of who may
 // have the content cheap to answer. It is the asker's own word: it grants
 // nothing, and one that names other content than the question only leads nowhere.
 type Scope struct {
@@ -89,11 +89,21 @@ func (s *State) MayHave(m authz.Member, root string, by Scope) bool {
 	}
 	switch by.Of {
 	case OfFrame:
-		return m.ID == j.Spec.Output.Peer
+		if m.ID == j.Spec.Output.Peer {
+			return true
+		}
+		// Whoever renders the job may be to merge it.
+		at, _ := j.Place(by.Index)
+		return j.Renders(m.ID) && j.isPiece(at, root)
 	case OfLog:
 		return false
 	}
 	return j.Renders(m.ID) || !j.State.Ended() && slices.Contains(j.Holders, m.ID)
+}
+
+func (j *Job) isPiece(place int, root string) bool {
+	_, is := j.Piece(place, root)
+	return is
 }
 
 // has tells whether root is the content that the scope names.
@@ -103,7 +113,13 @@ func (j *Job) has(root string, by Scope) bool {
 		return root == j.Spec.Project
 	case OfFrame:
 		at, ok := j.Place(by.Index)
-		return ok && j.Frames[at] != nil && j.Frames[at].CID == root
+		if !ok {
+			return false
+		}
+		if f := j.Frames[at]; f != nil && (f.CID == root || f.Thumb == root) {
+			return true
+		}
+		return j.isPiece(at, root)
 	case OfLog:
 		return by.Index >= 0 && int(by.Index) < len(j.Tasks) &&
 			slices.ContainsFunc(j.Tasks[by.Index].Attempts, func(a Attempt) bool { return a.Log == root })

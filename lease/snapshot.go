@@ -18,7 +18,11 @@ type head struct {
 	machinesJSON
 }
 
-const snapshotVersion = 2
+// Version 2 knew no frames that are split, and reads the same otherwise.
+const (
+	snapshotVersion = 3
+	snapshotOldest  = 2
+)
 
 // Frozen is a State at one moment. It stays as it was while the State goes on.
 type Frozen struct {
@@ -62,8 +66,8 @@ func Restore(r io.Reader) (*State, error) {
 	if err := d.Decode(&h); err != nil {
 		return nil, fmt.Errorf("read the queue's snapshot: %w", err)
 	}
-	if h.Version != snapshotVersion {
-		return nil, fmt.Errorf("the queue's snapshot has version %d, this program reads %d: start a newer vizpeer", h.Version, snapshotVersion)
+	if h.Version < snapshotOldest || h.Version > snapshotVersion {
+		return nil, fmt.Errorf("the queue's snapshot has version %d, this program reads %d to %d: start a newer vizpeer", h.Version, snapshotOldest, snapshotVersion)
 	}
 	s := NewState()
 	s.seq = h.Seq
@@ -113,9 +117,15 @@ func (j *Job) check() error {
 	if len(j.Frames) != frames || len(j.Tasks) < 1 || len(j.Tasks) > max(MaxTasks, frames) {
 		return fmt.Errorf("job %s: %d frames in %d tasks do not fit its frame list", j.ID, len(j.Frames), len(j.Tasks))
 	}
-	cuts := make([][2]int32, len(j.Tasks))
+	if err := j.checkParts(); err != nil {
+		return fmt.Errorf("job %s: %w", j.ID, err)
+	}
+	cuts := make([][2]int32, 0, len(j.Tasks))
 	for i, t := range j.Tasks {
-		cuts[i] = [2]int32{t.Lo, t.Hi}
+		if t.Part() {
+			continue
+		}
+		cuts = append(cuts, [2]int32{t.Lo, t.Hi})
 		if !j.Spec.Adaptive() && (int(t.Lo) != i*chunk || int(t.Hi) != min((i+1)*chunk, frames)) {
 			return fmt.Errorf("job %s: task %d has other frames than its own", j.ID, i)
 		}
@@ -142,7 +152,7 @@ func (j *Job) check() error {
 		if lives := len(t.Lives()); lives != live || lives > 2 || (lives > 0) != (t.State == TaskLeased) {
 			return fmt.Errorf("job %s: task %d is %s with %d attempts under way", j.ID, i, t.State, live)
 		}
-		if len(t.Attempts) == 0 && slices.ContainsFunc(j.Frames[t.Lo:t.Hi], func(f *Frame) bool { return f != nil }) {
+		if len(t.Attempts) == 0 && !t.Part() && slices.ContainsFunc(j.Frames[t.Lo:t.Hi], func(f *Frame) bool { return f != nil }) {
 			return fmt.Errorf("job %s: task %d has frames without an attempt", j.ID, i)
 		}
 		switch t.State {
@@ -154,6 +164,55 @@ func (j *Job) check() error {
 		default:
 			return fmt.Errorf("job %s: task %d has the state %q", j.ID, i, t.State)
 		}
+	}
+	return nil
+}
+
+// checkParts does the same for the parts of frames and their pieces.
+func (j *Job) checkParts() error {
+	if !j.Splits() {
+		if j.Units != 0 || j.Pieces != nil || slices.ContainsFunc(j.Tasks, func(t Task) bool { return t.Part() }) {
+			return errors.New("it has parts of frames that it does not split")
+		}
+		return nil
+	}
+	if j.Units < j.Spec.Split.Units || j.Units > MaxSamples || len(j.Pieces) != len(j.Frames) {
+		return fmt.Errorf("pieces of %d frames of %d units do not fit it", len(j.Pieces), j.Units)
+	}
+	whole := Span{0, j.Units}
+	spans := make([][]Span, len(j.Frames))
+	for i, t := range j.Tasks {
+		switch {
+		case !t.Part() && (t.Hi != t.Lo+1 || int(t.Lo) != i):
+			return fmt.Errorf("task %d is not for one frame", i)
+		case !t.Part():
+		case t.Lo < 0 || int(t.Lo) >= len(j.Frames) || t.Hi != t.Lo+1 || t.Span.From < 0 || t.Span.Len() == 0 || !whole.Holds(t.Span):
+			return fmt.Errorf("task %d is for no part of a frame", i)
+		default:
+			spans[t.Lo] = append(spans[t.Lo], t.Span)
+		}
+	}
+	for at := range j.Frames {
+		if err := once(spans[at], whole); err != nil {
+			return fmt.Errorf("the parts of the frame at %d %w", at, err)
+		}
+		for _, p := range j.Pieces[at] {
+			if p.CID == "" || len(p.Holders) == 0 || p.From < 0 || p.Len() == 0 || !whole.Holds(p.Span) {
+				return fmt.Errorf("a piece of the frame at %d is damaged", at)
+			}
+		}
+		pieces := spansOf(j.Pieces[at])
+		if covered := whole.Len() - total(whole.Gaps(pieces)); covered != total(pieces) {
+			return fmt.Errorf("pieces of the frame at %d have a unit in common", at)
+		}
+	}
+	return nil
+}
+
+// once tells whether spans have every unit of the whole, once.
+func once(spans []Span, whole Span) error {
+	if len(whole.Gaps(spans)) > 0 || total(spans) != whole.Len() {
+		return errors.New("do not have each unit once")
 	}
 	return nil
 }

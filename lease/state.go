@@ -62,6 +62,10 @@ type Job struct {
 	Tasks   []Task    `json:"tasks"`
 	// Frames has one entry for each frame, in order; nil until it is rendered.
 	Frames []*Frame `json:"frames"`
+	// Units is how many units each frame has, and Pieces what is there of them, by the
+	// frame's place, where the job splits its frames.
+	Units  int32     `json:"units,omitempty"`
+	Pieces [][]Piece `json:"pieces,omitempty"`
 	// Holders lists who holds all of the project, its submitter first unless that
 	// has lost it.
 	Holders []authz.PeerID `json:"holders"`
@@ -85,6 +89,9 @@ type Job struct {
 	// of Frames: how many there are, and of those how many are to be rendered again,
 	// are not done, and were delivered
 	rendered, again, undone, delivered int
+	parts                              [][]int32     // by a frame's place: the tasks of its parts
+	gaps                               []int32       // by a frame's place: how many units are to be rendered
+	uncovered, blocked                 int           // the sum of gaps; how many queued tasks wait for pieces
 	pace                               Pace          // of all machines together
 	paces                              map[Hand]Pace // of each
 	onCPU, onGPU                       bool          // on what frames were measured
@@ -99,6 +106,7 @@ func (j *Job) own() {
 		return
 	}
 	j.Tasks, j.Frames, j.Holders, j.Faults = slices.Clone(j.Tasks), slices.Clone(j.Frames), slices.Clone(j.Holders), maps.Clone(j.Faults)
+	j.Pieces = slices.Clone(j.Pieces)
 	j.shared = false
 }
 
@@ -169,7 +177,8 @@ func (j *Job) Undelivered() bool {
 // TaskFrames lists the frame numbers of a task.
 func (j *Job) TaskFrames(t *Task) []int32 { return j.numbers[t.Lo:t.Hi] }
 
-// Remaining lists the frames of a task that nobody has rendered.
+// Remaining lists the frames of a task that nobody has rendered; [Job.Gaps] tells of a
+// part which units are.
 func (j *Job) Remaining(t *Task) []int32 {
 	var out []int32
 	for i := t.Lo; i < t.Hi; i++ {
@@ -187,11 +196,17 @@ func (j *Job) open(place int32) bool { return j.Frames[place] == nil || j.Frames
 // of one that began before the frame was wanted again.
 func (j *Job) wants(place int, by Attempt) bool {
 	f := j.Frames[place]
+	if j.Splits() { // what was granted at that very moment, or of fewer units, may lack some
+		return (by.Units == 0 || by.Units == j.Units) && (f == nil || f.again() && by.Granted.After(f.Again))
+	}
 	return f == nil || f.again() && !by.Granted.Before(f.Again)
 }
 
-// Left is the number of frames of a task that are to be rendered.
+// Left is the number of frames of a task that are to be rendered, or of a part's units.
 func (j *Job) Left(t *Task) (n int32) {
+	if t.Part() {
+		return total(j.Gaps(t))
+	}
 	for i := t.Lo; i < t.Hi; i++ {
 		if j.open(i) {
 			n++
@@ -201,7 +216,12 @@ func (j *Job) Left(t *Task) (n int32) {
 }
 
 // complete tells whether nothing of a task is to be rendered.
-func (j *Job) complete(t *Task) bool { return j.with(t, 0) == t.Hi-t.Lo }
+func (j *Job) complete(t *Task) bool {
+	if t.Part() {
+		return len(j.Gaps(t)) == 0
+	}
+	return j.with(t, 0) == t.Hi-t.Lo
+}
 
 // TaskOf is the index of the task that a place in the job's list of frames
 // belongs to.
@@ -217,7 +237,7 @@ func (j *Job) Next(n int) []int32 {
 	for len(next) < n && len(j.queued) > 0 {
 		due := heap.Pop(&j.queued).(turn)
 		switch i := due.task(); {
-		case j.Tasks[i].State != TaskQueued:
+		case j.Tasks[i].State != TaskQueued || j.blocks(&j.Tasks[i]):
 			j.Tasks[i].inHeap = false
 		case due != j.turn(i): // its first frames were cut off
 			heap.Push(&j.queued, j.turn(i))
@@ -256,7 +276,7 @@ func (j *Job) turn(i int32) turn {
 }
 
 // HasQueued tells whether a task of the job waits for a machine.
-func (j *Job) HasQueued() bool { return j.count[TaskQueued] > 0 }
+func (j *Job) HasQueued() bool { return j.Waits() > 0 }
 
 // Renders tells whether p holds a live lease on a task of the job.
 func (j *Job) Renders(p authz.PeerID) bool { return j.leased[p] > 0 }
@@ -270,7 +290,12 @@ func (j *Job) setTask(i int32, to TaskState) {
 	j.tally(t, -1)
 	t.State = to
 	j.tally(t, 1)
-	if to == TaskQueued && !t.inHeap {
+	j.offer(i)
+}
+
+// offer makes a task that waits one of those that may be granted.
+func (j *Job) offer(i int32) {
+	if t := &j.Tasks[i]; t.State == TaskQueued && !t.inHeap && !j.blocks(t) {
 		t.inHeap = true
 		heap.Push(&j.queued, j.turn(i))
 	}
@@ -296,6 +321,9 @@ func (j *Job) amend(i int32, k int, how func(*Attempt)) {
 // tally adds a task to what is counted, or takes it out.
 func (j *Job) tally(t *Task, by int) {
 	j.count[t.State] += by
+	if t.State == TaskQueued && j.blocks(t) {
+		j.blocked += by
+	}
 	for _, a := range t.Lives() {
 		if j.leased[a.Peer] += by; j.leased[a.Peer] == 0 {
 			delete(j.leased, a.Peer)
@@ -313,6 +341,7 @@ func (j *Job) setFrame(place int, f *Frame) {
 	j.tallyFrame(j.Frames[place], -1)
 	j.Frames[place] = f
 	j.tallyFrame(f, 1)
+	j.regap(int32(place))
 }
 
 func (j *Job) tallyFrame(f *Frame, by int) {
@@ -340,24 +369,54 @@ func (j *Job) derive() {
 	j.queued = make(turnHeap, 0, len(j.Tasks))
 	j.rendered, j.again, j.undone, j.delivered = 0, 0, 0, 0
 	j.pace, j.paces = Pace{}, make(map[Hand]Pace)
+	j.deriveParts()
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
 		j.tally(t, 1)
-		j.assign(int32(i))
-		if t.inHeap = t.State == TaskQueued; t.inHeap {
+		if t.inHeap = t.State == TaskQueued && !j.blocks(t); t.inHeap {
 			j.queued = append(j.queued, j.turn(int32(i)))
 		}
 	}
 	heap.Init(&j.queued)
 	for _, f := range j.Frames {
 		j.tallyFrame(f, 1)
-		if f != nil {
-			j.measured(Hand{f.Peer, f.Device}, f.Seconds)
+		if f != nil && !j.Splits() {
+			j.measured(Hand{f.Peer, f.Device}, f.Seconds, 1)
+		}
+	}
+	for _, pieces := range j.Pieces {
+		for _, p := range pieces {
+			j.measured(Hand{p.Peer, p.Device}, p.Seconds, int(p.Len()))
 		}
 	}
 	for i := range j.Tasks {
-		if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
-			j.overheads(t, t.renderer(j.Frames[t.Hi-1]).Lease)
+		if t := &j.Tasks[i]; (t.State == TaskRendered || t.State == TaskDone) && t.Part() == j.Splits() {
+			j.overheads(t, j.renderer(t).Lease)
+		}
+	}
+}
+
+// deriveParts finds which tasks are of which frame, and what there is of it.
+func (j *Job) deriveParts() {
+	for i := range j.Tasks {
+		if !j.Tasks[i].Part() {
+			j.assign(int32(i))
+		}
+	}
+	j.parts, j.gaps, j.uncovered, j.blocked = nil, nil, 0, 0
+	if !j.Splits() {
+		return
+	}
+	j.parts, j.gaps = make([][]int32, len(j.Frames)), make([]int32, len(j.Frames))
+	for i := range j.Tasks {
+		if t := &j.Tasks[i]; t.Part() {
+			j.parts[t.Lo] = append(j.parts[t.Lo], int32(i))
+		}
+	}
+	for at := range j.Frames {
+		if j.open(int32(at)) {
+			j.gaps[at] = total(Span{0, j.Units}.Gaps(spansOf(j.Pieces[at])))
+			j.uncovered += int(j.gaps[at])
 		}
 	}
 }

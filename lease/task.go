@@ -7,13 +7,15 @@ import (
 	"vizpeer/authz"
 )
 
-// Task is a chunk of a job's frames.
+// Task is a chunk of a job's frames, or a part of one of them.
 type Task struct {
 	State TaskState `json:"state"`
 	// Lo and Hi bound its places in the job's list of frames, Hi excluded.
-	Lo    int32 `json:"lo"`
-	Hi    int32 `json:"hi"`
-	Fails int   `json:"fails,omitempty"`
+	Lo int32 `json:"lo"`
+	Hi int32 `json:"hi"`
+	// Span has the units of the one frame that a part is for; zero for whole frames.
+	Span  Span `json:"span,omitzero"`
+	Fails int  `json:"fails,omitempty"`
 	// Attempts has the last tries, and those of the task that this one was cut off
 	// from. One that lives has no outcome. A snapshot may hold the same list: it is
 	// replaced, never changed.
@@ -86,14 +88,21 @@ func (t *Task) mayHaveSecond(p authz.PeerID) bool {
 	return len(lives) == 1 && lives[0].Peer != p
 }
 
-// renderer is the attempt that rendered the task: the one that gave all of it, or who
-// gave its last frame; f is that one.
-func (t *Task) renderer(f *Frame) Attempt {
+// renderer is the attempt that rendered a task: the one that gave all of it, or who
+// gave its last frame or, of a part, tried it last.
+func (j *Job) renderer(t *Task) Attempt {
 	for _, a := range slices.Backward(t.Attempts) {
 		if a.Outcome == OutcomeRendered {
 			return a
 		}
 	}
+	if t.Part() {
+		if len(t.Attempts) == 0 {
+			return Attempt{}
+		}
+		return t.Attempts[len(t.Attempts)-1]
+	}
+	f := j.Frames[t.Hi-1]
 	for _, a := range slices.Backward(t.Attempts) {
 		if a.Peer == f.Peer && a.Device == f.Device {
 			return a

@@ -162,10 +162,13 @@ func (w *Witness) job(t require.TestingT, j *lease.Job) (lives int) {
 				require.Equal(t, w.live[a.Lease], want, "a lease lives of which nobody was told")
 			}
 		}
-		places -= int(task.Hi - task.Lo)
+		if !task.Part() {
+			places -= int(task.Hi - task.Lo)
+		}
 		w.task(t, j, int32(i))
 	}
 	require.Zero(t, places, "each frame is in one task")
+	w.parts(t, j)
 	for _, state := range []lease.TaskState{lease.TaskQueued, lease.TaskLeased, lease.TaskRendered, lease.TaskDone, lease.TaskFailed, lease.TaskCancelled} {
 		require.Equal(t, counts[state], j.Count(state), state)
 	}
@@ -212,9 +215,63 @@ func (w *Witness) frames(t require.TestingT, j *lease.Job) int {
 	return len(numbers)
 }
 
+// parts checks the parts of a job's frames and their pieces.
+func (w *Witness) parts(t require.TestingT, j *lease.Job) {
+	if !j.Splits() {
+		require.Empty(t, j.Pieces)
+		return
+	}
+	uncovered := 0
+	for at, f := range j.Frames {
+		var spans []lease.Span
+		for i := range j.Tasks {
+			if task := &j.Tasks[i]; task.Part() && int(task.Lo) == at {
+				spans = append(spans, task.Span)
+			}
+		}
+		units, whole := int32(0), lease.Span{To: j.Units}
+		for _, s := range spans {
+			units += s.Len()
+		}
+		require.True(t, units == j.Units && len(whole.Gaps(spans)) == 0, "the parts of frame %d of %s do not have each unit once", at, j.ID)
+		spans = nil
+		for _, p := range j.PiecesOf(int32(at)) {
+			require.NotEmpty(t, p.Holders, "a piece that nobody holds counts")
+			for _, s := range spans {
+				require.False(t, s.Meets(p.Span), "two pieces of frame %d of %s have a unit in common", at, j.ID)
+			}
+			spans = append(spans, p.Span)
+		}
+		if f == nil || !f.Again.IsZero() {
+			for _, gap := range whole.Gaps(spans) {
+				uncovered += int(gap.Len())
+			}
+		}
+	}
+	require.Equal(t, uncovered, j.Uncovered(), "units of %s that are to be rendered", j.ID)
+}
+
+// part checks one part of a frame.
+func (w *Witness) part(t require.TestingT, j *lease.Job, i int32) {
+	task := &j.Tasks[i]
+	left := j.Left(task)
+	switch f := j.Frames[task.Lo]; {
+	case task.State == lease.TaskDone && (f == nil || !f.Done):
+		require.Fail(t, "a part is done and its frame is not", "task %d of %s", i, j.ID)
+	case task.State == lease.TaskRendered && left > 0 && !j.State.Ended():
+		require.Fail(t, "units of a finished part are missing", "task %d of %s", i, j.ID)
+	case task.State == lease.TaskQueued && left == 0:
+		require.Fail(t, "a part with nothing left to do waits", "task %d of %s: %+v; frame %+v", i, j.ID, *task, f)
+	}
+}
+
 // task checks one task's frames.
 func (w *Witness) task(t require.TestingT, j *lease.Job, i int32) {
 	task := &j.Tasks[i]
+	if task.Part() {
+		w.part(t, j, i)
+		return
+	}
 	complete := true
 	for k := task.Lo; k < task.Hi; k++ {
 		f := j.Frames[k]
