@@ -35,6 +35,8 @@ func (l *leader) may(p authz.PeerID, root, by string) (ok bool) {
 		case !member:
 		case m.Role == authz.Admin || q.MayHave(m, root, scope):
 			ok = true
+		case l.shown.is(scope, root) && q.MaySee(m, scope.Job):
+			ok = true
 		case l.sessions[p] != nil:
 			ok = l.sessions[p].told(root, scope)
 		}
@@ -117,8 +119,21 @@ func (l *leader) find(root, by string, to authz.PeerID) (from []Addr) {
 		}
 		switch scope.Of {
 		case lease.OfFrame:
-			if at, ok := j.Place(scope.Index); ok && j.Frames[at] != nil && j.Frames[at].CID == root {
-				holders = slices.Clone(j.Frames[at].Holders)
+			at, ok := j.Place(scope.Index)
+			if !ok {
+				return
+			}
+			f := j.Frames[at]
+			p, piece := j.Piece(at, root)
+			switch {
+			case piece:
+				holders = slices.Clone(p.Holders)
+			case f != nil && f.CID == root:
+				holders = slices.Clone(f.Holders)
+			case f != nil && f.Thumb == root: // whoever rendered it has it
+				holders = append(holders, f.Peer)
+			case l.shown.is(scope, root):
+				holders = append(holders, l.shown.by[root].peer)
 			}
 		case lease.OfLog:
 			if _, t, err := q.Task(lease.TaskID{Job: scope.Job, Index: scope.Index}); err == nil {

@@ -152,9 +152,13 @@ func (k keeping) step(s *lease.State, p *plan, n int, strangers map[authz.PeerID
 	first := p.place
 	p.place = min(first+n, len(j.Frames))
 	k.frames(j, j.Frames[first:p.place])
-	for _, f := range j.Frames[first:p.place] {
+	for at, f := range j.Frames[first:p.place] {
 		if f != nil {
 			k.strangers(f.Holders, strangers)
+		}
+		k.pieces(j, first+at)
+		for _, piece := range j.PiecesOf(int32(first + at)) {
+			k.strangers(piece.Holders, strangers)
 		}
 	}
 	seen := p.place - first

@@ -26,12 +26,16 @@ func (l *leader) keep(projects []lease.JobID, frames []frameID, ended []lease.Jo
 			if j, ok := s.Job(id.job); ok {
 				if at, ok := j.Place(id.frame); ok {
 					k.frames(j, j.Frames[at:at+1])
+					k.pieces(j, at)
 				}
 			}
 		}
 		for _, id := range ended {
 			if j, ok := s.Job(id); ok {
 				k.frames(j, j.Frames)
+				for at := range j.Pieces {
+					k.pieces(j, at)
+				}
 			}
 		}
 	})
@@ -96,6 +100,17 @@ func (k keeping) frame(j *lease.Job, f *lease.Frame) bool {
 		k.ask(writer, order, f.Holders)
 	}
 	return enough
+}
+
+// pieces asks for the pieces of a frame to be held: what a machine rendered of it must
+// not go with the machine, and more samples may be asked for later.
+func (k keeping) pieces(j *lease.Job, place int) {
+	for _, p := range j.PiecesOf(int32(place)) {
+		chosen, _ := k.keepers(j, p.Holders, p.CID, p.Size)
+		for _, keeper := range chosen {
+			k.ask(keeper, Keep{Job: j.ID, Frame: j.Numbers()[place], CID: p.CID, Size: p.Size, Piece: true}, p.Holders)
+		}
+	}
 }
 
 // project asks for an open job's project to be held, so that the submitter may be

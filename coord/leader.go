@@ -38,6 +38,8 @@ type leader struct {
 	submitted []lease.JobID // jobs whose project keepers may want
 	timed     []frameTime   // frames by which machines can be compared
 
+	shown shown // pictures of what is being rendered
+
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
 }
@@ -76,7 +78,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
-		speeds: make(map[authz.PeerID]map[lease.Device]float64),
+		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: newShown(),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
 	l.establish()
@@ -212,6 +214,20 @@ func (l *leader) applied(a Applied) {
 				t.frames++
 			}
 			l.timed = append(l.timed, frameTime{e.Job, e.Task, e.Lease, e.Peer, e.Result.Seconds})
+			l.shown.forget(e.Job, *e.Frame)
+		case lease.PieceRendered:
+			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
+			if t := l.leases[e.Lease]; t != nil {
+				t.since = time.Now()
+				t.frames++
+			}
+		case lease.PieceGone:
+			for _, s := range l.sessions {
+				if l.unask(s, e.Job, *e.Frame, e.Result.CID) || s.peer == e.Peer {
+					s.send(Down{Drop: &Drop{Job: e.Job, Frame: *e.Frame, CID: e.Result.CID, Piece: true}})
+				}
+			}
+			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
 		case lease.FrameLost:
 			for _, s := range l.sessions {
 				if l.unask(s, e.Job, *e.Frame, e.Result.CID) {
@@ -239,6 +255,7 @@ func (l *leader) applied(a Applied) {
 					s.next, s.look = Prefetch{}, true
 				}
 			}
+			l.shown.forgetJob(e.Job)
 			if !l.trouble[e.Job].Writing { // frames are written even after the end
 				delete(l.trouble, e.Job)
 			}

@@ -113,6 +113,15 @@ type Running struct {
 	// Over tells that the attempt has ended and its report is under way: it takes no
 	// slot any more.
 	Over bool `json:"over,omitempty"`
+	// Preview is the CID of a small JPEG of what the attempt has of its frame.
+	Preview Preview `json:"preview,omitzero"`
+}
+
+// Preview is a small picture of what an attempt has of a frame.
+type Preview struct {
+	Frame int32  `json:"frame"`
+	CID   string `json:"cid"`
+	lease.Span
 }
 
 // Trouble is why a frame could not be kept or written to its folder.
@@ -156,6 +165,11 @@ type Order struct {
 	lease.Report
 	Spec   lease.Spec `json:"spec"`
 	Frames []int32    `json:"frames"` // those of the task that nobody has rendered
+	// Split is how the task's one frame is divided, where it is. Spans are then the units
+	// that nobody has rendered, or Pieces what is to be merged: all units, each once.
+	Split  lease.Split  `json:"split,omitzero"`
+	Spans  []lease.Span `json:"spans,omitempty"`
+	Pieces []Piece      `json:"pieces,omitempty"`
 	// Device is what the member shall render on; "" leaves the choice to it.
 	Device lease.Device `json:"device,omitempty"`
 	From   []Addr       `json:"from"` // who has the project, or is fetching it; the most of it first
@@ -163,6 +177,14 @@ type Order struct {
 	Stocked bool `json:"stocked,omitempty"`
 
 	until time.Time // the leader's own: when it ends for good
+}
+
+// Piece is a piece of a frame that is to be merged, and who has it.
+type Piece struct {
+	lease.Span
+	CID  string `json:"cid"`
+	Size int64  `json:"size"`
+	From []Addr `json:"from"`
 }
 
 // Revoke takes a lease back: the attempt must stop, and nothing more of it is wanted.
@@ -184,12 +206,14 @@ type Keep struct {
 	Name    string      `json:"name"`
 	Size    int64       `json:"size"`
 	Dir     string      `json:"dir,omitempty"`
+	Piece   bool        `json:"piece,omitempty"` // it is a piece of the frame
 	From    []Addr      `json:"from"`
 }
 
 // Drop takes back orders to keep a frame: its content is lost, and the frame will
-// be rendered again.
+// be rendered again. A piece of a frame is of no use any more.
 type Drop struct {
+	Piece bool        `json:"piece,omitempty"`
 	Job   lease.JobID `json:"job"`
 	Frame int32       `json:"frame"`
 	CID   string      `json:"cid"`

@@ -33,7 +33,7 @@ func (l *leader) schedule() {
 				return !slices.ContainsFunc(j.Holders, func(p authz.PeerID) bool { return here[p] })
 			})
 			for _, p := range sched.Place(jobs, machines, stuck) {
-				g := &lease.Grant{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer, Device: p.Device, Frames: p.Frames, Second: p.Second}
+				g := &lease.Grant{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer, Device: p.Device, Frames: p.Frames, Units: p.Units, Second: p.Second}
 				grants = append(grants, lease.Command{At: time.Now(), Grant: g})
 			}
 		})
@@ -107,11 +107,27 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 		at, live = t.Live(g.Lease)
 		o.until = longest(j, t, at.Granted)
 		o.Spec, o.Frames, o.Stocked = j.Spec, j.Remaining(t), slices.Contains(j.Holders, g.Peer)
+		if j.Splits() {
+			o.Split = j.Split()
+			l.parts(&o, j, t)
+		}
 	})
 	if live && !o.Stocked { // else it has it
 		o.From = l.sources(o.Spec.Project, o.Task.Job, g.Peer)
 	}
 	return o, live
+}
+
+// parts adds to an order what of its frame is to be rendered, or which pieces are to be
+// merged. Both locks are held.
+func (l *leader) parts(o *Order, j *lease.Job, t *lease.Task) {
+	if t.Part() {
+		o.Spans = j.Gaps(t)
+		return
+	}
+	for _, p := range j.PiecesOf(t.Lo) {
+		o.Pieces = append(o.Pieces, Piece{Span: p.Span, CID: p.CID, Size: p.Size, From: l.addrs(p.Holders, o.Peer)})
+	}
 }
 
 // frameTime is how long a machine took for a frame.
@@ -134,6 +150,9 @@ func (l *leader) compare(s *lease.State) {
 			continue
 		}
 		d := task.Device(t.lease)
+		if j.Splits() { // a merge tells nothing
+			continue
+		}
 		if j.MeanPace().Frames() == j.Pace(lease.Hand{Peer: t.peer, Device: d}).Frames() {
 			continue // nobody else rendered any of it
 		}

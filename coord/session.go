@@ -67,7 +67,11 @@ const maxDue = 4096
 func asks(d Down) int32 {
 	switch {
 	case d.Grant != nil: // each frame, the attempt's end, that the project is there, and one to spare
-		return int32(len(d.Grant.Frames)) + 3
+		n := int32(len(d.Grant.Frames)) + 3
+		for _, s := range d.Grant.Spans { // a piece each time that it has doubled, or a tile
+			n += min(s.Len(), 64)
+		}
+		return n
 	case d.Keep != nil: // that it is held, and written
 		return 2
 	}
@@ -411,6 +415,7 @@ func (l *leader) renew(s *session, r Renew) {
 		}
 		if len(run.Progress) > 0 && len(run.Progress) <= maxProgress && now.Sub(t.told) >= progressPause && json.Valid(run.Progress) {
 			t.progress, t.told = run.Progress, now
+			l.preview(s.peer, t.task, run.Preview)
 			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress,
 				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
 		}

@@ -16,6 +16,7 @@ const (
 	MaxOpenJobs    = 1_000     // jobs of one person that have not ended
 	MaxOpenTasks   = 1_000_000 // tasks of one person in such jobs
 	DefaultChunk   = 5         // frames in one task, until frame times are known
+	DefaultSamples = 100       // samples in one task, likewise
 	DefaultReplica = 2         // machines that must hold a frame before it is done
 	MaxTries       = 3         // failures of a task before its job fails
 	MaxChunk       = 10_000    // frames in one task: its order and its report must fit into a message

@@ -67,6 +67,12 @@ func ParseScope(text string) (Scope, bool) {
 	return s, err == nil && job != "" && s.String() == text
 }
 
+// MaySee tells whether machine m has a right to what is rendered of a job while it is.
+func (s *State) MaySee(m authz.Member, id JobID) bool {
+	j, ok := s.jobs[id]
+	return ok && m.ID != "" && (m.Coordinator || m.ID == j.Spec.Submitter || m.ID == j.Spec.Output.Peer || m.Principal().MaySee(j.Spec.Owner))
+}
+
 // MayHave tells whether machine m has a right to all content below root by what
 // the queue knows: it renders the job, submitted it, is its owner's, or was found
 // to hold the project. Who was asked to keep content, or to fetch it ahead, is in

@@ -445,6 +445,9 @@ func (p *Peer) drop(d coord.Drop) {
 	p.keeper.drop(func(id coord.KeepID) bool {
 		return !id.Project && id.Job == d.Job && id.Frame == d.Frame && id.CID == d.CID
 	})
+	if d.Piece {
+		p.worker.crew.Go(func() { p.worker.discard(d) })
+	}
 }
 
 func (p *Peer) kept(id lease.ID) { p.worker.crew.Go(func() { p.worker.results.forget(id) }) }
@@ -460,6 +463,7 @@ func (p *Peer) ended(j lease.JobID) {
 	p.worker.crew.Go(func() {
 		p.worker.results.forgetJob(j)
 		p.worker.unpin(jobPin(j))
+		p.worker.unpin(shownPin(j))
 		p.worker.unpin(nextPin(j))
 	})
 }

@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -45,8 +46,9 @@ const resultsPause = 50 * time.Millisecond
 
 // pending is what is to be said about one attempt.
 type pending struct {
-	Report lease.Report   `json:"report"`
-	Frames []lease.Result `json:"frames"` // rendered and in the store
+	Report lease.Report        `json:"report"`
+	Frames []lease.Result      `json:"frames,omitempty"` // rendered and in the store
+	Pieces []lease.PieceResult `json:"pieces,omitempty"` // likewise; a later one may hold an earlier one
 }
 
 // resultsChange is a line of the journal: exactly one of the fields is set.
@@ -128,6 +130,9 @@ func (r *results) take(c resultsChange) {
 	default:
 		p := r.all[c.Add.Report.Lease]
 		p.Frames = append(p.Frames, c.Add.Frames...)
+		for _, more := range c.Add.Pieces {
+			p.Pieces = append(slices.DeleteFunc(p.Pieces, func(o lease.PieceResult) bool { return more.Holds(o.Span) }), more)
+		}
 	}
 }
 
@@ -191,11 +196,11 @@ func (r *results) note(c resultsChange) error {
 	return nil
 }
 
-// add notes finished frames before they are reported.
-func (r *results) add(report lease.Report, frames ...lease.Result) error {
+// add notes finished frames and pieces before they are reported.
+func (r *results) add(p pending) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.note(resultsChange{Add: &pending{Report: report, Frames: frames}}); err != nil {
+	if err := r.note(resultsChange{Add: &p}); err != nil {
 		return err
 	}
 	if r.timer == nil {
@@ -261,7 +266,7 @@ func (r *results) orphans(running func(lease.ID) bool) []coord.Up {
 	var out []coord.Up
 	for id, p := range r.all {
 		if !running(id) {
-			out = append(out, coord.Up{Record: &lease.Record{Report: p.Report, Frames: p.Frames}})
+			out = append(out, coord.Up{Record: &lease.Record{Report: p.Report, Frames: slices.Clone(p.Frames), Pieces: slices.Clone(p.Pieces)}})
 		}
 	}
 	return out

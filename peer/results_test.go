@@ -41,10 +41,10 @@ func (r *results) offered() map[lease.ID][]lease.Result {
 func TestResultsSurvive(t *testing.T) {
 	dir := t.TempDir()
 	r := openTestResults(t, dir)
-	require.NoError(t, r.add(reportOf("a"), resultOf(1)))
-	require.NoError(t, r.add(reportOf("b"), resultOf(2)))
-	require.NoError(t, r.add(reportOf("a"), resultOf(3), resultOf(4)))
-	require.NoError(t, r.add(reportOf("c"), resultOf(5)))
+	require.NoError(t, r.add(pending{Report: reportOf("a"), Frames: []lease.Result{resultOf(1)}}))
+	require.NoError(t, r.add(pending{Report: reportOf("b"), Frames: []lease.Result{resultOf(2)}}))
+	require.NoError(t, r.add(pending{Report: reportOf("a"), Frames: []lease.Result{resultOf(3), resultOf(4)}}))
+	require.NoError(t, r.add(pending{Report: reportOf("c"), Frames: []lease.Result{resultOf(5)}}))
 	r.forget("b")
 	r.forget("unknown")
 	r.forgetJob("job of c")
@@ -60,7 +60,7 @@ func TestResultsSurvive(t *testing.T) {
 		again := openTestResults(t, killed)
 		require.Equal(t, want, again.offered())
 		require.Equal(t, "job of a", string(again.all["a"].Report.Task.Job))
-		require.NoError(t, again.add(reportOf("d"), resultOf(6)))
+		require.NoError(t, again.add(pending{Report: reportOf("d"), Frames: []lease.Result{resultOf(6)}}))
 		again.forget("d")
 		require.NoError(t, again.close())
 	}
@@ -92,10 +92,10 @@ func TestResultsOfAnEarlierVersion(t *testing.T) {
 func TestResultsJournalStaysSmall(t *testing.T) {
 	dir := t.TempDir()
 	r := openTestResults(t, dir)
-	require.NoError(t, r.add(reportOf("kept"), resultOf(1)))
+	require.NoError(t, r.add(pending{Report: reportOf("kept"), Frames: []lease.Result{resultOf(1)}}))
 	for i := range 2 * pastLines {
 		id := lease.ID(fmt.Sprint("lease", i))
-		require.NoError(t, r.add(reportOf(id), resultOf(2)))
+		require.NoError(t, r.add(pending{Report: reportOf(id), Frames: []lease.Result{resultOf(2)}}))
 		r.forget(id)
 		if i%100 == 0 {
 			r.sync()

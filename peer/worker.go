@@ -47,6 +47,7 @@ type attempt struct {
 	order    coord.Order
 	cancel   context.CancelCauseFunc
 	progress json.RawMessage
+	preview  coord.Preview
 	// over tells that Blender has ended and only the report is under way: the
 	// slot is free, and the leader may know it before the report is answered.
 	over bool
@@ -64,7 +65,7 @@ func (w *worker) running() []coord.Running {
 	defer w.mu.Unlock()
 	out := make([]coord.Running, 0, len(w.attempts))
 	for id, a := range w.attempts {
-		out = append(out, coord.Running{Lease: id, Progress: a.progress, Over: a.over})
+		out = append(out, coord.Running{Lease: id, Progress: a.progress, Over: a.over, Preview: a.preview})
 	}
 	return out
 }
@@ -175,7 +176,7 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 	switch cause := context.Cause(ctx); {
 	case err == nil:
 		log.Info("rendered")
-		up.Complete = &lease.Complete{Report: o.Report, Frames: made.frames, Log: made.logCID()}
+		up.Complete = &lease.Complete{Report: o.Report, Frames: made.frames, Pieces: made.pieces, Log: made.logCID()}
 	case errors.Is(cause, errRevoked):
 		log.Info("stopped", "why", cause)
 		if !errors.Is(cause, errExpired) {
@@ -194,6 +195,10 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 		log.Warn("there is no room for the attempt", "err", err)
 		up.Release = &lease.Release{Report: o.Report, Reason: err.Error()}
 		up.NoRoom = true
+	case errors.Is(err, errPieces):
+		// Its pieces are made again elsewhere, if need be, before it is granted again.
+		log.Info("the frame could not be merged", "err", err)
+		up.Release = &lease.Release{Report: o.Report, Reason: err.Error()}
 	case errors.As(err, &failed):
 		log.Warn("the attempt failed", "err", err)
 		up.Fail = &lease.Fail{Report: o.Report, Reason: failed.Reason, Tail: failed.Tail, Log: made.logCID(), Kind: failed.Kind}
@@ -202,9 +207,9 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 		up.Fail = &lease.Fail{Report: o.Report, Reason: err.Error(), Log: made.logCID(), Kind: lease.FailMachine}
 	}
 	became := w.report(ctx, up)
-	if became == refused && len(made.frames) > 0 {
+	if became == refused && len(made.frames)+len(made.pieces) > 0 {
 		// The lease had run out, but the frame may be wanted still.
-		became = w.report(ctx, coord.Up{Record: &lease.Record{Report: o.Report, Frames: made.frames}})
+		became = w.report(ctx, coord.Up{Record: &lease.Record{Report: o.Report, Frames: made.frames, Pieces: made.pieces}})
 	}
 	if became == refused {
 		w.results.forget(o.Lease)
@@ -240,24 +245,25 @@ func (w *worker) report(ctx context.Context, up coord.Up) verdict {
 func (w *worker) offer() {
 	for _, up := range w.results.orphans(w.runs) {
 		w.crew.Go(func() {
-			up.Record.Frames = w.held(up.Record.Frames)
-			if len(up.Record.Frames) == 0 || w.report(w.ctx, up) == refused {
+			up.Record.Frames = held(w, up.Record.Frames, func(f lease.Result) string { return f.CID })
+			up.Record.Pieces = held(w, up.Record.Pieces, func(p lease.PieceResult) string { return p.CID })
+			if len(up.Record.Frames)+len(up.Record.Pieces) == 0 || w.report(w.ctx, up) == refused {
 				w.results.forget(up.Record.Lease)
 			}
 		})
 	}
 }
 
-// held are those of the frames that the store has: it may have lost others since
+// held are those of the results that the store has: it may have lost others since
 // they were rendered.
-func (w *worker) held(frames []lease.Result) (held []lease.Result) {
-	for _, f := range frames {
-		c, err := cid.Decode(f.CID)
+func held[T any](w *worker, results []T, content func(T) string) (held []T) {
+	for _, r := range results {
+		c, err := cid.Decode(content(r))
 		if err != nil {
 			continue
 		}
 		if whole, err := w.store.Has(w.ctx, c); whole || err != nil {
-			held = append(held, f)
+			held = append(held, r)
 		}
 	}
 	return held
@@ -265,9 +271,10 @@ func (w *worker) held(frames []lease.Result) (held []lease.Result) {
 
 // made is what an attempt leaves beside the frames that are reported already.
 type made struct {
-	log     *blobs.Import  // nil where there is none
-	frames  []lease.Result // the last one, to be reported with the attempt's end
-	cleanup func()         // removes the attempt's folder; nil where there is none
+	log     *blobs.Import       // nil where there is none
+	frames  []lease.Result      // the last one, to be reported with the attempt's end
+	pieces  []lease.PieceResult // likewise
+	cleanup func()              // removes the attempt's folder; nil where there is none
 }
 
 func (m made) tidy() {
@@ -347,14 +354,26 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 		return made{}, fmt.Errorf("unpack the project: %w", err)
 	}
 	defer release()
+	try := render.Attempt{
+		ID: o.Lease, Owner: o.Spec.Owner, Project: dir, Content: root.String(), Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
+		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
+	}
+	switch {
+	case len(o.Spans) > 0:
+		try.Part = &render.Part{Split: o.Split, Spans: o.Spans}
+	case o.Split.On():
+		inputs, remove, err := w.inputs(ctx, o)
+		defer remove()
+		if err != nil {
+			return made{}, err
+		}
+		try.Merge = &render.Merge{Split: o.Split, Pieces: inputs}
+	}
 	s := newSink(ctx, w, a)
 	var m made
-	log, cleanup, err := w.runner.Run(ctx, render.Attempt{
-		ID: o.Lease, Project: dir, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
-		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
-	}, s)
+	log, cleanup, err := w.runner.Run(ctx, try, s)
 	m.cleanup = cleanup
-	m.frames = s.end(err == nil)
+	m.frames, m.pieces = s.end(err == nil)
 	if s.full != nil {
 		err = s.full
 	}
@@ -473,9 +492,9 @@ func (w *worker) say(a *attempt, p render.Progress) {
 	}
 }
 
-// sink takes frames from Blender, stores them and reports them at once, so that
-// they survive this machine. The last one waits a moment for the attempt to end: one
-// report is enough for both.
+// sink takes frames and pieces from Blender, stores them and reports them at once, so
+// that they survive this machine. The last one waits a moment for the attempt to end:
+// one report is enough for both.
 type sink struct {
 	w *worker
 	a *attempt
@@ -486,9 +505,10 @@ type sink struct {
 	left int   // frames to come
 	full error // why a frame found no room here: no fault of Blender's or the job's
 
-	mu    sync.Mutex
-	last  *lease.Result // not reported yet
-	timer *time.Timer   // reports it
+	mu     sync.Mutex
+	last   *lease.Result       // not reported yet
+	pieces []lease.PieceResult // not reported yet
+	timer  *time.Timer         // reports them
 }
 
 // lastFrame is how long the last frame of an attempt waits for Blender to quit.
@@ -516,8 +536,8 @@ func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
 	if err != nil {
 		return fmt.Errorf("store frame %d: %w", f.Frame, err)
 	}
-	r := lease.Result{Frame: f.Frame, CID: i.CID.String(), Name: f.Name, Size: i.Size, Seconds: f.Seconds}
-	if err := s.w.results.add(o.Report, r); err != nil {
+	r := lease.Result{Frame: f.Frame, CID: i.CID.String(), Name: f.Name, Size: i.Size, Seconds: f.Seconds, Thumb: s.thumb(ctx, f)}
+	if err := s.w.results.add(pending{Report: o.Report, Frames: []lease.Result{r}}); err != nil {
 		return fmt.Errorf("note frame %d: %w", f.Frame, err)
 	}
 	if s.left--; s.left > 0 {
@@ -528,17 +548,16 @@ func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.last = &r
-	s.timer = time.AfterFunc(lastFrame, func() { s.takeLast(s.record) })
+	s.later()
 	return nil
 }
 
-// Piece is never called: no attempt is asked for a part yet.
-func (s *sink) Piece(context.Context, render.Piece) error {
-	return errors.New("this version keeps no parts of frames")
+// later reports what waits, unless the attempt ends before. s.mu is held.
+func (s *sink) later() {
+	if s.timer == nil {
+		s.timer = time.AfterFunc(lastFrame, func() { s.takeLast(s.reportLast) })
+	}
 }
-
-// Preview is never called either.
-func (s *sink) Preview(render.Preview) {}
 
 // record reports a frame of an attempt that goes on.
 func (s *sink) record(r lease.Result) {
@@ -547,29 +566,42 @@ func (s *sink) record(r lease.Result) {
 	})
 }
 
-// takeLast calls do with the last frame, if it waits.
-func (s *sink) takeLast(do func(lease.Result)) {
+// reportLast reports what waited.
+func (s *sink) reportLast(frames []lease.Result, pieces []lease.PieceResult) {
+	s.wg.Go(func() {
+		s.w.report(s.ctx, coord.Up{Record: &lease.Record{Report: s.a.order.Report, Frames: frames, Pieces: pieces}})
+	})
+}
+
+// takeLast calls do with what waits to be reported, if anything does.
+func (s *sink) takeLast(do func([]lease.Result, []lease.PieceResult)) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.last != nil {
-		s.timer.Stop()
-		do(*s.last)
-		s.last = nil
+	if s.timer == nil {
+		return
 	}
+	s.timer.Stop()
+	s.timer = nil
+	var frames []lease.Result
+	if s.last != nil {
+		frames = append(frames, *s.last)
+	}
+	do(frames, s.pieces)
+	s.last, s.pieces = nil, nil
 }
 
 // end waits until what was reported is answered, and returns what the attempt's
 // Complete is to report, if there will be one.
-func (s *sink) end(complete bool) (frames []lease.Result) {
-	s.takeLast(func(r lease.Result) {
+func (s *sink) end(complete bool) (frames []lease.Result, pieces []lease.PieceResult) {
+	s.takeLast(func(f []lease.Result, p []lease.PieceResult) {
 		if complete {
-			frames = append(frames, r)
+			frames, pieces = f, p
 		} else {
-			s.record(r)
+			s.reportLast(f, p)
 		}
 	})
 	s.wg.Wait()
-	return frames
+	return frames, pieces
 }
 
 // The holders of pins: uploads for a while, by whoever sent them, projects while
@@ -577,3 +609,4 @@ func (s *sink) end(complete bool) (frames []lease.Result) {
 func uploadPin(user string) string  { return "upload:" + user }
 func jobPin(j lease.JobID) string   { return "job:" + string(j) }
 func framePin(j lease.JobID) string { return "frames:" + string(j) }
+func shownPin(j lease.JobID) string { return "shown:" + string(j) } // pictures of frames under way

@@ -7,11 +7,12 @@ import (
 	"vizpeer/lease"
 )
 
-// unmeasured is the time of a frame, in seconds, of a job of which none was measured:
+// unmeasured is the time of a frame or unit, in seconds, of a job of which none was measured:
 // machines are then taken for equally fast.
 const unmeasured = 1.0
 
-// seconds is how long m is expected to take for a frame of j on one of its devices.
+// seconds is how long m is expected to take for a frame of j, or a unit where it splits
+// them, on one of its devices.
 func (m Machine) seconds(j *lease.Job, d lease.Device) float64 {
 	if own := j.Pace(lease.Hand{Peer: m.Peer, Device: d}); own.Frames() > 0 {
 		return max(own.Seconds(), shortest)
@@ -40,19 +41,25 @@ const (
 	desiredByLoad = 30.0
 )
 
-// chunk is how many frames of j to give to a device of a machine, while all that have
-// a part in the job render rate frames a second. It aims
+// chunk is how many frames of j, or units where it splits them, to give to a device of a
+// machine, while all that have a part in the job render rate of them a second. It aims
 // at [lease.ChunkTarget], or more where loading takes long; at half of the device's
 // share of what is left where that is less, so that all end together; and at the
 // whole share rather than at crumbs. This is factoring (Hummel, Schonberg and Flynn,
 // 1992), weighted by speed. What was measured on a few frames is believed for a few:
 // a scene may begin in the dark.
 func chunk(j *lease.Job, m *Machine, d lease.Device, rate float64) int32 {
-	left, seconds := float64(j.Unrendered()), m.seconds(j, d)
+	left, first, seconds := float64(j.Unrendered()), float64(lease.DefaultChunk), m.seconds(j, d)
+	switch j.Spec.Split.By {
+	case lease.BySamples:
+		left, first = float64(j.Uncovered()), lease.DefaultSamples
+	case lease.ByTiles:
+		left, first = float64(j.Uncovered()), 1
+	}
 	share := left / seconds / rate
 	all := j.MeanPace()
 	if all.Frames() == 0 {
-		return frames(min(share, lease.DefaultChunk), j)
+		return whole(min(share, first), j)
 	}
 	load := all.Overhead()
 	n := min(max(lease.ChunkTarget.Seconds(), desiredByLoad*load), lease.MaxChunkFor.Seconds()) / seconds
@@ -67,22 +74,33 @@ func chunk(j *lease.Job, m *Machine, d lease.Device, rate float64) int32 {
 	case m.Speeds[d] > 0:
 		known = growth
 	case j.Tried(d):
-		known = lease.DefaultChunk
+		known = first
 	default: // nobody knows how fast a GPU is by what a CPU does
 		known = 1
 	}
-	return frames(min(n, known), j)
+	return whole(min(n, known), j)
 }
 
 // growth is how many times as many frames as a device rendered of a job it may be
 // given at once.
 const growth = 8
 
-// frames rounds to what a task may have: at least 1, and so many that the job does
-// not get too many tasks.
-func frames(n float64, j *lease.Job) int32 {
-	least := (len(j.Frames)-1)/max(j.MostTasks()/2, 1) + 1
-	return int32(min(max(math.Ceil(n), float64(least)), lease.MaxChunk))
+// fewSamples is how many samples are worth an attempt of their own.
+const fewSamples = 4
+
+// whole rounds to what a task may have: at least 1 frame or tile or a few samples, and
+// so many that the job does not get too many tasks.
+func whole(n float64, j *lease.Job) int32 {
+	count, least, most := len(j.Frames), 1, float64(lease.MaxChunk)
+	if j.Splits() {
+		count *= int(j.Units)
+		most = lease.MaxSamples
+		if j.Spec.Split.By == lease.BySamples {
+			least = fewSamples
+		}
+	}
+	least = max(least, (count-1)/max(j.MostTasks()/2, 1)+1)
+	return int32(min(max(math.Ceil(n), float64(least)), most))
 }
 
 // How long an attempt must give no frame to be stuck: so many times the slowest frame

@@ -83,6 +83,8 @@ type Placement struct {
 	Device lease.Device // what of the machine it is for
 	// Frames is how many of the frames that are left of the task; 0 for all.
 	Frames int32
+	// Units does the same of a part of a frame.
+	Units int32
 	// Second tells that another machine has the task already, and is stuck.
 	Second bool
 }
@@ -191,7 +193,10 @@ func (r *round) task(i int32) {
 	for left := r.j.Left(t); left > 0 && len(r.fit) > 0; {
 		m := choose(r.fit, t)
 		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Device: m.best(r.j)}
-		if r.j.Spec.Adaptive() {
+		if t.Part() {
+			p.Units = min(left, chunk(r.j, m, p.Device, r.rate))
+			left -= p.Units
+		} else if r.j.Spec.Adaptive() && !r.j.Splits() {
 			p.Frames = min(left, chunk(r.j, m, p.Device, r.rate))
 			left -= p.Frames
 		} else {

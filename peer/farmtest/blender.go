@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"vizpeer/lease"
 	"vizpeer/peer/render"
 )
 
@@ -24,6 +25,7 @@ type Blender struct {
 
 	mu       sync.Mutex
 	rendered map[int32]int
+	units    int
 }
 
 var _ render.Runner = (*Blender)(nil)
@@ -58,6 +60,12 @@ func (b *Blender) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 	if err := os.WriteFile(log, []byte("a stand-in for Blender\n"), 0o600); err != nil {
 		return "", cleanup, err
 	}
+	if a.Part != nil {
+		return log, cleanup, b.part(ctx, mine, dir, a, sink)
+	}
+	if err := merged(a); err != nil {
+		return log, cleanup, err
+	}
 	for i, f := range a.Frames {
 		sink.Progress(render.Progress{Frame: f, Done: i, Total: len(a.Frames), Phase: "rendering"})
 		timer := time.NewTimer(b.PerFrame)
@@ -88,4 +96,82 @@ func (b *Blender) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 		b.mu.Unlock()
 	}
 	return log, cleanup, nil
+}
+
+// Units counts the units of split frames that were rendered here.
+func (b *Blender) Units() int {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.units
+}
+
+// batch is how many units are rendered at once.
+const batch = 4
+
+// part renders units of one frame, each for its share of PerFrame.
+func (b *Blender) part(ctx, mine context.Context, dir string, a render.Attempt, sink render.Sink) error {
+	frame, tiles := a.Frames[0], a.Part.Split.By == lease.ByTiles
+	for _, span := range a.Part.Spans {
+		for at := span.From; at < span.To; {
+			next := min(at+batch, span.To)
+			if tiles {
+				next = at + 1
+			}
+			if b.Fail != nil {
+				if err := b.Fail(frame); err != nil {
+					return err
+				}
+			}
+			select {
+			case <-time.After(b.PerFrame * time.Duration(next-at) / time.Duration(a.Part.Split.Units)):
+			case <-ctx.Done():
+				return render.ErrStopped
+			}
+			made := lease.Span{From: span.From, To: next}
+			if tiles {
+				made.From = at
+			}
+			path := filepath.Join(dir, fmt.Sprintf("%d-%d.exr", made.From, made.To))
+			if err := os.WriteFile(path, pieceText(frame, made), 0o600); err != nil {
+				return err
+			}
+			b.mu.Lock()
+			b.units += int(next - at)
+			b.mu.Unlock()
+			if err := sink.Piece(mine, render.Piece{Frame: frame, Span: made, Path: path, Seconds: (b.PerFrame * time.Duration(made.Len()) / time.Duration(a.Part.Split.Units)).Seconds()}); err != nil {
+				return err
+			}
+			at = next
+		}
+	}
+	return nil
+}
+
+func pieceText(frame int32, s lease.Span) []byte {
+	return fmt.Appendf(nil, "units %d to %d of frame %d", s.From, s.To, frame)
+}
+
+// merged makes sure of the pieces that an attempt is to merge, if it is: all units, each
+// once, and each piece the right file.
+func merged(a render.Attempt) error {
+	if a.Merge == nil {
+		return nil
+	}
+	whole := lease.Span{To: a.Merge.Split.Units}
+	var spans []lease.Span
+	units := int32(0)
+	for _, p := range a.Merge.Pieces {
+		spans, units = append(spans, p.Span), units+p.Len()
+		text, err := os.ReadFile(p.Path)
+		if err != nil {
+			return err
+		}
+		if string(text) != string(pieceText(a.Frames[0], p.Span)) {
+			return fmt.Errorf("the piece of units %d to %d is another: %s", p.From, p.To, text)
+		}
+	}
+	if len(whole.Gaps(spans)) > 0 || units != whole.To {
+		return fmt.Errorf("the pieces %v do not have each of %d units once", spans, whole.To)
+	}
+	return nil
 }

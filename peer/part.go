@@ -1,0 +1,163 @@
+package peer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	"golang.org/x/sync/errgroup"
+
+	"vizpeer/blobs"
+	"vizpeer/blobs/swarm"
+	"vizpeer/coord"
+	"vizpeer/lease"
+	"vizpeer/peer/render"
+)
+
+// errPieces: a frame cannot be merged because a piece of it is not to be had.
+var errPieces = errors.New("a piece of the frame is not to be had now")
+
+// fetchesAtOnce is how many pieces of a frame are fetched at once.
+const fetchesAtOnce = 4
+
+// inputs brings the pieces of a frame here, as files for Blender. remove removes these
+// and is never nil.
+func (w *worker) inputs(ctx context.Context, o coord.Order) (inputs []render.Input, remove func(), err error) {
+	dir, err := os.MkdirTemp(w.projects.dir, "pieces-")
+	if err != nil {
+		return nil, func() {}, err
+	}
+	remove = func() {
+		if err := os.RemoveAll(dir); err != nil {
+			w.slog.Warn("pieces of a frame could not be removed; the next start does", "err", err)
+		}
+	}
+	inputs = make([]render.Input, len(o.Pieces))
+	var g errgroup.Group
+	g.SetLimit(fetchesAtOnce)
+	for i, p := range o.Pieces {
+		inputs[i] = render.Input{Span: p.Span, Path: filepath.Join(dir, strconv.Itoa(i)+".exr")}
+		g.Go(func() error { return w.piece(ctx, o, p, inputs[i].Path) })
+	}
+	return inputs, remove, g.Wait()
+}
+
+// piece brings one piece of a frame here, as a file.
+func (w *worker) piece(ctx context.Context, o coord.Order, p coord.Piece, path string) error {
+	root, err := cid.Decode(p.CID)
+	if err != nil {
+		return fmt.Errorf("%w: its CID: %w", errPieces, err)
+	}
+	by := lease.FrameOf(o.Task.Job, o.Frames[0])
+	s := &sources{link: w.link, root: root, by: by, from: p.From}
+	if err := w.bring(ctx, swarm.Request{Root: root, Scope: by.String(), Size: p.Size}, s); err != nil {
+		if isFull(err) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", errPieces, err)
+	}
+	if err := w.store.ExportFile(ctx, root, path); err != nil {
+		if isFull(err) || errors.Is(err, blobs.ErrDiskFull) {
+			return err
+		}
+		return fmt.Errorf("%w: %w", errPieces, err)
+	}
+	return nil
+}
+
+// discard lets a piece go that is of no use any more.
+func (w *worker) discard(d coord.Drop) {
+	root, err := cid.Decode(d.CID)
+	if err != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
+	defer cancel()
+	if err := w.store.Unpin(ctx, root, framePin(d.Job)); err != nil {
+		w.slog.Debug("a piece is not pinned any more", "err", err)
+		return
+	}
+	w.letGo()
+}
+
+// Piece stores a piece of a frame and reports it, unless a larger one comes at once.
+func (s *sink) Piece(ctx context.Context, p render.Piece) (err error) {
+	defer func() {
+		if isFull(err) {
+			s.full = err
+		}
+	}()
+	file, err := os.Open(p.Path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	o := s.a.order
+	i, err := s.w.keepFrame(ctx, o.Task.Job, file)
+	if err != nil {
+		return fmt.Errorf("store a piece of frame %d: %w", p.Frame, err)
+	}
+	r := lease.PieceResult{Frame: p.Frame, Span: p.Span, CID: i.CID.String(), Size: i.Size, Seconds: p.Seconds}
+	if err := s.w.results.add(pending{Report: o.Report, Pieces: []lease.PieceResult{r}}); err != nil {
+		return fmt.Errorf("note a piece of frame %d: %w", p.Frame, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.pieces = append(slices.DeleteFunc(s.pieces, func(o lease.PieceResult) bool { return r.Holds(o.Span) }), r)
+	s.later()
+	return nil
+}
+
+// Preview stores a picture of the attempt's frame; the next renewal tells of it.
+func (s *sink) Preview(p render.Preview) {
+	file, err := os.Open(p.Path)
+	if err != nil {
+		return
+	}
+	defer file.Close()
+	i, err := s.w.store.BeginImport(s.ctx, file, shownPin(s.a.order.Task.Job))
+	if err != nil {
+		s.w.slog.Debug("a preview was not kept", "err", err)
+		return
+	}
+	s.w.settleLater(i)
+	s.w.mu.Lock()
+	s.a.preview = coord.Preview{Frame: p.Frame, CID: i.CID.String(), Span: p.Span}
+	s.w.mu.Unlock()
+	s.w.link.Nudge()
+}
+
+// thumb stores the small picture of a frame; without one the frame is as good.
+func (s *sink) thumb(ctx context.Context, f render.Frame) string {
+	if f.Thumb == "" {
+		return ""
+	}
+	file, err := os.Open(f.Thumb)
+	if err != nil {
+		return ""
+	}
+	defer file.Close()
+	i, err := s.w.store.BeginImport(ctx, file, framePin(s.a.order.Task.Job))
+	if err != nil {
+		s.w.slog.Debug("a thumbnail was not kept", "frame", f.Frame, "err", err)
+		return ""
+	}
+	s.w.settleLater(i)
+	return i.CID.String()
+}
+
+// settleLater waits beside everything else until a picture is on disk, which nothing
+// hangs on.
+func (w *worker) settleLater(i *blobs.Import) {
+	w.crew.Go(func() {
+		if err := i.Settle(context.WithoutCancel(w.ctx)); err != nil {
+			w.slog.Debug("a picture was not kept", "err", err)
+		}
+	})
+}
