@@ -257,9 +257,9 @@ func (m *machine) ImportProject(_ context.Context, _ authz.Principal, files iter
 	return p, nil
 }
 
-func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (lease.Spec, []string, error) {
+func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (lease.Spec, Findings, error) {
 	if s.Project != someCID {
-		return lease.Spec{}, nil, fmt.Errorf("%w: there is no project %q here: upload it first", ErrInvalid, s.Project)
+		return lease.Spec{}, Findings{}, fmt.Errorf("%w: there is no project %q here: upload it first", ErrInvalid, s.Project)
 	}
 	spec := lease.Spec{
 		Name: "shot", Owner: "mallory", Submitter: "elsewhere", Project: s.Project, Blend: "files/shot.blend", Tier: lease.Normal, Replicas: 2,
@@ -270,7 +270,7 @@ func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (l
 	if m.spec != nil {
 		m.spec(&spec)
 	}
-	return spec, []string{"/tex/lost.png"}, nil
+	return spec, Findings{Missing: []string{"/tex/lost.png"}}, nil
 }
 
 func (m *machine) Open(_ context.Context, cid string, _ lease.Scope) (io.ReadSeekCloser, int64, error) {
