@@ -336,7 +336,8 @@ def _picture(bpy, scene):
     read = any(out.is_linked and out.name in _DATA for n in sources for out in n.outputs)
     written = image.file_format == "OPEN_EXR" and getattr(image, "use_zbuffer", False)
     new = bpy.app.version >= (3, 0)
-    catchers = any((ob if new else ob.cycles).is_shadow_catcher for ob in bpy.data.objects)
+    # Of a light it means that it takes part in the shadows.
+    catchers = any((ob if new else ob.cycles).is_shadow_catcher for ob in bpy.data.objects if ob.type != "LIGHT")
     return {
         "width": render.resolution_x,
         "height": render.resolution_y,
