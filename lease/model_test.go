@@ -619,7 +619,7 @@ func TestMillionsOfCommands(t *testing.T) {
 	}
 	t.Log(verbs)
 	for _, f := range reflect.VisibleFields(reflect.TypeFor[lease.Command]()) {
-		if f.Type.Kind() == reflect.Pointer {
+		if f.Type.Kind() == reflect.Pointer && f.Name != "More" { // which nothing applies yet
 			require.Greater(t, verbs[f.Name], total/1000, "the model hardly drives %s", f.Name)
 		}
 	}

@@ -131,9 +131,10 @@ func (l local) mayUse(ctx context.Context, p authz.Principal, root cid.Cid) (ok 
 }
 
 // Prepare turns a submission into a spec for the queue.
-func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submission) (lease.Spec, []string, error) {
-	invalid := func(format string, args ...any) (lease.Spec, []string, error) {
-		return lease.Spec{}, nil, fmt.Errorf("%w: %w", httpapi.ErrInvalid, fmt.Errorf(format, args...))
+func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submission) (lease.Spec, httpapi.Findings, error) {
+	var none httpapi.Findings
+	invalid := func(format string, args ...any) (lease.Spec, httpapi.Findings, error) {
+		return lease.Spec{}, none, fmt.Errorf("%w: %w", httpapi.ErrInvalid, fmt.Errorf(format, args...))
 	}
 	root, err := blobs.ParseCID(s.Project)
 	if err != nil {
@@ -145,14 +146,14 @@ func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submiss
 		may, err = l.store.Has(ctx, root)
 	}
 	if err != nil {
-		return lease.Spec{}, nil, err
+		return lease.Spec{}, none, err
 	}
 	if !may {
 		return invalid("this machine does not hold the project %s: upload it first", s.Project)
 	}
 	m, version, err := l.project(ctx, root)
 	if err != nil {
-		return lease.Spec{}, nil, err
+		return lease.Spec{}, none, err
 	}
 	if s.Strict && len(m.Missing) > 0 {
 		return invalid("%d files are missing, the first is %s", len(m.Missing), m.Missing[0])
@@ -173,7 +174,7 @@ func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submiss
 	spec.Needs.FileVersion = version
 	size, err := l.store.Size(ctx, root)
 	if err != nil {
-		return lease.Spec{}, nil, err
+		return lease.Spec{}, none, err
 	}
 	// A worker holds the project twice: as blocks, and unpacked for Blender.
 	spec.Needs.Disk, spec.Needs.Store = 2*size.Bytes+minFree, size.Bytes
@@ -193,12 +194,25 @@ func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submiss
 	default:
 		spec.Frames = lease.Frames{{First: m.Scene.FrameStart, Last: m.Scene.FrameEnd, Step: max(1, m.Scene.FrameStep)}}
 	}
+	wish, err := lease.ParseWish(string(s.Split), s.Tiles)
+	if err != nil {
+		return invalid("%w", err)
+	}
+	choice, err := lease.Choose(wish, spec, m.Scene.PictureFor(spec.Settings))
+	if err != nil {
+		return invalid("%w", err)
+	}
+	spec.Split = choice.Split
+	found := httpapi.Findings{Missing: m.Missing, Whole: choice.Whole}
+	if choice.Warning != "" {
+		found.Warnings = append(found.Warnings, choice.Warning)
+	}
 	if s.Output != "" {
 		if err := checkOutput(s.Output, l.dir); err != nil {
 			return invalid("%w", err)
 		}
 	}
-	return spec, m.Missing, nil
+	return spec, found, nil
 }
 
 // Open reads a frame or a log, from wherever in the farm it is.

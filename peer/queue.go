@@ -94,7 +94,7 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec) (
 		return httpapi.Submitted{}, answer(err)
 	}
 	q.slog.Info("a job was submitted", "job", id, "user", p.User, "tasks", tasks)
-	return httpapi.Submitted{Job: id, Project: spec.Project, Tasks: tasks}, nil
+	return httpapi.Submitted{Job: id, Project: spec.Project, Tasks: tasks, Split: spec.Split}, nil
 }
 
 func (q queue) Jobs(_ context.Context, p authz.Principal) (out []httpapi.JobSummary, err error) {
@@ -112,7 +112,7 @@ func (q queue) Jobs(_ context.Context, p authz.Principal) (out []httpapi.JobSumm
 
 func summary(j *lease.Job) httpapi.JobSummary {
 	s := httpapi.JobSummary{
-		ID: j.ID, Name: j.Spec.Name, State: j.State, Reason: j.Reason, Tier: j.Tier, After: j.Spec.After, Owner: j.Spec.Owner, CreatedAt: j.Created,
+		ID: j.ID, Name: j.Spec.Name, State: j.State, Reason: j.Reason, Tier: j.Tier, After: j.Spec.After, Owner: j.Spec.Owner, Split: j.Spec.Split, CreatedAt: j.Created,
 		Tasks: httpapi.TaskCounts{
 			Total: len(j.Tasks), Queued: j.Count(lease.TaskQueued), Leased: j.Count(lease.TaskLeased), Rendered: j.Count(lease.TaskRendered),
 			Done: j.Count(lease.TaskDone), Failed: j.Count(lease.TaskFailed), Cancelled: j.Count(lease.TaskCancelled),
@@ -282,6 +282,8 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 		cmd.Retry = &lease.Retry{Job: id, Frames: c.Frames}
 	case httpapi.Prioritise:
 		cmd.Prioritise = &lease.Prioritise{Job: id, Tier: c.Tier}
+	case httpapi.AddMore:
+		cmd.More = &lease.More{Job: id, Samples: c.Samples}
 	default:
 		return out, fmt.Errorf("%w: a job cannot be told to %q", httpapi.ErrInvalid, c.Do)
 	}
@@ -291,7 +293,7 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 		case err != nil:
 			return err
 		case !p.MayControl(j.Spec.Owner):
-			return fmt.Errorf("%w: a %s may not %s jobs", httpapi.ErrDenied, p.Role, c.Do)
+			return fmt.Errorf("%w: a %s may not control jobs", httpapi.ErrDenied, p.Role)
 		}
 		return nil
 	})

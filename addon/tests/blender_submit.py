@@ -93,6 +93,7 @@ class AddOn(unittest.TestCase):
                 with open(path, "rb") as f:
                     self.assertEqual(project["files" + path], f.read(), path)
         scene = manifest.pop("scene")
+        self.assertEqual(scene["picture"]["samples"], bpy.context.scene.cycles.samples)
         self.assertEqual(
             manifest,
             {
@@ -122,6 +123,7 @@ class AddOn(unittest.TestCase):
                 "project": "bafyroot",
                 "frames": "1-12",
                 "priority": "normal",
+                "split": "auto",
                 "needs": {},
                 "output": os.path.join(os.path.dirname(self.sample.blend), "frames"),
                 "strict": False,
@@ -154,12 +156,14 @@ class AddOn(unittest.TestCase):
         s.on_missing = "CONTINUE"
         s.frames_from, s.frames = "CUSTOM", " 1-40,50,60-80x2 "
         s.tier, s.output = "URGENT", os.path.join(self.root, "out")
+        s.split = "TILES"
         s.backend, s.require_gpu, s.gpu_vendor = "CUDA", True, "NVIDIA"
         s.min_vram, s.min_ram = 8, 1.5
         s.system, s.labels, s.blender = "darwin", "fast, attic ,,fast", " Any "
         self.submit()
         job = self.peer.requests[-1][2]
         self.assertEqual((job["frames"], job["priority"], job["output"]), ("1-40,50,60-80x2", "urgent", s.output))
+        self.assertEqual(job["split"], "tiles")
         self.assertEqual(
             job["needs"],
             {

@@ -67,6 +67,14 @@ class Submitting(WithPeer):
         self.until(lambda: self.model.submission is None)
         self.assertEqual(self.model.notice, ("ERROR", "the job would have 200000 tasks, more than the 100000 allowed"))
 
+    def test_warnings_are_shown(self):
+        answer = {"job": "j7", "tasks": 1, "missing": [], "warnings": ["its adaptive sampling is\nswitched off", 7, "and more"]}
+        self.peer.answers["POST /v1/jobs"] = (201, answer)
+        self.submit()
+        self.until(lambda: self.model.submission is None)
+        self.assertEqual(self.model.notice[0], "CHECKMARK")
+        self.assertRegex(self.model.notice[1], r"^shot was submitted: 1 task.*; its adaptive sampling is switched off; and more$")
+
     def test_answers_that_name_nothing(self):
         self.peer.answers["POST /v1/projects"] = (200, {"project": 7})
         self.submit(64 << 20)

@@ -241,6 +241,22 @@ def _nodes(tree):
                 yield from _nodes(node.node_tree)
 
 
+def _compositor(scene):
+    """The nodes that make the picture of scene; None where they have no part in it."""
+    if not scene.render.use_compositing or not getattr(scene, "use_nodes", True):
+        return None
+    tree = getattr(scene, "compositing_node_group", None) or getattr(scene, "node_tree", None)  # 5.0 and older
+    return None if tree is None else list(_nodes(tree))
+
+
+def _edited(scene):
+    """Whether the sequencer, where it is on, makes the picture of scene: of strips other than sounds."""
+    editor = scene.sequence_editor
+    if editor is None:
+        return False
+    return any(s.type != "SOUND" for s in (editor.strips if hasattr(editor, "strips") else editor.sequences))  # since 4.4
+
+
 def _denoises(bpy, scene):
     """Whether Cycles needs OpenImageDenoise for the scene's own layers."""
     cycles = getattr(scene, "cycles", None)
@@ -265,23 +281,80 @@ def _denoising(bpy, scene, sequencer, seen=()):
         own, rest = _denoising(bpy, other, sequencer, seen)
         return rest or own and other.render.engine == "CYCLES"
 
-    editor = scene.sequence_editor
-    if sequencer and editor is not None:
-        new = hasattr(editor, "strips")  # since 4.4
-        if any(s.type != "SOUND" for s in (editor.strips if new else editor.sequences)):
-            shown = [s for s in (editor.strips_all if new else editor.sequences_all) if s.type == "SCENE" and not s.mute]
-            return False, any(
-                needs(s.scene, s.scene_input == "SEQUENCER") for s in shown if s.scene is not None and s.scene not in seen)
+    if sequencer and _edited(scene):
+        editor = scene.sequence_editor
+        strips = editor.strips_all if hasattr(editor, "strips_all") else editor.sequences_all
+        shown = [s for s in strips if s.type == "SCENE" and not s.mute and s.scene is not None and s.scene not in seen]
+        return False, any(needs(s.scene, s.scene_input == "SEQUENCER") for s in shown)
     own = _denoises(bpy, scene)
-    if not scene.render.use_compositing or not getattr(scene, "use_nodes", True):
+    nodes = _compositor(scene)
+    if nodes is None:
         return own, False
-    tree = getattr(scene, "compositing_node_group", None) or getattr(scene, "node_tree", None)  # 5.0 and older
-    if tree is None:
-        return own, False
-    nodes = list(_nodes(tree))
     scenes = [n.scene or scene for n in nodes if n.type == "R_LAYERS"]
     others = any(s.render.engine == "CYCLES" and _denoises(bpy, s) for s in scenes if s != scene)
     return own and scene in scenes, others or any(n.type == "DENOISE" for n in nodes)
+
+
+# What the compositor calls the passes that are no mean of samples.
+_DATA = {"Depth", "Z", "Position", "IndexOB", "IndexMA", "Object Index", "Material Index"}
+
+
+def _samples(scene, layers):
+    """How many samples Cycles gives each pixel at most; 0 where that is no one number."""
+    cycles = scene.cycles
+    count = cycles.samples
+    if getattr(cycles, "progressive", "PATH") != "PATH":  # up to 2.93
+        count = cycles.aa_samples
+    if getattr(cycles, "use_square_samples", False):
+        count *= count
+    found = {count}
+    if getattr(cycles, "use_layer_samples", "IGNORE") != "IGNORE":
+        own = [layer.samples for layer in layers]
+        bounded = cycles.use_layer_samples == "BOUNDED"
+        found = {min(count, n) if n and bounded else n or count for n in own}
+    return found.pop() if len(found) == 1 else 0
+
+
+def _picture(bpy, scene):
+    """What decides how a frame of scene may be divided among machines; None where
+    Cycles is not there to say."""
+    cycles = getattr(scene, "cycles", None)
+    if cycles is None:
+        return None
+    render, image = scene.render, scene.render.image_settings
+    layers = [layer for layer in scene.view_layers if layer.use]
+    if render.use_single_layer and bpy.context.view_layer is not None:
+        layers = [bpy.context.view_layer]
+
+    def has(owners, *passes):
+        return any(getattr(owner, "use_pass_" + p, False) for owner in owners for p in passes)
+
+    matte = has(layers, "cryptomatte_object", "cryptomatte_material", "cryptomatte_asset")
+    if bpy.app.version < (2, 91):
+        matte = has([layer.cycles for layer in layers], "crypto_object", "crypto_material", "crypto_asset")
+    sources = [n for n in _compositor(scene) or () if n.type == "R_LAYERS"]
+    read = any(out.is_linked and out.name in _DATA for n in sources for out in n.outputs)
+    written = image.file_format == "OPEN_EXR" and getattr(image, "use_zbuffer", False)
+    new = bpy.app.version >= (3, 0)
+    # Of a light it means that it takes part in the shadows.
+    catchers = any((ob if new else ob.cycles).is_shadow_catcher for ob in bpy.data.objects if ob.type != "LIGHT")
+    return {
+        "width": render.resolution_x,
+        "height": render.resolution_y,
+        "percent": render.resolution_percentage,
+        "samples": _samples(scene, layers),
+        "adaptive": getattr(cycles, "use_adaptive_sampling", False),
+        "time_limit": getattr(cycles, "time_limit", 0.0),
+        "animated_seed": cycles.use_animated_seed,
+        "cryptomatte": matte,
+        "data_passes": has(layers, "z", "position", "object_index", "material_index"),
+        "data_used": read or written,
+        "shadow_catcher": catchers,
+        "border": render.use_border,
+        "multiview": render.use_multiview,
+        "freestyle": render.use_freestyle and any(layer.use_freestyle for layer in layers),
+        "assembled": render.use_sequencer and _edited(scene) or any(n.scene not in (None, scene) for n in sources),
+    }
 
 
 def collect(bpy):
@@ -299,6 +372,7 @@ def collect(bpy):
     c.paths()
     scene = bpy.context.scene
     denoises, always = _denoising(bpy, scene, scene.render.use_sequencer)
+    picture = _picture(bpy, scene)
     return {
         "manifest": {
             "version": 1,
@@ -317,6 +391,7 @@ def collect(bpy):
                 "format": scene.render.image_settings.file_format,
                 "denoises": denoises,
                 "denoises_always": always,
+                "picture": picture,
             },
             "complete": True,
         },

@@ -182,6 +182,9 @@ class Submission(threading.Thread):
         missing = len(plan.manifest.get("missing") or ())
         if missing:
             text += ", without %d missing file%s" % (missing, "" if missing == 1 else "s")
+        warnings = answer.get("warnings")
+        warnings = map(_text, warnings if isinstance(warnings, list) else ())
+        text = "; ".join([text] + [warning for warning in warnings if warning])
         return {"job": job, "tasks": tasks, "text": text, "project": root}
 
 

@@ -163,6 +163,17 @@ class RENDER_PT_vizpeer_needs(_NetworkPanel, bpy.types.Panel):
         column.prop(settings, "blender")
 
 
+class RENDER_PT_vizpeer_advanced(_NetworkPanel, bpy.types.Panel):
+    bl_label = "Advanced"
+    bl_options = {"DEFAULT_CLOSED"}
+
+    def draw(self, context):
+        column = self.layout.column()
+        column.use_property_split = True
+        column.use_property_decorate = False
+        column.prop(context.scene.vizpeer, "split")
+
+
 class RENDER_PT_vizpeer_files(_NetworkPanel, bpy.types.Panel):
     bl_label = "Files"
 
@@ -261,6 +272,7 @@ class RENDER_PT_vizpeer_jobs(_NetworkPanel, bpy.types.Panel):
 CLASSES = (
     RENDER_PT_vizpeer,
     RENDER_PT_vizpeer_needs,
+    RENDER_PT_vizpeer_advanced,
     RENDER_PT_vizpeer_files,
     VIZPEER_UL_jobs,
     RENDER_PT_vizpeer_jobs,

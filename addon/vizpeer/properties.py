@@ -65,6 +65,17 @@ class VIZPEER_PG_settings(bpy.types.PropertyGroup):
         ),
         default="NORMAL",
     )
+    split: EnumProperty(
+        name="Split Frames",
+        description="How machines share one frame; only Cycles renders parts of one",
+        items=(
+            ("AUTO", "Automatic", "A still that is worth it, in the way that gives the same picture"),
+            ("NONE", "None", "Each frame is rendered whole, by one machine"),
+            ("SAMPLES", "Samples", "Each machine renders some samples of the whole frame; adaptive sampling is switched off"),
+            ("TILES", "Tiles", "Each machine renders some tiles of the frame"),
+        ),
+        default="AUTO",
+    )
     output: StringProperty(
         name="Output",
         description="Folder on this machine where the frames are written as they come",
@@ -185,6 +196,7 @@ class VIZPEER_PG_settings(bpy.types.PropertyGroup):
             "name": os.path.splitext(os.path.basename(bpy.data.filepath))[0] or "untitled",
             "frames": self.frame_list(scene),
             "priority": self.tier.lower(),
+            "split": self.split.lower(),
             "needs": self.needs(),
             "output": folder,
             "strict": self.on_missing == "STRICT",

@@ -26,7 +26,7 @@ func (c *cli) jobCommand() *cobra.Command {
 		c.jobVerb(httpapi.Cancel, "Cancel a job; its finished frames stay"),
 		c.jobVerb(httpapi.Pause, "Grant nothing more of a job; what is being rendered goes on"),
 		c.jobVerb(httpapi.Resume, "End a pause"),
-		c.jobRetry(), c.jobPriority())
+		c.jobRetry(), c.jobMore(), c.jobPriority())
 }
 
 func (c *cli) jobLs() *cobra.Command {
@@ -168,11 +168,22 @@ func (c *cli) showJob(job httpapi.Job, now string) {
 	}
 	c.facts("id", job.ID, "name", job.Name, "state", job.State, "reason", job.Reason, "tier", job.Tier,
 		"owner", job.Owner, "frames", fmt.Sprintf("%s (%d of %d rendered)", job.FrameList, rendered, len(job.Frames)),
-		"tasks", tasks, "failed tries", failuresText(job.Failures), "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
+		"each split into", splitText(job.Split), "tasks", tasks, "failed tries", failuresText(job.Failures), "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
 		"created", job.CreatedAt.Local().Format(time.DateTime), "took", took(job.JobSummary), "project", job.Project, "this machine may be switched off", off)
 	if job.Log != "" {
 		fmt.Fprintf(c.out, "\nBlender's last lines:\n%s\n", plainLines(strings.TrimSpace(job.Log)))
 	}
+}
+
+// splitText is how a frame is divided, in words; "" where it is not.
+func splitText(s lease.Split) string {
+	switch s.By {
+	case lease.BySamples:
+		return count(int(s.Units), "sample")
+	case lease.ByTiles:
+		return fmt.Sprintf("%s, %d × %d", count(int(s.Units), "tile"), s.Columns, s.Rows)
+	}
+	return ""
 }
 
 // failuresText counts failed tries by kind: "2 crash, 1 memory".

@@ -62,6 +62,38 @@ func (c *cli) jobRetry() *cobra.Command {
 	return cmd
 }
 
+func (c *cli) jobMore() *cobra.Command {
+	var samples int32
+	cmd := &cobra.Command{
+		Use:   "more ID --samples N",
+		Short: "Add samples to the frames of a job that is split by samples, also where they are finished",
+		Long: "Add samples to those that each pixel has, or will have, of every frame of a job that is split by samples.\n" +
+			"Of a job that is done only the new samples are rendered; each frame stays as it is until they are merged into it.",
+		Args: takes("ID"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			switch {
+			case !cmd.Flags().Changed("samples"):
+				return usagef("--samples is missing: say how many to add, such as --samples 256")
+			case samples < 1 || samples > lease.MaxSamples:
+				return usagef("--samples %d is not possible: use 1 to %d", samples, lease.MaxSamples)
+			}
+			cl, err := c.client()
+			if err != nil {
+				return err
+			}
+			job, err := cl.control(cmd.Context(), lease.JobID(args[0]), httpapi.AddMore, httpapi.More{Samples: samples})
+			if err != nil {
+				return err
+			}
+			return c.print(job, func() {
+				fmt.Fprintf(c.out, "job %s is %s, with %s more\n", job.ID, job.State, count(int(samples), "sample"))
+			})
+		},
+	}
+	cmd.Flags().Int32Var(&samples, "samples", 0, "samples to add to each pixel's")
+	return cmd
+}
+
 func (c *cli) jobPriority() *cobra.Command {
 	return &cobra.Command{
 		Use:   "priority ID low|normal|high|urgent",

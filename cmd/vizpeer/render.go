@@ -23,6 +23,8 @@ type order struct {
 	frames      string
 	chunk       int
 	order       string
+	split       string
+	tiles       string
 	after       []string
 	name        string
 	priority    string
@@ -43,6 +45,7 @@ type order struct {
 	fileVersion   lease.Version
 	framesInScene bool         // no --frames: the scene's own range
 	list          lease.Frames // of --frames
+	wish          lease.Wish   // of --split and --tiles
 	maxTasks      int          // that the farm allows in one job; 0 where it is not known
 	blenders      []string     // where to look for one, beside the usual places
 	dataDir       string       // where what they offer is remembered
@@ -60,7 +63,8 @@ machine's peer, and submit a job. Without --wait it returns as soon as the job i
 and the frames come to --output by themselves.`,
 		Example: `  vizpeer render shot.blend --frames 1-40 --output ./out --wait
   vizpeer render shot.blend --frames 1-40,50,60-80x2 --samples 256 --priority high
-  vizpeer render shot.blend --require-gpu --min-vram 12 --backend OPTIX`,
+  vizpeer render shot.blend --require-gpu --min-vram 12 --backend OPTIX
+  vizpeer render still.blend --frames 7 --split samples --samples 1024`,
 		Args: takes("FILE.blend"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := o.check(cmd, args[0]); err != nil {
@@ -72,6 +76,8 @@ and the frames come to --output by themselves.`,
 	f := cmd.Flags()
 	f.StringVar(&o.frames, "frames", "", "frames such as 1-40,50,60-80x2 (default: the scene's own range)")
 	f.IntVar(&o.chunk, "chunk", 0, "frames in one task; 0: the farm chooses")
+	f.StringVar(&o.split, "split", string(lease.WishAuto), "how machines share one frame: none, samples, tiles or auto (a still that is worth it)")
+	f.StringVar(&o.tiles, "tiles", "", "columns and rows of tiles, such as 3x2 (default: as suits the frame)")
 	f.IntVar(&o.set.Samples, "samples", 0, "samples for each pixel (default: the file's)")
 	f.StringVar(&o.set.Engine, "engine", "", "render engine such as CYCLES, BLENDER_EEVEE (default: the file's)")
 	f.IntVar(&o.set.ResolutionPercent, "resolution-percent", 0, "percent of the file's resolution (default: the file's)")
@@ -147,6 +153,9 @@ func (o *order) check(cmd *cobra.Command, file string) error {
 	}
 	if err := checkFormat(o.set.Format); err != nil {
 		return err
+	}
+	if o.wish, err = lease.ParseWish(strings.ToLower(o.split), o.tiles); err != nil {
+		return &usageError{err}
 	}
 	if err := checkLabels(o.needs.Labels); err != nil {
 		return err
@@ -264,6 +273,12 @@ func (c *cli) render(ctx context.Context, o *order) error {
 	}); err != nil {
 		return err
 	}
+	for _, w := range submitted.Warnings {
+		c.warn("%s", w)
+	}
+	if submitted.Whole != "" {
+		c.hint("One machine renders the frame as a whole: %s.", plain(submitted.Whole))
+	}
 	if !o.wait {
 		// The job is accepted: that its state cannot be read is no failure.
 		if job, err := cl.job(ctx, submitted.Job); err == nil {
@@ -318,11 +333,19 @@ func (c *cli) submit(ctx context.Context, cl *client, o *order) (submission, err
 		}
 		c.warn("%s\nWhat uses them will render without", list)
 	}
+	frames := o.list
 	if o.framesInScene && m.Complete {
-		step := max(1, m.Scene.FrameStep)
-		if err := o.countTasks(lease.Frames{{First: m.Scene.FrameStart, Last: m.Scene.FrameEnd, Step: step}}); err != nil {
+		frames = lease.Frames{{First: m.Scene.FrameStart, Last: m.Scene.FrameEnd, Step: max(1, m.Scene.FrameStep)}}
+		if err := o.countTasks(frames); err != nil {
 			return none, err
 		}
+	}
+	// The peer decides by the same rule; but a wish that cannot be met is known before
+	// gigabytes are sent.
+	needs := o.needs
+	needs.FileVersion = o.fileVersion
+	if _, err := lease.Choose(o.wish, lease.Spec{Frames: frames, Settings: o.set, Needs: needs}, m.Scene.PictureFor(o.set)); err != nil {
+		return none, &usageError{err}
 	}
 	project, err := c.upload(ctx, cl, collected, o.sent, o.rehash)
 	if err != nil {
@@ -336,7 +359,7 @@ func (c *cli) submit(ctx context.Context, cl *client, o *order) (submission, err
 	submitted, err := cl.submit(ctx, httpapi.Submission{
 		Name: o.name, Project: project.Project, Frames: o.frames, Chunk: o.chunk,
 		Priority: lease.Tier(o.priority), Order: lease.Order(o.order), After: after, Needs: o.needs, Settings: o.set, Replicas: o.replicas,
-		Output: o.output, TaskTimeout: o.taskTimeout.Seconds(), Strict: o.strict,
+		Output: o.output, TaskTimeout: o.taskTimeout.Seconds(), Strict: o.strict, Split: lease.WishBy(strings.ToLower(o.split)), Tiles: o.tiles,
 	})
 	submitted.Missing = orEmpty(submitted.Missing)
 	return submission{submitted, m.Complete}, err

@@ -39,6 +39,7 @@ var reach = map[string][]string{
 	"POST /v1/jobs/{id}/resume":           {"root", "ann"},
 	"POST /v1/jobs/{id}/retry":            {"root", "ann"},
 	"POST /v1/jobs/{id}/priority":         {"root", "ann"},
+	"POST /v1/jobs/{id}/more":             {"root", "ann"},
 	"GET /v1/jobs/{id}/why":               {"root", "ann", "vic"},
 	"GET /v1/peers":                       {"root", "ann", "vic", "box"},
 	"POST /v1/peers/{id}/drain":           {"root"},
@@ -173,6 +174,12 @@ func TestDocuments(t *testing.T) {
 		require.NoError(t, json.Unmarshal(m.do(t, "ann", "POST", "/v1/jobs/jann/priority", Priority{lease.High}).body, &sum))
 		require.Equal(t, lease.High, sum.Tier)
 		require.Equal(t, 422, m.do(t, "ann", "POST", "/v1/jobs/jann/priority", Priority{"soon"}).StatusCode)
+		r := m.do(t, "ann", "POST", "/v1/jobs/jann/more", More{Samples: 28})
+		require.Contains(t, string(r.body), `"split":{"by":"samples","units":128}`)
+		require.Equal(t, Control{Do: AddMore, Samples: 28}, f.controlled())
+		for _, body := range []any{More{}, More{Samples: -1}, More{Samples: lease.MaxSamples + 1}, nil} {
+			require.Contains(t, []int{400, 422}, m.do(t, "ann", "POST", "/v1/jobs/jann/more", body).StatusCode, body)
+		}
 		require.JSONEq(t, `{"job":"jann","task":-1,"state":"","text":"it waits","ahead":0}`, string(m.do(t, "ann", "GET", "/v1/jobs/jann/why", nil).body))
 		require.Contains(t, string(m.do(t, "ann", "GET", "/v1/jobs/jann/why?task=3", nil).body), `"task":3`)
 		for verb, state := range map[string]string{"drain": "draining", "undrain": "idle"} {
@@ -186,7 +193,7 @@ func TestDocuments(t *testing.T) {
 		require.NoError(t, json.Unmarshal(m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{[]string{"lic:x"}}).body, &p))
 		require.Equal(t, Peer{ID: "12D3Koo", Granted: []string{"lic:x"}}, p)
 		require.Equal(t, 422, m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{make([]string, 65)}).StatusCode)
-		r := m.do(t, "root", "POST", "/v1/tickets", Invitation{Role: authz.Operator, Uses: 3})
+		r = m.do(t, "root", "POST", "/v1/tickets", Invitation{Role: authz.Operator, Uses: 3})
 		require.Equal(t, 201, r.StatusCode)
 		require.Contains(t, string(r.body), `"ticket":"secret","role":"operator","uses":3`)
 	}
@@ -309,11 +316,18 @@ func TestSubmitBelievesNothing(t *testing.T) {
 		r := m.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID, Output: "/out"})
 		require.Equal(t, 201, r.StatusCode, "%s", r.body)
 		require.JSONEq(t, `{"job":"jnew","project":"`+someCID+`","tasks":3,"missing":["/tex/lost.png"]}`, string(r.body))
-		spec := f.submitted()[i]
+		spec := f.submitted()[2*i]
 		me := authz.PeerID(m.host.ID().String())
 		require.Equal(t, "ann", spec.Owner)
 		require.Equal(t, me, spec.Submitter)
 		require.Equal(t, lease.Output{Peer: me, Dir: "/out"}, spec.Output)
+
+		r = m.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID, Split: lease.WishTiles, Tiles: "3x2"})
+		require.JSONEq(t, `{"job":"jnew","project":"`+someCID+`","tasks":3,"missing":["/tex/lost.png"],"split":{"by":"tiles","units":6,"columns":3,"rows":2},
+			"warnings":["as you wish"],"whole":"no, it is not"}`, string(r.body))
+		refused := m.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID, Split: "frames"})
+		require.Equal(t, 422, refused.StatusCode)
+		require.Contains(t, refused.problem(t).Detail, "none, samples, tiles, auto")
 
 		m.set(func(m *machine) { m.spec = func(s *lease.Spec) { s.Frames[0].Last = 0 } })
 		p := m.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID}).problem(t)

@@ -19,7 +19,7 @@ import (
 type Queue interface {
 	// Submit accepts a job. The spec was prepared by the machine that took the
 	// submission; its Owner, Submitter and Output.Peer are proven, and it is
-	// valid by its own account. Submitted.Missing is left to the caller.
+	// valid by its own account. Submitted.Findings are left to the caller.
 	Submit(context.Context, authz.Principal, lease.Spec) (Submitted, error)
 	Jobs(context.Context, authz.Principal) ([]JobSummary, error)
 	// Job answers with what of it hangs on the machine from, which asks.
@@ -91,10 +91,11 @@ type Local interface {
 	ImportProject(context.Context, authz.Principal, iter.Seq2[ProjectFile, error]) (Project, error)
 	// Prepare turns a submission into what the queue needs to know: it reads the
 	// project's manifest and the version of the file from this machine's own
-	// store and makes sure that the output folder can be written. missing lists
-	// the files that the project lacks; with Submission.Strict they are an error.
-	// The caller sets Owner, Submitter and Output.Peer.
-	Prepare(context.Context, authz.Principal, Submission) (spec lease.Spec, missing []string, err error)
+	// store, decides how the frames are divided, and makes sure that the output
+	// folder can be written. Files that the project lacks are findings; with
+	// Submission.Strict they are an error. The caller sets Owner, Submitter and
+	// Output.Peer.
+	Prepare(context.Context, authz.Principal, Submission) (lease.Spec, Findings, error)
 	// Open reads a frame or a log by its CID, fetching it from its holders where
 	// this machine lacks it, and answers its size in bytes. by says what it is of:
 	// other machines give it only where this one has a right to that. Whoever calls

@@ -35,16 +35,17 @@ const someCID = "bafkreigh2akiscaildcqabsyg3dfr6chu3fgpregiymsck7e7aqa4s52zy"
 
 // farm is a queue in memory, shared by the peers of a test.
 type farm struct {
-	mu     sync.Mutex
-	leader peer.ID
-	specs  []lease.Spec
-	calls  []string
-	subs   []chan Event
-	query  EventQuery
-	ended  []context.Context
-	missed bool
-	subErr error
-	err    error // what every method answers, if set
+	mu      sync.Mutex
+	leader  peer.ID
+	specs   []lease.Spec
+	calls   []string
+	subs    []chan Event
+	query   EventQuery
+	control Control // the last one
+	ended   []context.Context
+	missed  bool
+	subErr  error
+	err     error // what every method answers, if set
 }
 
 func (f *farm) call(name string, p authz.Principal) error {
@@ -59,7 +60,7 @@ func (f *farm) Submit(_ context.Context, p authz.Principal, s lease.Spec) (Submi
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.specs = append(f.specs, s)
-	return Submitted{Job: "jnew", Project: s.Project, Tasks: 3}, err
+	return Submitted{Job: "jnew", Project: s.Project, Tasks: 3, Split: s.Split}, err
 }
 
 func (f *farm) Jobs(_ context.Context, p authz.Principal) ([]JobSummary, error) {
@@ -110,7 +111,16 @@ func (f *farm) Control(_ context.Context, p authz.Principal, id lease.JobID, c C
 	if !p.MayControl("ann") {
 		return JobSummary{}, fmt.Errorf("%w: it is ann's job", ErrDenied)
 	}
-	return JobSummary{ID: id, State: lease.JobCancelled, Tier: c.Tier}, nil
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.control = c
+	return JobSummary{ID: id, State: lease.JobCancelled, Tier: c.Tier, Split: lease.Split{By: lease.BySamples, Units: 100 + c.Samples}}, nil
+}
+
+func (f *farm) controlled() Control {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.control
 }
 
 func (f *farm) Why(_ context.Context, p authz.Principal, id lease.JobID, task int32) (Why, error) {
@@ -257,9 +267,9 @@ func (m *machine) ImportProject(_ context.Context, _ authz.Principal, files iter
 	return p, nil
 }
 
-func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (lease.Spec, []string, error) {
+func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (lease.Spec, Findings, error) {
 	if s.Project != someCID {
-		return lease.Spec{}, nil, fmt.Errorf("%w: there is no project %q here: upload it first", ErrInvalid, s.Project)
+		return lease.Spec{}, Findings{}, fmt.Errorf("%w: there is no project %q here: upload it first", ErrInvalid, s.Project)
 	}
 	spec := lease.Spec{
 		Name: "shot", Owner: "mallory", Submitter: "elsewhere", Project: s.Project, Blend: "files/shot.blend", Tier: lease.Normal, Replicas: 2,
@@ -270,7 +280,13 @@ func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (l
 	if m.spec != nil {
 		m.spec(&spec)
 	}
-	return spec, []string{"/tex/lost.png"}, nil
+	found := Findings{Missing: []string{"/tex/lost.png"}}
+	wish, err := lease.ParseWish(string(s.Split), s.Tiles)
+	if err == nil && wish.By == lease.WishTiles {
+		spec.Split = lease.Split{By: lease.ByTiles, Units: wish.Columns * wish.Rows, Columns: wish.Columns, Rows: wish.Rows}
+		found.Warnings, found.Whole = []string{"as you wish"}, "no, it is not"
+	}
+	return spec, found, err
 }
 
 func (m *machine) Open(_ context.Context, cid string, _ lease.Scope) (io.ReadSeekCloser, int64, error) {

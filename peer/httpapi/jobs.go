@@ -57,6 +57,13 @@ func (s *Server) retry(ctx context.Context, in *struct {
 	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, c))
 }
 
+func (s *Server) more(ctx context.Context, in *struct {
+	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Body More
+}) (*answer[JobSummary], error) {
+	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: AddMore, Samples: in.Body.Samples}))
+}
+
 func (s *Server) why(ctx context.Context, in *struct {
 	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Task int32       `query:"task" minimum:"-1" default:"-1" doc:"one task of it; -1: the job as a whole"`
@@ -68,7 +75,7 @@ func (s *Server) why(ctx context.Context, in *struct {
 // is checked here, and the rest by the leader.
 func (s *Server) submit(ctx context.Context, in *struct{ Body Submission }) (*answer[Submitted], error) {
 	c := callerOf(ctx)
-	spec, missing, err := s.local.Prepare(ctx, c.Principal, in.Body)
+	spec, found, err := s.local.Prepare(ctx, c.Principal, in.Body)
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +87,8 @@ func (s *Server) submit(ctx context.Context, in *struct{ Body Submission }) (*an
 		return nil, err
 	}
 	out, err := q.Submit(ctx, c.Principal, spec)
-	out.Missing = list(missing)
+	found.Missing = list(found.Missing)
+	out.Findings = found
 	return answerWith(out, err)
 }
 

@@ -39,6 +39,8 @@ type Submission struct {
 	After    []lease.JobID      `json:"after,omitempty" maxItems:"64" doc:"jobs that must be done before this one begins"`
 	Needs    lease.Requirements `json:"needs,omitzero" doc:"what a machine must have: os is linux, windows or darwin; blender is 3.4 for every 3.4.x, 3.4.1 for itself, any for every one that is not older than the file, and absent for the release that saved the file"`
 	Settings lease.Settings     `json:"settings,omitzero"`
+	Split    lease.WishBy       `json:"split,omitempty" enum:"none,samples,tiles,auto" doc:"how each frame is divided among machines; auto, the default, divides a job of one frame where that is worth it and gives the same picture"`
+	Tiles    string             `json:"tiles,omitempty" doc:"columns and rows of tiles, such as 3x2; a grid that suits the frame if absent"`
 	Replicas int                `json:"replicas,omitempty" minimum:"0" maximum:"16"`
 	// Output is an absolute folder on the machine that takes the submission.
 	Output      string  `json:"output,omitempty"`
@@ -52,7 +54,16 @@ type Submitted struct {
 	Job     lease.JobID `json:"job"`
 	Project string      `json:"project"`
 	Tasks   int         `json:"tasks"`
-	Missing []string    `json:"missing"`
+	Split   lease.Split `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
+	Findings
+}
+
+// Findings are what the machine that takes a submission saw in the project, and its
+// author should know.
+type Findings struct {
+	Missing  []string `json:"missing"`
+	Warnings []string `json:"warnings,omitempty" doc:"what of the scene will not be rendered as it says, in words"`
+	Whole    string   `json:"whole,omitempty" doc:"why the one frame of the job is not divided, where that was left open, in words"`
 }
 
 // Verb is something that can be done to a job.
@@ -65,18 +76,25 @@ const (
 	Resume     Verb = "resume"
 	Retry      Verb = "retry"
 	Prioritise Verb = "priority"
+	AddMore    Verb = "more"
 )
 
 // Control is what somebody wants of a job.
 type Control struct {
-	Do     Verb
-	Tier   lease.Tier   // to Prioritise
-	Frames lease.Frames // to Retry: only these, even where they are finished
+	Do      Verb
+	Tier    lease.Tier   // to Prioritise
+	Frames  lease.Frames // to Retry: only these, even where they are finished
+	Samples int32        // to AddMore
 }
 
 // Again is the body of POST /v1/jobs/{id}/retry, which may have none.
 type Again struct {
 	Frames string `json:"frames,omitempty" doc:"finished frames to render again, such as 3,7-9; all that is not finished, where it is empty"`
+}
+
+// More is the body of POST /v1/jobs/{id}/more.
+type More struct {
+	Samples int32 `json:"samples" minimum:"1" maximum:"16777216" doc:"samples to add to those that each pixel of every frame has or will have"`
 }
 
 // Priority is the body of POST /v1/jobs/{id}/priority.
@@ -126,6 +144,7 @@ type JobSummary struct {
 	Tier   lease.Tier     `json:"tier"`
 	After  []lease.JobID  `json:"after,omitempty"` // jobs that must be done first
 	Owner  string         `json:"owner"`
+	Split  lease.Split    `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
 	Tasks  TaskCounts     `json:"tasks"`
 	// The tasks are as many as the frames were cut into so far; frames are what a job
 	// is about.

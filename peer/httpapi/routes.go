@@ -91,6 +91,7 @@ func routes() []*route {
 		{post, "/v1/jobs/{id}/resume", atLeader, submitters, "resume-job", "End a pause", 0, "", bind(control(Resume))},
 		{post, "/v1/jobs/{id}/retry", atLeader, submitters, "retry-job", "Open a job again that failed or was cancelled, or have frames of a job rendered again; finished frames stay", 0, "", bind((*Server).retry)},
 		{post, "/v1/jobs/{id}/priority", atLeader, submitters, "prioritise-job", "Move a job that has not ended to another tier", 0, "", bind((*Server).prioritise)},
+		{post, "/v1/jobs/{id}/more", atLeader, submitters, "add-samples", "Add samples to the frames of a job that is split by samples, also where they are finished", 0, "", bind((*Server).more)},
 		{get, "/v1/jobs/{id}/why", atLeader, people, "why", "Why a job, or one of its tasks, is where it is", 0, "", bind((*Server).why)},
 		{get, "/v1/peers", atLeader, members, "list-peers", "The machines of the farm: all of them for an admin, one's own for others (GET /v1/farm has the numbers for all)", 0, "", bind((*Server).peerList)},
 		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},

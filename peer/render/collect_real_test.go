@@ -257,6 +257,150 @@ func TestCollectSeesWhoDenoises(t *testing.T) {
 	require.ElementsMatch(t, []string{"node", "node in a group", "composites another scene", "edits another scene"}, slices.Collect(maps.Keys(always)))
 }
 
+// pictures are scenes that differ from one that can be divided in every way: what the
+// collector says of each.
+const pictures = `
+import bpy, json, os, sys
+sys.path.insert(0, os.environ["COLLECT"])
+import collect
+def case(name, change):
+    bpy.ops.wm.read_factory_settings(use_empty=False)
+    s = bpy.context.scene
+    s.render.engine, s.cycles.samples, s.cycles.use_adaptive_sampling = "CYCLES", 200, False
+    s.render.resolution_x, s.render.resolution_y, s.render.resolution_percentage = 640, 480, 50
+    change(s)
+    bpy.ops.wm.save_as_mainfile(filepath=os.path.join(os.environ["COLLECT"], "case.blend"))
+    print("\nCASE " + json.dumps({"case": name, "scene": collect.collect(bpy)["manifest"]["scene"]}))
+def put(owner, **values):
+    for name, value in values.items():
+        setattr(owner, name, value)
+def layers(s, first, second, use="USE"):
+    s.cycles.use_layer_samples = use
+    s.view_layers[0].samples, s.view_layers.new("second").samples = first, second
+def unused_layer(s):
+    layers(s, 0, 9)
+    s.view_layers["second"].use = False
+    s.view_layers["second"].use_pass_cryptomatte_object = True
+def tree(s):
+    s.use_nodes = True
+    return s.node_tree
+def depth(s, into="Z"):
+    s.view_layers[0].use_pass_z = True
+    t = tree(s)
+    n = next(n for n in t.nodes if n.type == "R_LAYERS")
+    t.links.new(n.outputs["Depth"], next(n for n in t.nodes if n.type == "COMPOSITE").inputs[into])
+def no_compositing(s):
+    depth(s)
+    s.render.use_compositing = False
+def elsewhere(s):
+    o = bpy.data.scenes.new("Other")
+    for n in tree(s).nodes:
+        if n.type == "R_LAYERS":
+            n.scene = o
+def strips(s, on=True):
+    o = bpy.data.scenes.new("Other")
+    s.sequence_editor_create()
+    e = s.sequence_editor
+    getattr(e, "strips", getattr(e, "sequences", None)).new_scene("x", o, 1, 1)
+    s.render.use_sequencer = on
+def old_lines(s, on):
+    s.render.use_freestyle, s.view_layers[0].use_freestyle = True, on
+v = lambda s: s.view_layers[0]
+case("plain", lambda s: None)
+case("another engine", lambda s: put(s.render, engine="BLENDER_WORKBENCH"))
+case("adaptive", lambda s: put(s.cycles, use_adaptive_sampling=True))
+case("timed", lambda s: put(s.cycles, time_limit=2.5))
+case("seed", lambda s: put(s.cycles, use_animated_seed=True))
+case("objects", lambda s: put(v(s), use_pass_cryptomatte_object=True))
+case("materials", lambda s: put(v(s), use_pass_cryptomatte_material=True))
+case("assets", lambda s: put(v(s), use_pass_cryptomatte_asset=True))
+case("region", lambda s: put(s.render, use_border=True))
+case("views", lambda s: put(s.render, use_multiview=True))
+case("catcher", lambda s: put(bpy.data.objects["Cube"], is_shadow_catcher=True))
+case("lines", lambda s: old_lines(s, True))
+case("no lines", lambda s: old_lines(s, False))
+case("depth", lambda s: put(v(s), use_pass_z=True))
+case("indices", lambda s: put(v(s), use_pass_object_index=True))
+case("normals", lambda s: put(v(s), use_pass_normal=True))
+case("depth composited", depth)
+case("depth not composited", no_compositing)
+case("another scene composited", elsewhere)
+case("composited", lambda s: tree(s))
+case("strips", strips)
+case("strips off", lambda s: strips(s, False))
+case("layers", lambda s: layers(s, 100, 0))
+case("layers agree", lambda s: layers(s, 100, 100))
+case("layers bounded", lambda s: layers(s, 300, 0, "BOUNDED"))
+case("layers ignored", lambda s: layers(s, 100, 0, "IGNORE"))
+case("a layer unused", unused_layer)
+os._exit(0)
+`
+
+func TestCollectSeesWhatDecidesASplit(t *testing.T) {
+	build := realBlender(t)
+	dir := t.TempDir()
+	text, err := scripts.ReadFile("collect.py")
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "collect.py"), text, 0o600))
+	t.Setenv("COLLECT", dir)
+	plain := lease.Picture{Engine: "CYCLES", Format: "PNG", Width: 640, Height: 480, Percent: 50, Samples: 200}
+	want := map[string]func(*lease.Picture){
+		"plain":                    func(*lease.Picture) {},
+		"another engine":           func(p *lease.Picture) { p.Engine = "BLENDER_WORKBENCH" },
+		"adaptive":                 func(p *lease.Picture) { p.Adaptive = true },
+		"timed":                    func(p *lease.Picture) { p.TimeLimit = 2.5 },
+		"seed":                     func(p *lease.Picture) { p.AnimatedSeed = true },
+		"objects":                  func(p *lease.Picture) { p.Cryptomatte = true },
+		"materials":                func(p *lease.Picture) { p.Cryptomatte = true },
+		"assets":                   func(p *lease.Picture) { p.Cryptomatte = true },
+		"region":                   func(p *lease.Picture) { p.Border = true },
+		"views":                    func(p *lease.Picture) { p.Multiview = true },
+		"catcher":                  func(p *lease.Picture) { p.ShadowCatcher = true },
+		"lines":                    func(p *lease.Picture) { p.Freestyle = true },
+		"no lines":                 func(*lease.Picture) {},
+		"depth":                    func(p *lease.Picture) { p.DataPasses = true },
+		"indices":                  func(p *lease.Picture) { p.DataPasses = true },
+		"normals":                  func(*lease.Picture) {},
+		"depth composited":         func(p *lease.Picture) { p.DataPasses, p.DataUsed = true, true },
+		"depth not composited":     func(p *lease.Picture) { p.DataPasses = true },
+		"another scene composited": func(p *lease.Picture) { p.Assembled = true },
+		"composited":               func(*lease.Picture) {},
+		"strips":                   func(p *lease.Picture) { p.Assembled = true },
+		"strips off":               func(*lease.Picture) {},
+		"layers":                   func(p *lease.Picture) { p.Samples = 0 },
+		"layers agree":             func(p *lease.Picture) { p.Samples = 100 },
+		"layers bounded":           func(*lease.Picture) {},
+		"layers ignored":           func(*lease.Picture) {},
+		"a layer unused":           func(*lease.Picture) {},
+	}
+	seen := 0
+	for line := range strings.SplitSeq(script(t, build, pictures), "\n") {
+		line, ok := strings.CutPrefix(line, "CASE ")
+		if !ok {
+			continue
+		}
+		var c struct {
+			Case  string
+			Scene Scene
+		}
+		require.NoError(t, json.Unmarshal([]byte(line), &c))
+		require.Contains(t, want, c.Case)
+		p := plain
+		want[c.Case](&p)
+		require.Equal(t, &p, c.Scene.PictureFor(lease.Settings{}), c.Case)
+		seen++
+	}
+	require.Equal(t, len(want), seen)
+}
+
+func TestThePictureIsOfTheSceneThatIsRendered(t *testing.T) {
+	s := Scene{Name: "Scene", Engine: "CYCLES", Format: "PNG", Picture: &lease.Picture{Width: 3}}
+	require.Equal(t, &lease.Picture{Engine: "CYCLES", Format: "PNG", Width: 3}, s.PictureFor(lease.Settings{Scene: "Scene"}))
+	require.Equal(t, lease.Picture{Width: 3}, *s.Picture)
+	require.Nil(t, s.PictureFor(lease.Settings{Scene: "Other"}), "nobody looked at that one")
+	require.Nil(t, Scene{Name: "Scene"}.PictureFor(lease.Settings{}))
+}
+
 func TestDenoiseFollowsTheEngine(t *testing.T) {
 	s := Scene{Name: "Scene", Engine: "BLENDER_EEVEE", Denoises: true}
 	require.False(t, s.Denoise(lease.Settings{}))

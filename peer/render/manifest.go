@@ -50,6 +50,19 @@ type Scene struct {
 	// compositor, or another scene that is rendered for this one.
 	Denoises       bool `json:"denoises,omitempty"`
 	DenoisesAlways bool `json:"denoises_always,omitempty"`
+	// Picture is nil where the collector was older, or found no Cycles.
+	Picture *lease.Picture `json:"picture,omitempty"`
+}
+
+// PictureFor is what decides how a frame may be divided that is rendered with these
+// settings; nil where nobody looked at the scene that they name.
+func (s Scene) PictureFor(set lease.Settings) *lease.Picture {
+	if s.Picture == nil || set.Scene != "" && set.Scene != s.Name {
+		return nil
+	}
+	p := *s.Picture
+	p.Engine, p.Format = s.Engine, s.Format
+	return &p
 }
 
 // Denoise tells whether rendering with these settings needs OpenImageDenoise, as
