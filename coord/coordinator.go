@@ -183,11 +183,14 @@ func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec) (lease.JobID,
 }
 
 // Control commits what somebody with the right to it wants of a job or a machine:
-// one of Cancel, Pause, Resume, Prioritise, Retry and Drain.
+// one of Cancel, Pause, Resume, Prioritise, Retry, More and Drain.
 func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 	cmd.At = time.Now()
 	if cmd.Retry != nil {
 		cmd.Retry.Limits = c.limits
+	}
+	if cmd.More != nil {
+		cmd.More.Limits = c.limits
 	}
 	return c.commit(ctx, Entry{Queue: &cmd})
 }

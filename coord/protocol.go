@@ -182,9 +182,9 @@ type Order struct {
 // Piece is a piece of a frame that is to be merged, and who has it.
 type Piece struct {
 	lease.Span
-	CID  string `json:"cid"`
-	Size int64  `json:"size"`
-	From []Addr `json:"from"`
+	CID     string `json:"cid"`
+	Size    int64  `json:"size"`
+	Sources []Addr `json:"sources"`
 }
 
 // Revoke takes a lease back: the attempt must stop, and nothing more of it is wanted.

@@ -126,7 +126,7 @@ func (l *leader) parts(o *Order, j *lease.Job, t *lease.Task) {
 		return
 	}
 	for _, p := range j.PiecesOf(t.Lo) {
-		o.Pieces = append(o.Pieces, Piece{Span: p.Span, CID: p.CID, Size: p.Size, From: l.addrs(p.Holders, o.Peer)})
+		o.Pieces = append(o.Pieces, Piece{Span: p.Span, CID: p.CID, Size: p.Size, Sources: l.addrs(p.Holders, o.Peer)})
 	}
 }
 

@@ -30,7 +30,6 @@ type Command struct {
 	Resume     *Resume     `json:"resume,omitempty"`
 	Prioritise *Prioritise `json:"prioritise,omitempty"`
 	Retry      *Retry      `json:"retry,omitempty"`
-	More       *More       `json:"more,omitempty"`
 	Drain      *Drain      `json:"drain,omitempty"`
 	Forgive    *Forgive    `json:"forgive,omitempty"`
 	More       *More       `json:"more,omitempty"`
@@ -172,14 +171,6 @@ type Lose struct {
 	// Removed tells that the machine is no member any more: its copies of done
 	// frames, and of the projects that it submitted, count no more either.
 	Removed bool `json:"removed,omitempty"`
-}
-
-// More adds samples to every frame of a job that is split by them: to those that it
-// was to have, whether they are rendered or not. Of a job that is done it opens the
-// frames again; each stays as it is until the new samples are merged into it.
-type More struct {
-	Job     JobID `json:"job"`
-	Samples int32 `json:"samples"`
 }
 
 // Forget drops the jobs that ended before a time.

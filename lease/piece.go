@@ -34,8 +34,9 @@ type PieceResult struct {
 	Seconds float64 `json:"seconds"`
 }
 
-// More adds samples to each frame of a job that is split by samples and has all its
-// frames: what was rendered counts, and each frame is merged anew.
+// More adds samples to every frame of a job that is split by them: to those that it
+// was to have, whether they are rendered or not. Of a job that is done it opens the
+// frames again; each stays as it is until the new samples are merged into it.
 type More struct {
 	Job     JobID `json:"job"`
 	Samples int32 `json:"samples"`
@@ -354,8 +355,8 @@ func (a *applying) more(c More) error {
 		return fmt.Errorf("%w: %w", ErrState, errWhole)
 	case c.Samples < 1 || c.Samples > MaxSamples-j.Units:
 		return fmt.Errorf("%w: %d samples cannot be added to %d: use 1 to %d", ErrInvalid, c.Samples, j.Units, MaxSamples-j.Units)
-	case j.rendered < len(j.Frames) || j.again > 0:
-		return fmt.Errorf("%w: its frames are not all there yet; wait until they are", ErrState)
+	case j.State == JobFailed || j.State == JobCancelled:
+		return fmt.Errorf("%w: it is %s; retry it first", ErrState, j.State)
 	case len(j.Tasks)+len(j.Frames) > j.MostTasks():
 		return fmt.Errorf("%w: the job would have more than the %d tasks allowed", ErrLimit, j.MostTasks())
 	}
@@ -380,7 +381,7 @@ func (a *applying) more(c More) error {
 		j.derive()
 	}
 	for at, f := range j.Frames {
-		if f != nil {
+		if f != nil && !f.again() {
 			a.again(j, at, fmt.Sprintf("%d samples were added", c.Samples))
 		}
 		a.covered(j, int32(at))

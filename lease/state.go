@@ -196,8 +196,8 @@ func (j *Job) open(place int32) bool { return j.Frames[place] == nil || j.Frames
 // of one that began before the frame was wanted again.
 func (j *Job) wants(place int, by Attempt) bool {
 	f := j.Frames[place]
-	if j.Splits() { // what was granted at that very moment, or of fewer units, may lack some
-		return (by.Units == 0 || by.Units == j.Units) && (f == nil || f.again() && by.Granted.After(f.Again))
+	if by.Units != 0 && by.Units != j.Units {
+		return false // it was merged of fewer units than there are now
 	}
 	return f == nil || f.again() && !by.Granted.Before(f.Again)
 }

@@ -55,7 +55,7 @@ func (w *worker) piece(ctx context.Context, o coord.Order, p coord.Piece, path s
 		return fmt.Errorf("%w: its CID: %w", errPieces, err)
 	}
 	by := lease.FrameOf(o.Task.Job, o.Frames[0])
-	s := &sources{link: w.link, root: root, by: by, from: p.From}
+	s := &sources{link: w.link, root: root, by: by, from: p.Sources}
 	if err := w.bring(ctx, swarm.Request{Root: root, Scope: by.String(), Size: p.Size}, s); err != nil {
 		if isFull(err) {
 			return err

@@ -112,7 +112,7 @@ func (q queue) Jobs(_ context.Context, p authz.Principal) (out []httpapi.JobSumm
 
 func summary(j *lease.Job) httpapi.JobSummary {
 	s := httpapi.JobSummary{
-		ID: j.ID, Name: j.Spec.Name, State: j.State, Reason: j.Reason, Tier: j.Tier, After: j.Spec.After, Owner: j.Spec.Owner, Split: j.Spec.Split, CreatedAt: j.Created,
+		ID: j.ID, Name: j.Spec.Name, State: j.State, Reason: j.Reason, Tier: j.Tier, After: j.Spec.After, Owner: j.Spec.Owner, Split: j.Split(), CreatedAt: j.Created,
 		Tasks: httpapi.TaskCounts{
 			Total: len(j.Tasks), Queued: j.Count(lease.TaskQueued), Leased: j.Count(lease.TaskLeased), Rendered: j.Count(lease.TaskRendered),
 			Done: j.Count(lease.TaskDone), Failed: j.Count(lease.TaskFailed), Cancelled: j.Count(lease.TaskCancelled),

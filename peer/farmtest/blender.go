@@ -68,7 +68,11 @@ func (b *Blender) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 	}
 	for i, f := range a.Frames {
 		sink.Progress(render.Progress{Frame: f, Done: i, Total: len(a.Frames), Phase: "rendering"})
-		timer := time.NewTimer(b.PerFrame)
+		takes := b.PerFrame
+		if a.Merge != nil {
+			takes = b.PerFrame / 100
+		}
+		timer := time.NewTimer(takes)
 		select {
 		case <-timer.C:
 		case <-ctx.Done():
