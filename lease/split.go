@@ -10,7 +10,9 @@ type SplitBy string
 
 // The ways to divide a frame. Samples suit noise that falls evenly: each machine gives
 // a whole picture, and a lost one costs only noise. Tiles give the same pixels to the
-// bit, also with adaptive sampling and Cryptomatte.
+// bit, also with Cryptomatte. With adaptive sampling those at a tile's edge may differ
+// by noise, for Cycles goes on where a pixel's neighbour is noisy: unless a few pixels
+// around the tile are rendered as well.
 const (
 	BySamples SplitBy = "samples"
 	ByTiles   SplitBy = "tiles"
