@@ -35,7 +35,7 @@ func (l *leader) may(p authz.PeerID, root, by string) (ok bool) {
 		case !member:
 		case m.Role == authz.Admin || q.MayHave(m, root, scope):
 			ok = true
-		case l.shown.is(scope, root) && q.MaySee(m, scope.Job):
+		case q.MaySee(m, scope.Job) && len(l.shown.who(scope, root)) > 0:
 			ok = true
 		case l.sessions[p] != nil:
 			ok = l.sessions[p].told(root, scope)
@@ -132,8 +132,8 @@ func (l *leader) find(root, by string, to authz.PeerID) (from []Addr) {
 				holders = slices.Clone(f.Holders)
 			case f != nil && f.Thumb == root: // whoever rendered it has it
 				holders = append(holders, f.Peer)
-			case l.shown.is(scope, root):
-				holders = append(holders, l.shown.by[root].peer)
+			default:
+				holders = l.shown.who(scope, root)
 			}
 		case lease.OfLog:
 			if _, t, err := q.Task(lease.TaskID{Job: scope.Job, Index: scope.Index}); err == nil {

@@ -17,6 +17,7 @@ type Event struct {
 	At time.Time
 	lease.Event
 	Progress json.RawMessage
+	Preview  Preview // the latest picture, of progress; its CID is "" where there is none
 }
 
 const (

@@ -78,7 +78,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
-		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: newShown(),
+		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
 	l.establish()
@@ -214,7 +214,7 @@ func (l *leader) applied(a Applied) {
 				t.frames++
 			}
 			l.timed = append(l.timed, frameTime{e.Job, e.Task, e.Lease, e.Peer, e.Result.Seconds})
-			l.shown.forget(e.Job, *e.Frame)
+			delete(l.shown, frameID{e.Job, *e.Frame})
 		case lease.PieceRendered:
 			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
 			if t := l.leases[e.Lease]; t != nil {
@@ -255,7 +255,7 @@ func (l *leader) applied(a Applied) {
 					s.next, s.look = Prefetch{}, true
 				}
 			}
-			l.shown.forgetJob(e.Job)
+			l.shown.forget(e.Job)
 			if !l.trouble[e.Job].Writing { // frames are written even after the end
 				delete(l.trouble, e.Job)
 			}

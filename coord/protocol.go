@@ -113,11 +113,15 @@ type Running struct {
 	// Over tells that the attempt has ended and its report is under way: it takes no
 	// slot any more.
 	Over bool `json:"over,omitempty"`
-	// Preview is the CID of a small JPEG of what the attempt has of its frame.
-	Preview Preview `json:"preview,omitzero"`
+	// Previews are the latest pictures of what the attempt has of its frame.
+	Previews []Preview `json:"previews,omitempty"`
 }
 
-// Preview is a small picture of what an attempt has of a frame.
+// MaxPreviews bounds the pictures that are told of with one renewal of a lease.
+const MaxPreviews = 16
+
+// Preview is a small JPEG of units of a frame that is being rendered: of the samples of
+// a part so far, or of one tile.
 type Preview struct {
 	Frame int32  `json:"frame"`
 	CID   string `json:"cid"`

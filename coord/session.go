@@ -415,8 +415,12 @@ func (l *leader) renew(s *session, r Renew) {
 		}
 		if len(run.Progress) > 0 && len(run.Progress) <= maxProgress && now.Sub(t.told) >= progressPause && json.Valid(run.Progress) {
 			t.progress, t.told = run.Progress, now
-			l.preview(s.peer, t.task, run.Preview)
-			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress,
+			l.preview(s.peer, t.task, run.Previews)
+			var shown Preview
+			if n := len(run.Previews); n > 0 {
+				shown = run.Previews[n-1]
+			}
+			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress, Preview: shown,
 				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
 		}
 	}

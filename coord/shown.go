@@ -9,79 +9,72 @@ import (
 	"vizpeer/lease"
 )
 
-// shown is the latest picture of each attempt at a frame that is not finished yet. It is
-// the leader's memory and not in the log.
-type shown struct {
-	of map[frameID]map[int32]showing // by the task
-	by map[string]showing            // by the CID
-}
+// shown is the latest pictures of frames that are not finished yet, by the first of the
+// units that each shows. It is the leader's memory and not in the log.
+type shown map[frameID]map[int32]showing
 
 // showing is one such picture.
 type showing struct {
 	Preview
-	frame frameID
-	task  int32
-	peer  authz.PeerID
-}
-
-func newShown() shown {
-	return shown{of: make(map[frameID]map[int32]showing), by: make(map[string]showing)}
+	peer authz.PeerID
 }
 
 // maxShown bounds the pictures of one frame: more parts than that are not shown.
-const maxShown = 256
+const maxShown = 1024
 
-// set replaces the picture of a task.
-func (s shown) set(p showing) {
-	tasks := s.of[p.frame]
-	if tasks == nil {
-		tasks = make(map[int32]showing)
-		s.of[p.frame] = tasks
+// set replaces the picture that begins with the same unit.
+func (s shown) set(frame frameID, p showing) {
+	parts := s[frame]
+	if parts == nil {
+		parts = make(map[int32]showing)
+		s[frame] = parts
 	}
-	if old, ok := tasks[p.task]; ok {
-		delete(s.by, old.CID)
-	} else if len(tasks) >= maxShown {
-		return
+	if _, ok := parts[p.From]; ok || len(parts) < maxShown {
+		parts[p.From] = p
 	}
-	tasks[p.task], s.by[p.CID] = p, p
 }
 
-// is tells whether root is a picture of the frame that the scope names.
-func (s shown) is(by lease.Scope, root string) bool {
-	p, ok := s.by[root]
-	return ok && by.Of == lease.OfFrame && p.frame == frameID{by.Job, by.Index}
-}
-
-// forget drops the pictures of a frame that is finished.
-func (s shown) forget(job lease.JobID, frame int32) {
-	id := frameID{job, frame}
-	for _, p := range s.of[id] {
-		delete(s.by, p.CID)
+// who lists the machines that have a picture of the frame that the scope names.
+func (s shown) who(by lease.Scope, root string) (peers []authz.PeerID) {
+	if by.Of != lease.OfFrame {
+		return nil
 	}
-	delete(s.of, id)
+	for _, p := range s[frameID{by.Job, by.Index}] {
+		if p.CID == root && !slices.Contains(peers, p.peer) {
+			peers = append(peers, p.peer)
+		}
+	}
+	slices.Sort(peers)
+	return peers
 }
 
-func (s shown) forgetJob(job lease.JobID) {
-	for id := range s.of {
+// forget drops the pictures of all frames of a job.
+func (s shown) forget(job lease.JobID) {
+	for id := range s {
 		if id.job == job {
-			s.forget(job, id.frame)
+			delete(s, id)
 		}
 	}
 }
 
-// preview notes a picture of a task that a member says it renders, and tells whether it
-// can be one. l.mu is held.
-func (l *leader) preview(peer authz.PeerID, task lease.TaskID, p Preview) {
-	if p.CID == "" || l.shown.by[p.CID].peer == peer {
-		return
-	}
-	if _, err := cid.Decode(p.CID); err != nil || l.shown.by[p.CID].CID != "" {
+// preview notes pictures of a task that a member renders, unless they cannot be of it.
+// l.mu is held.
+func (l *leader) preview(peer authz.PeerID, task lease.TaskID, list []Preview) {
+	if len(list) == 0 {
 		return
 	}
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
 		j, t, err := q.Task(task)
-		if err == nil && slices.Contains(j.TaskFrames(t), p.Frame) {
-			l.shown.set(showing{Preview: p, frame: frameID{task.Job, p.Frame}, task: task.Index, peer: peer})
+		if err != nil {
+			return
+		}
+		for _, p := range list[:min(len(list), MaxPreviews)] {
+			if p.From < 0 || p.Len() == 0 || t.Part() && !t.Span.Holds(p.Span) || !slices.Contains(j.TaskFrames(t), p.Frame) {
+				continue
+			}
+			if _, err := cid.Decode(p.CID); err == nil {
+				l.shown.set(frameID{task.Job, p.Frame}, showing{p, peer})
+			}
 		}
 	})
 }
@@ -95,7 +88,7 @@ func (c *Coordinator) Previews(job lease.JobID, frame int32) (list []Preview) {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for _, p := range l.shown.of[frameID{job, frame}] {
+	for _, p := range l.shown[frameID{job, frame}] {
 		list = append(list, p.Preview)
 	}
 	slices.SortFunc(list, func(a, b Preview) int { return int(a.From) - int(b.From) })

@@ -128,7 +128,8 @@ func (s *sink) Preview(p render.Preview) {
 	}
 	s.w.settleLater(i)
 	s.w.mu.Lock()
-	s.a.preview = coord.Preview{Frame: p.Frame, CID: i.CID.String(), Span: p.Span}
+	// Whoever reads the list has it still: it is replaced, never changed.
+	s.a.previews = append(slices.Clone(s.a.previews[max(0, len(s.a.previews)-coord.MaxPreviews+1):]), coord.Preview{Frame: p.Frame, CID: i.CID.String(), Span: p.Span})
 	s.w.mu.Unlock()
 	s.w.link.Nudge()
 }

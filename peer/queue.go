@@ -186,7 +186,7 @@ func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
 		return out
 	}
 	out.CID, out.Name, out.Size, out.Peer, out.Seconds = f.CID, f.Name, f.Size, f.Peer, f.Seconds
-	out.Holders, out.Delivered = len(f.Holders), f.Delivered
+	out.Holders, out.Delivered, out.Thumb = len(f.Holders), f.Delivered, f.Thumb
 	switch {
 	case !f.Again.IsZero(): // it is to be rendered again; this one is there meanwhile
 	case f.Done:
@@ -208,8 +208,14 @@ func (q queue) Frame(_ context.Context, p authz.Principal, id lease.JobID, numbe
 			return httpapi.ErrNotFound
 		}
 		out = frame(j, &j.Tasks[j.TaskOf(place)], place)
+		out.Split = j.Split()
 		return nil
 	})
+	if err == nil {
+		for _, p := range q.coord.Previews(id, number) {
+			out.Previews = append(out.Previews, httpapi.Preview{CID: p.CID, Span: p.Span})
+		}
+	}
 	return out, err
 }
 
@@ -521,7 +527,14 @@ func (q queue) event(e coord.Event) httpapi.Event {
 		out.Task = &e.Task
 	}
 	if e.Result != nil {
-		out.CID, out.Seconds = e.Result.CID, e.Result.Seconds
+		out.CID, out.Seconds, out.Thumb = e.Result.CID, e.Result.Seconds, e.Result.Thumb
+	}
+	if e.Span.Len() > 0 {
+		out.Units = &e.Span
+	}
+	if e.Preview.CID != "" {
+		out.Frame = &e.Preview.Frame
+		out.Preview = &httpapi.Preview{CID: e.Preview.CID, Span: e.Preview.Span}
 	}
 	if v := q.gate.view(); v != nil {
 		if m, ok := v.Member(e.Peer); ok {

@@ -47,7 +47,7 @@ type attempt struct {
 	order    coord.Order
 	cancel   context.CancelCauseFunc
 	progress json.RawMessage
-	preview  coord.Preview
+	previews []coord.Preview // the latest
 	// over tells that Blender has ended and only the report is under way: the
 	// slot is free, and the leader may know it before the report is answered.
 	over bool
@@ -65,7 +65,7 @@ func (w *worker) running() []coord.Running {
 	defer w.mu.Unlock()
 	out := make([]coord.Running, 0, len(w.attempts))
 	for id, a := range w.attempts {
-		out = append(out, coord.Running{Lease: id, Progress: a.progress, Over: a.over, Preview: a.preview})
+		out = append(out, coord.Running{Lease: id, Progress: a.progress, Over: a.over, Previews: a.previews})
 	}
 	return out
 }

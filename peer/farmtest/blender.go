@@ -2,7 +2,10 @@ package farmtest
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"image"
+	"image/jpeg"
 	"os"
 	"path/filepath"
 	"sync"
@@ -89,7 +92,11 @@ func (b *Blender) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 		if err := os.WriteFile(path, fmt.Appendf(nil, "frame %d of %s", f, filepath.Base(a.Blend)), 0o600); err != nil {
 			return log, cleanup, err
 		}
-		if err := sink.Frame(mine, render.Frame{Frame: f, Path: path, Name: name, Seconds: b.PerFrame.Seconds()}); err != nil {
+		thumb := filepath.Join(dir, "thumb.jpg")
+		if err := writeJPEG(thumb); err != nil {
+			return log, cleanup, err
+		}
+		if err := sink.Frame(mine, render.Frame{Frame: f, Path: path, Name: name, Seconds: b.PerFrame.Seconds(), Thumb: thumb}); err != nil {
 			return log, cleanup, err
 		}
 		b.mu.Lock()
@@ -145,10 +152,24 @@ func (b *Blender) part(ctx, mine context.Context, dir string, a render.Attempt, 
 			if err := sink.Piece(mine, render.Piece{Frame: frame, Span: made, Path: path, Seconds: (b.PerFrame * time.Duration(made.Len()) / time.Duration(a.Part.Split.Units)).Seconds()}); err != nil {
 				return err
 			}
+			shown := filepath.Join(dir, "preview.jpg")
+			if err := writeJPEG(shown); err != nil {
+				return err
+			}
+			sink.Preview(render.Preview{Frame: frame, Span: made, Path: shown})
 			at = next
 		}
 	}
 	return nil
+}
+
+// writeJPEG writes a small grey picture.
+func writeJPEG(path string) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(jpeg.Encode(f, image.NewGray(image.Rect(0, 0, 16, 9)), nil), f.Close())
 }
 
 func pieceText(frame int32, s lease.Span) []byte {

@@ -43,7 +43,24 @@ func TestStillIsRenderedByAll(t *testing.T) {
 		f := slow(t, 3)
 		start := time.Now()
 		id := still(t, f, func(s *httpapi.Submission) { s.Output = t.TempDir() })
+		shown := func() httpapi.Frame {
+			frame, err := f.Peers[0].Queue().Frame(t.Context(), farmtest.Operator, id, 7)
+			require.NoError(t, err)
+			return frame
+		}
+		f.Within(15*time.Second, "every machine shows what it has", func() bool { return len(shown().Previews) == 4 })
+		picture := func(cid string) {
+			r, size, err := f.Peers[0].Local().Open(t.Context(), cid, lease.FrameOf(id, 7))
+			require.NoError(t, err)
+			require.Positive(t, size)
+			require.NoError(t, r.Close())
+		}
+		for _, p := range shown().Previews {
+			picture(p.CID)
+		}
 		f.Await(id, lease.JobDone, 10*time.Minute)
+		require.Empty(t, shown().Previews)
+		picture(shown().Thumb)
 		require.Less(t, time.Since(start), time.Minute*10/36, "four machines together")
 		require.Equal(t, 512, units(f), "each sample once")
 		for _, m := range f.Peers {

@@ -33,6 +33,7 @@ func (s *Server) frame(ctx context.Context, in *struct {
 	exchange
 	ID    lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Frame int32       `path:"frame"`
+	Size  string      `query:"size" enum:"full,thumb,preview" doc:"full, the default; thumb: a small JPEG of it; preview: that, or while it is not finished a JPEG of what is there of it"`
 }) (*huma.StreamResponse, error) {
 	c := callerOf(ctx)
 	q, err := s.part(ctx, c)
@@ -43,10 +44,21 @@ func (s *Server) frame(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
+	by := lease.FrameOf(in.ID, f.Frame)
+	switch {
+	case in.Size == sizePreview && len(f.Previews) > 0:
+		return s.preview(ctx, &in.exchange, in.ID, f)
+	case in.Size == sizePreview && f.CID == "":
+		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d is %s: there is nothing to see of it yet", f.Frame, f.State))
+	case in.Size != "" && in.Size != sizeFull && f.CID != "" && f.Thumb == "":
+		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d has no small picture: its machine could make none; ask for it without ?size", f.Frame))
+	case in.Size != "" && in.Size != sizeFull && f.CID != "":
+		return serveContent(&in.exchange, content{f.Thumb, -1, "image/jpeg", strings.TrimSuffix(path.Base(f.Name), path.Ext(f.Name)) + ".jpg"}, s.opener(ctx, f.Thumb, by))
+	}
 	if f.CID == "" {
 		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d is %s: it has no picture yet", f.Frame, f.State))
 	}
-	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, lease.FrameOf(in.ID, f.Frame)))
+	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, by))
 }
 
 // taskLog answers what Blender said in the latest attempt at a task that left a

@@ -192,8 +192,20 @@ type Frame struct {
 	Peer    authz.PeerID    `json:"peer,omitempty"` // who rendered it
 	Seconds float64         `json:"seconds,omitempty"`
 	Holders int             `json:"holders,omitempty"` // machines that hold all of it
+	Thumb   string          `json:"thumb,omitempty"`   // CID of a small JPEG of it
+	// Split is how it is divided, and Previews are pictures of what is there while it is
+	// not finished.
+	Split    lease.Split `json:"split,omitzero"`
+	Previews []Preview   `json:"previews,omitempty"`
 	// Delivered tells that the frame was written to the job's output folder.
 	Delivered bool `json:"delivered,omitempty"`
+}
+
+// Preview is a small JPEG of units of a frame that is being rendered: of samples, or of
+// one tile.
+type Preview struct {
+	CID string `json:"cid"`
+	lease.Span
 }
 
 // Task is one line of GET /v1/jobs/{id}/tasks.
@@ -358,4 +370,7 @@ type Event struct {
 	CID      string          `json:"cid,omitempty"`
 	Seconds  float64         `json:"seconds,omitempty"`
 	Progress json.RawMessage `json:"progress,omitempty"`
+	Thumb    string          `json:"thumb,omitempty"`   // CID of a small JPEG of a frame
+	Units    *lease.Span     `json:"units,omitempty"`   // of a frame that is split, which the event is about
+	Preview  *Preview        `json:"preview,omitempty"` // the latest picture of what is being rendered
 }
