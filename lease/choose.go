@@ -212,6 +212,8 @@ func notSamples(s Spec, p *Picture) obstacle {
 	switch {
 	case n == 0:
 		return obstacle{"their number is not known, or each view layer has its own", "give it with --samples, or " + tiles}
+	case s.Needs.mayBeBlender(2):
+		return obstacle{"Blender 2 begins every frame at its first sample", tiles}
 	case p.Cryptomatte:
 		return obstacle{"Cryptomatte is wrong at edges where parts are merged", tiles}
 	case p.DataUsed || p.DataPasses && cmp.Or(s.Settings.Format, p.Format) == "OPEN_EXR_MULTILAYER":
