@@ -174,6 +174,8 @@ type Order struct {
 	Split  lease.Split  `json:"split,omitzero"`
 	Spans  []lease.Span `json:"spans,omitempty"`
 	Pieces []Piece      `json:"pieces,omitempty"`
+	// Movie are the frames that a movie is to be made of, in order.
+	Movie []lease.Result `json:"movie,omitempty"`
 	// Device is what the member shall render on; "" leaves the choice to it.
 	Device lease.Device `json:"device,omitempty"`
 	From   []Addr       `json:"from"` // who has the project, or is fetching it; the most of it first

@@ -107,7 +107,14 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 		at, live = t.Live(g.Lease)
 		o.until = longest(j, t, at.Granted)
 		o.Spec, o.Frames, o.Stocked = j.Spec, j.Remaining(t), slices.Contains(j.Holders, g.Peer)
-		if j.Splits() {
+		switch {
+		case j.Makes(t):
+			for _, f := range j.Frames[:j.Pictures()] {
+				if f != nil {
+					o.Movie = append(o.Movie, lease.Result{Frame: f.Result.Frame, CID: f.CID, Name: f.Name, Size: f.Size})
+				}
+			}
+		case j.Splits():
 			o.Split = j.Split()
 			l.parts(&o, j, t)
 		}

@@ -92,9 +92,9 @@ func (a *applying) submit(c Submit) error {
 		return err
 	}
 	j := &Job{ID: c.Job, Seq: a.seq + 1, Spec: c.Spec, State: JobQueued, Tier: c.Spec.Tier, Created: a.at, Served: a.at, Holders: []authz.PeerID{c.Spec.Submitter}, Most: max(c.Limits.Tasks, 0)}
-	frames := len(c.Spec.Frames.Expand())
+	frames := len(c.Spec.places())
 	var err error
-	if j.Tasks, err = c.Spec.layout(frames, j.MostTasks()); err != nil {
+	if j.Tasks, err = c.Spec.layout(j.MostTasks()); err != nil {
 		return err
 	}
 	if err := a.mayOpen(c.Spec.Owner, len(j.Tasks), c.Limits); err != nil {
@@ -212,7 +212,7 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 			return fmt.Errorf("%w: frame %d has %d GiB, more than the %d allowed", ErrInvalid, f.Frame, f.Size>>30, maxFrameSize>>30)
 		case !(f.Seconds >= 0 && f.Seconds <= maxSeconds):
 			return fmt.Errorf("%w: frame %d took %g s", ErrInvalid, f.Frame, f.Seconds)
-		case !pictureName(f.Name, f.Frame):
+		case f.Frame == MovieFrame && !movieName(f.Name) || f.Frame != MovieFrame && !pictureName(f.Name, f.Frame):
 			return fmt.Errorf("%w: frame %d has the file name %q", ErrInvalid, f.Frame, f.Name)
 		case len(f.Thumb) > maxCID:
 			return fmt.Errorf("%w: the thumbnail of frame %d has a CID of %d bytes", ErrInvalid, f.Frame, len(f.Thumb))
@@ -232,7 +232,7 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 				a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &have.Result, Reason: "it was rendered again"})
 			}
 			j.setFrame(at, &Frame{Result: f, Peer: r.Peer, Device: by.Device})
-			if !j.Splits() {
+			if !j.Splits() && f.Frame != MovieFrame {
 				// It cannot have taken longer than the attempt, whatever the machine says.
 				j.measured(Hand{r.Peer, by.Device}, min(f.Seconds, max(0, a.at.Sub(by.Granted).Seconds())), 1)
 			}

@@ -22,7 +22,8 @@ func (s Spec) Adaptive() bool { return s.Chunk == 0 }
 // first, the middle and the last frame are tasks of their own: they show what the
 // shot will be, and how long a frame takes before many are granted at once; they
 // count beside the most tasks that the job may have.
-func (s Spec) layout(frames, most int) ([]Task, error) {
+func (s Spec) layout(most int) ([]Task, error) {
+	frames := len(s.Frames.Expand())
 	chunk := s.Chunk
 	var cuts []int // where tasks end
 	if s.Split.On() {
@@ -49,6 +50,9 @@ func (s Spec) layout(frames, most int) ([]Task, error) {
 			tasks = append(tasks, Task{State: TaskQueued, Lo: int32(lo), Hi: int32(hi)})
 			lo = hi
 		}
+	}
+	if s.Movie != "" {
+		tasks = append(tasks, Task{State: TaskQueued, Lo: int32(frames), Hi: int32(frames) + 1})
 	}
 	if s.Split.On() {
 		return s.layoutParts(tasks, most)

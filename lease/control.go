@@ -152,6 +152,10 @@ func (a *applying) again(j *Job, at int, why string) {
 		j.setTask(i, TaskQueued)
 		a.tell(Event{Type: TaskRequeued, Job: j.ID, Task: i, State: string(TaskQueued), Reason: why})
 	}
+	// A movie is made of what was rendered last.
+	if m := j.movie(); m >= 0 && at != m && j.Frames[m] != nil && !j.Frames[m].again() {
+		a.again(j, m, "its frames are rendered again")
+	}
 }
 
 // chosen lists the places of frames that are finished among those named.

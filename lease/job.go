@@ -103,7 +103,8 @@ type Spec struct {
 	Tier     Tier         `json:"tier"`
 	Needs    Requirements `json:"needs,omitzero"`
 	Settings Settings     `json:"settings,omitzero"`
-	Split    Split        `json:"split,omitzero"` // of each frame; the zero value: none
+	Split    Split        `json:"split,omitzero"`  // of each frame; the zero value: none
+	Movie    string       `json:"movie,omitempty"` // made of the frames, one of [Movies]; "": none
 	Replicas int          `json:"replicas"`
 	// Submitter is the machine whose user asked: it keeps every frame.
 	Submitter   authz.PeerID  `json:"submitter"`
@@ -150,6 +151,9 @@ func (s Spec) Validate() error {
 		return err
 	}
 	if err := s.Split.Validate(); err != nil {
+		return err
+	}
+	if err := s.checkMovie(); err != nil {
 		return err
 	}
 	for what, text := range map[string]string{

@@ -152,10 +152,17 @@ func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 	var out []lease.Result
 	for _, f := range frames {
 		if rapid.Bool().Draw(t, "has") {
-			out = append(out, lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: fmt.Sprintf("%04d.png", f), Size: 1, Seconds: float64(f * f)})
+			out = append(out, lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: nameOf(f), Size: 1, Seconds: float64(f * f)})
 		}
 	}
 	return out
+}
+
+func nameOf(frame int32) string {
+	if frame == lease.MovieFrame {
+		return "shot.mp4"
+	}
+	return fmt.Sprintf("%04d.png", frame)
 }
 
 // pieces draws pieces of a part, or the whole of what was merged.
@@ -244,6 +251,9 @@ func (m *model) actions() map[string]func(*rapid.T) {
 				spec.Chunk, spec.Split = 0, rapid.SampledFrom([]lease.Split{
 					{By: lease.BySamples, Units: 9}, {By: lease.BySamples, Units: 1}, {By: lease.ByTiles, Units: 6, Columns: 3, Rows: 2},
 				}).Draw(t, "split")
+			}
+			if seldom(t, 4) {
+				spec.Movie = rapid.SampledFrom([]string{"mp4", "webm", "avi"}).Draw(t, "movie")
 			}
 			spec.Output.Dir = rapid.SampledFrom([]string{"/out", ""}).Draw(t, "folder")
 			if len(m.jobs) > 0 && seldom(t, 6) {
@@ -563,7 +573,7 @@ func (m *model) whole(t *rapid.T, j *lease.Job, i int32, p authz.PeerID) error {
 	}
 	for _, f := range j.Remaining(&j.Tasks[i]) {
 		if !j.Tasks[i].Part() {
-			frames = append(frames, lease.Result{Frame: f, CID: fmt.Sprint("last", f), Name: fmt.Sprintf("%04d.png", f), Size: 1})
+			frames = append(frames, lease.Result{Frame: f, CID: fmt.Sprint("last", f), Name: nameOf(f), Size: 1})
 		}
 	}
 	return m.apply(t, lease.Command{Complete: &lease.Complete{Report: r, Frames: frames, Pieces: pieces, Machines: 1}})
@@ -581,7 +591,10 @@ func (m *model) rights(t *rapid.T, j *lease.Job, p authz.PeerID) {
 			continue
 		}
 		by := lease.FrameOf(j.ID, f.Result.Frame)
-		require.Equal(t, mine || p == j.Spec.Output.Peer, m.s.MayHave(node, f.CID, by))
+		makes := slices.ContainsFunc(j.Tasks, func(task lease.Task) bool {
+			return j.Makes(&task) && slices.ContainsFunc(task.Lives(), func(a lease.Attempt) bool { return a.Peer == p })
+		})
+		require.Equal(t, mine || makes || p == j.Spec.Output.Peer, m.s.MayHave(node, f.CID, by))
 		require.False(t, m.s.MayHave(node, j.Spec.Project, by), "a frame's scope gives no right to the project")
 		require.False(t, m.s.MayHave(node, f.CID, lease.ProjectOf(j.ID)), "a job's scope gives no right to its frames")
 	}

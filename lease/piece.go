@@ -95,13 +95,18 @@ func total(spans []Span) (n int32) {
 // Waits is the number of tasks that may be granted now.
 func (j *Job) Waits() int { return j.count[TaskQueued] - j.blocked }
 
-// blocks tells whether nobody can be granted a task because units of its frame are
-// still to be rendered.
-func (j *Job) blocks(t *Task) bool { return j.Splits() && !t.Part() && j.gaps[t.Lo] > 0 }
+// blocks tells whether nobody can be granted a task because units of its frame, or
+// frames of its movie, are still to be rendered.
+func (j *Job) blocks(t *Task) bool {
+	if j.Makes(t) {
+		return j.early
+	}
+	return j.Splits() && !t.Part() && j.gaps[t.Lo] > 0
+}
 
 // regap brings what is derived from the pieces of a frame up to date.
 func (j *Job) regap(place int32) {
-	if !j.Splits() {
+	if !j.Splits() || int(place) == j.movie() {
 		return
 	}
 	var gap int32
@@ -133,7 +138,7 @@ func (j *Job) checkPieces(r Report, pieces []PieceResult) error {
 	for _, p := range pieces {
 		at, ok := j.Place(p.Frame)
 		switch {
-		case !j.Splits() || !ok || int32(at) != t.Lo:
+		case !j.Splits() || !ok || int32(at) != t.Lo || j.Makes(t):
 			return fmt.Errorf("%w: no piece of frame %d is wanted of task %s", ErrInvalid, p.Frame, r.Task)
 		case p.From < 0 || p.Len() == 0 || !whole.Holds(p.Span):
 			return fmt.Errorf("%w: a piece of frame %d is of its units %d to %d", ErrInvalid, p.Frame, p.From, p.To)
@@ -333,10 +338,14 @@ func (j *Job) cutPart(i int32, n int32) int32 {
 
 // layoutParts adds to the tasks of frames those of their parts.
 func (s Spec) layoutParts(tasks []Task, most int) ([]Task, error) {
-	if 2*len(tasks) > most {
-		return nil, fmt.Errorf("%w: %d frames that are split would have more than the %d tasks allowed; use fewer frames, or do not split them", ErrLimit, len(tasks), most)
+	frames := len(tasks)
+	if s.Movie != "" {
+		frames--
 	}
-	for i := range tasks {
+	if 2*frames > most {
+		return nil, fmt.Errorf("%w: %d frames that are split would have more than the %d tasks allowed; use fewer frames, or do not split them", ErrLimit, frames, most)
+	}
+	for i := range frames {
 		tasks = append(tasks, Task{State: TaskQueued, Lo: int32(i), Hi: int32(i) + 1, Span: Span{0, s.Split.Units}})
 	}
 	return tasks, nil
@@ -371,7 +380,7 @@ func (a *applying) more(c More) error {
 	}
 	was := j.Units
 	j.Units += c.Samples
-	for at := range j.Frames {
+	for at := range j.Pictures() {
 		j.Tasks = append(j.Tasks, Task{State: TaskQueued, Lo: int32(at), Hi: int32(at) + 1, Span: Span{was, j.Units}})
 	}
 	if ended {
@@ -381,7 +390,7 @@ func (a *applying) more(c More) error {
 		j.derive()
 	}
 	for at, f := range j.Frames {
-		if f != nil && !f.again() {
+		if f != nil && !f.again() && at != j.movie() {
 			a.again(j, at, fmt.Sprintf("%d samples were added", c.Samples))
 		}
 		a.covered(j, int32(at))

@@ -100,7 +100,7 @@ func (s *State) MayHave(m authz.Member, root string, by Scope) bool {
 		}
 		// Whoever renders the job may be to merge it.
 		at, _ := j.Place(by.Index)
-		return j.Renders(m.ID) && j.isPiece(at, root)
+		return j.Renders(m.ID) && j.isPiece(at, root) || j.makesMovie(m.ID)
 	case OfLog:
 		return false
 	}

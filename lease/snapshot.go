@@ -113,7 +113,7 @@ func (j *Job) check() error {
 	if s := j.State; s != JobQueued && s != JobRunning && s != JobPaused && !s.Ended() {
 		return fmt.Errorf("job %s: unknown state %q", j.ID, s)
 	}
-	frames, chunk := len(j.Spec.Frames.Expand()), j.Spec.Chunk
+	frames, chunk := len(j.Spec.places()), j.Spec.Chunk
 	if len(j.Frames) != frames || len(j.Tasks) < 1 || len(j.Tasks) > max(MaxTasks, frames) {
 		return fmt.Errorf("job %s: %d frames in %d tasks do not fit its frame list", j.ID, len(j.Frames), len(j.Tasks))
 	}
@@ -126,7 +126,7 @@ func (j *Job) check() error {
 			continue
 		}
 		cuts = append(cuts, [2]int32{t.Lo, t.Hi})
-		if !j.Spec.Adaptive() && (int(t.Lo) != i*chunk || int(t.Hi) != min((i+1)*chunk, frames)) {
+		if !j.Spec.Adaptive() && !j.Makes(&t) && (int(t.Lo) != i*chunk || int(t.Hi) != min((i+1)*chunk, j.Pictures())) {
 			return fmt.Errorf("job %s: task %d has other frames than its own", j.ID, i)
 		}
 	}
@@ -192,7 +192,7 @@ func (j *Job) checkParts() error {
 			spans[t.Lo] = append(spans[t.Lo], t.Span)
 		}
 	}
-	for at := range j.Frames {
+	for at := range j.Pictures() {
 		if err := once(spans[at], whole); err != nil {
 			return fmt.Errorf("the parts of the frame at %d %w", at, err)
 		}

@@ -91,7 +91,8 @@ type Job struct {
 	rendered, again, undone, delivered int
 	parts                              [][]int32     // by a frame's place: the tasks of its parts
 	gaps                               []int32       // by a frame's place: how many units are to be rendered
-	uncovered, blocked                 int           // the sum of gaps; how many queued tasks wait for pieces
+	uncovered, blocked                 int           // the sum of gaps; how many queued tasks wait for pieces or frames
+	early                              bool          // frames of its movie are missing
 	pace                               Pace          // of all machines together
 	paces                              map[Hand]Pace // of each
 	onCPU, onGPU                       bool          // on what frames were measured
@@ -199,6 +200,9 @@ func (j *Job) wants(place int, by Attempt) bool {
 	if by.Units != 0 && by.Units != j.Units {
 		return false // it was merged of fewer units than there are now
 	}
+	if place == j.movie() && j.early {
+		return false // some of what it was made of is to be rendered again
+	}
 	return f == nil || f.again() && !by.Granted.Before(f.Again)
 }
 
@@ -260,7 +264,7 @@ func (t turn) task() int32 { return int32(t & math.MaxUint32) }
 // first, the middle and the last frame, which show what the whole shot will be.
 func (j *Job) turn(i int32) turn {
 	t := &j.Tasks[i]
-	last := int32(len(j.Frames) - 1)
+	last := int32(j.Pictures() - 1)
 	at := uint64(t.Lo) + 3
 	if j.Spec.Order != Linear {
 		switch {
@@ -268,7 +272,7 @@ func (j *Job) turn(i int32) turn {
 			at = 0
 		case t.Lo <= last/2 && last/2 < t.Hi:
 			at = 1
-		case t.Hi > last:
+		case t.Hi == last+1:
 			at = 2
 		}
 	}
@@ -342,6 +346,7 @@ func (j *Job) setFrame(place int, f *Frame) {
 	j.Frames[place] = f
 	j.tallyFrame(f, 1)
 	j.regap(int32(place))
+	j.releaseMovie()
 }
 
 func (j *Job) tallyFrame(f *Frame, by int) {
@@ -363,13 +368,17 @@ func (j *Job) tallyFrame(f *Frame, by int) {
 // derive rebuilds what is not stored.
 func (j *Job) derive() {
 	needs, _ := json.Marshal(j.Spec.Needs.Anywhere())
-	j.kind, j.numbers = string(needs), j.Spec.Frames.Expand()
+	j.kind, j.numbers = string(needs), j.Spec.places()
 	j.tasks = make([]int32, len(j.Frames))
 	j.count, j.leased, j.hands = make(map[TaskState]int, 6), make(map[authz.PeerID]int), make(map[Hand]int)
 	j.queued = make(turnHeap, 0, len(j.Tasks))
 	j.rendered, j.again, j.undone, j.delivered = 0, 0, 0, 0
 	j.pace, j.paces = Pace{}, make(map[Hand]Pace)
 	j.deriveParts()
+	for _, f := range j.Frames {
+		j.tallyFrame(f, 1)
+	}
+	j.early = j.unfinished() > 0
 	for i := range j.Tasks {
 		t := &j.Tasks[i]
 		j.tally(t, 1)
@@ -379,8 +388,7 @@ func (j *Job) derive() {
 	}
 	heap.Init(&j.queued)
 	for _, f := range j.Frames {
-		j.tallyFrame(f, 1)
-		if f != nil && !j.Splits() {
+		if f != nil && !j.Splits() && f.Result.Frame != MovieFrame {
 			j.measured(Hand{f.Peer, f.Device}, f.Seconds, 1)
 		}
 	}
@@ -414,7 +422,7 @@ func (j *Job) deriveParts() {
 		}
 	}
 	for at := range j.Frames {
-		if j.open(int32(at)) {
+		if at != j.movie() && j.open(int32(at)) {
 			j.gaps[at] = total(Span{0, j.Units}.Gaps(spansOf(j.Pieces[at])))
 			j.uncovered += int(j.gaps[at])
 		}

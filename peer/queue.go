@@ -117,7 +117,7 @@ func summary(j *lease.Job) httpapi.JobSummary {
 			Total: len(j.Tasks), Queued: j.Count(lease.TaskQueued), Leased: j.Count(lease.TaskLeased), Rendered: j.Count(lease.TaskRendered),
 			Done: j.Count(lease.TaskDone), Failed: j.Count(lease.TaskFailed), Cancelled: j.Count(lease.TaskCancelled),
 		},
-		FramesTotal: len(j.Frames), FramesDone: j.Done(),
+		FramesTotal: j.Pictures(), FramesDone: min(j.Done(), j.Pictures()),
 	}
 	if !j.Started.IsZero() {
 		s.StartedAt = &j.Started

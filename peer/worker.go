@@ -197,7 +197,7 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 		up.NoRoom = true
 	case errors.Is(err, errPieces):
 		// Its pieces are made again elsewhere, if need be, before it is granted again.
-		log.Info("the frame could not be merged", "err", err)
+		log.Info("not everything is here that it is made of", "err", err)
 		up.Release = &lease.Release{Report: o.Report, Reason: err.Error()}
 	case errors.As(err, &failed):
 		log.Warn("the attempt failed", "err", err)
@@ -361,6 +361,13 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	switch {
 	case len(o.Spans) > 0:
 		try.Part = &render.Part{Split: o.Split, Spans: o.Spans}
+	case len(o.Movie) > 0:
+		pictures, remove, err := w.pictures(ctx, o)
+		defer remove()
+		if err != nil {
+			return made{}, err
+		}
+		try.Movie = &render.Movie{Kind: o.Spec.Movie, Frames: pictures}
 	case o.Split.On():
 		inputs, remove, err := w.inputs(ctx, o)
 		defer remove()

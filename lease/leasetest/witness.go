@@ -222,7 +222,7 @@ func (w *Witness) parts(t require.TestingT, j *lease.Job) {
 		return
 	}
 	uncovered := 0
-	for at, f := range j.Frames {
+	for at, f := range j.Frames[:j.Pictures()] {
 		var spans []lease.Span
 		for i := range j.Tasks {
 			if task := &j.Tasks[i]; task.Part() && int(task.Lo) == at {

@@ -19,7 +19,7 @@ import (
 	"vizpeer/lease"
 )
 
-// Attempt is one task to try: whole frames, or where Part or Merge is set, that.
+// Attempt is one task to try: whole frames, or where Part, Merge or Movie is set, that.
 type Attempt struct {
 	ID      lease.ID
 	Owner   string // whose job it is
@@ -27,9 +27,10 @@ type Attempt struct {
 	Content string // names the project's content, and is the same for no other
 	Blend   string // path of the .blend inside Project
 	Build   lease.Build
-	Frames  []int32 // one, where Part or Merge is set
+	Frames  []int32 // one, where Part, Merge or Movie is set
 	Part    *Part
 	Merge   *Merge
+	Movie   *Movie
 	Needs   lease.Requirements
 	// Device is what Cycles renders on, alone; "" is the best that Needs allow. Other
 	// engines draw with what the system gives them.
@@ -57,6 +58,19 @@ type Merge struct {
 type Input struct {
 	lease.Span
 	Path string
+}
+
+// Movie makes the attempt's one frame, [lease.MovieFrame], of the frames of a job.
+type Movie struct {
+	Kind   string // one of [lease.Movies]
+	Frames []Picture
+}
+
+// Picture is a finished frame that a movie is made of: a file of this machine, whose
+// content was made elsewhere.
+type Picture struct {
+	Frame int32
+	Path  string
 }
 
 // Piece is a part of a frame that is rendered so far, as an OpenEXR file in the
