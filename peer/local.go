@@ -160,7 +160,7 @@ func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submiss
 	}
 	spec := lease.Spec{
 		Name: s.Name, Project: s.Project, Blend: m.Blend, Chunk: s.Chunk, Tier: s.Priority, Order: s.Order, After: s.After, Needs: s.Needs, Settings: s.Settings,
-		Replicas: s.Replicas, Output: lease.Output{Dir: s.Output}, TaskTimeout: time.Duration(s.TaskTimeout * float64(time.Second)),
+		Movie: s.Movie, Replicas: s.Replicas, Output: lease.Output{Dir: s.Output}, TaskTimeout: time.Duration(s.TaskTimeout * float64(time.Second)),
 	}
 	if spec.Name == "" {
 		spec.Name = strings.TrimSuffix(path.Base(m.Blend), ".blend")

@@ -139,9 +139,12 @@ func (q queue) Job(_ context.Context, p authz.Principal, id lease.JobID, from au
 			Output: j.Spec.Output.Dir, Replicas: j.Spec.Replicas, ProjectHolders: len(j.Holders), Needs: j.Spec.Needs, Log: j.Tail,
 			Frames: make([]httpapi.Frame, 0, len(j.Frames)), Failures: failures(j),
 		}
-		for i := range j.Tasks {
-			for k := j.Tasks[i].Lo; k < j.Tasks[i].Hi; k++ {
-				out.Frames = append(out.Frames, frame(j, &j.Tasks[i], int(k)))
+		for at := range j.Frames {
+			f := frame(j, &j.Tasks[j.TaskOf(at)], at)
+			if at < j.Pictures() {
+				out.Frames = append(out.Frames, f)
+			} else {
+				out.Movie = &f
 			}
 		}
 		if out.Reason == "" {
@@ -251,6 +254,12 @@ func (q queue) Task(_ context.Context, p authz.Principal, id lease.JobID, i int3
 func task(j *lease.Job, i int32, known coord.Knowledge) httpapi.Task {
 	t := &j.Tasks[i]
 	out := httpapi.Task{Index: i, Frames: span(j.TaskFrames(t)), State: t.State, Tries: t.Fails, Attempts: slices.Clone(t.Attempts)}
+	switch {
+	case j.Makes(t):
+		out.Frames = "movie"
+	case t.Part():
+		out.Units = &t.Span
+	}
 	if n := len(t.Attempts); n > 0 {
 		out.Peer = t.Attempts[n-1].Peer
 	}

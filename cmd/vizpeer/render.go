@@ -8,6 +8,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -25,6 +26,7 @@ type order struct {
 	order       string
 	split       string
 	tiles       string
+	movie       string
 	after       []string
 	name        string
 	priority    string
@@ -82,6 +84,8 @@ and the frames come to --output by themselves.`,
 	f.StringVar(&o.set.Engine, "engine", "", "render engine such as CYCLES, BLENDER_EEVEE (default: the file's)")
 	f.IntVar(&o.set.ResolutionPercent, "resolution-percent", 0, "percent of the file's resolution (default: the file's)")
 	f.StringVar(&o.set.Format, "format", "", "image format such as PNG, OPEN_EXR, JPEG (default: the file's)")
+	f.StringVar(&o.movie, "movie", "", "also make a movie of the frames: mp4 (without a value), "+strings.Join(lease.Movies[1:], ", "))
+	f.Lookup("movie").NoOptDefVal = lease.Movies[0]
 	f.StringVar(&o.output, "output", "", "folder of this machine for the frames (default: the farm keeps them)")
 	f.StringVar(&o.priority, "priority", string(lease.Normal), "low, normal, high or urgent")
 	f.StringVar(&o.order, "order", string(lease.Preview), "preview (the first, the middle and the last frames first) or linear")
@@ -153,6 +157,9 @@ func (o *order) check(cmd *cobra.Command, file string) error {
 	}
 	if err := checkFormat(o.set.Format); err != nil {
 		return err
+	}
+	if o.movie != "" && !slices.Contains(lease.Movies, o.movie) {
+		return usagef("--movie %s is not possible: use one of %s, as in --movie=%s", o.movie, strings.Join(lease.Movies, ", "), lease.Movies[0])
 	}
 	if o.wish, err = lease.ParseWish(strings.ToLower(o.split), o.tiles); err != nil {
 		return &usageError{err}
@@ -359,7 +366,7 @@ func (c *cli) submit(ctx context.Context, cl *client, o *order) (submission, err
 	submitted, err := cl.submit(ctx, httpapi.Submission{
 		Name: o.name, Project: project.Project, Frames: o.frames, Chunk: o.chunk,
 		Priority: lease.Tier(o.priority), Order: lease.Order(o.order), After: after, Needs: o.needs, Settings: o.set, Replicas: o.replicas,
-		Output: o.output, TaskTimeout: o.taskTimeout.Seconds(), Strict: o.strict, Split: lease.WishBy(strings.ToLower(o.split)), Tiles: o.tiles,
+		Output: o.output, TaskTimeout: o.taskTimeout.Seconds(), Strict: o.strict, Split: lease.WishBy(strings.ToLower(o.split)), Tiles: o.tiles, Movie: o.movie,
 	})
 	submitted.Missing = orEmpty(submitted.Missing)
 	return submission{submitted, m.Complete}, err

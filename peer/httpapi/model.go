@@ -41,6 +41,7 @@ type Submission struct {
 	Settings lease.Settings     `json:"settings,omitzero"`
 	Split    lease.WishBy       `json:"split,omitempty" enum:"none,samples,tiles,auto" doc:"how each frame is divided among machines; auto, the default, divides a job of one frame where that is worth it and gives the same picture"`
 	Tiles    string             `json:"tiles,omitempty" doc:"columns and rows of tiles, such as 3x2; a grid that suits the frame if absent"`
+	Movie    string             `json:"movie,omitempty" enum:"mp4,mkv,webm,mov" doc:"also make a movie of the frames, of this kind"`
 	Replicas int                `json:"replicas,omitempty" minimum:"0" maximum:"16"`
 	// Output is an absolute folder on the machine that takes the submission.
 	Output      string  `json:"output,omitempty"`
@@ -174,6 +175,7 @@ type Job struct {
 	ProjectHolders int                `json:"project_holders"`
 	Needs          lease.Requirements `json:"needs,omitzero"`
 	Frames         []Frame            `json:"frames"`
+	Movie          *Frame             `json:"movie,omitempty" doc:"the movie of the frames, where the job makes one; its picture is that of frame 1048575"`
 	// Failures counts the tries that failed, as far as the tasks remember them.
 	Failures map[lease.FailKind]int `json:"failures,omitempty" doc:"tries that failed, by kind: crash, error, timeout, memory, image, machine"`
 	// Log is the last words of Blender, where the job failed.
@@ -211,7 +213,8 @@ type Preview struct {
 // Task is one line of GET /v1/jobs/{id}/tasks.
 type Task struct {
 	Index    int32           `json:"index"`
-	Frames   string          `json:"frames"`
+	Frames   string          `json:"frames"` // "movie" for the job's movie
+	Units    *lease.Span     `json:"units,omitempty" doc:"which samples or tiles of its one frame, where that is split; the task without them merges"`
 	State    lease.TaskState `json:"state"`
 	Tries    int             `json:"tries"` // failures so far
 	Peer     authz.PeerID    `json:"peer,omitempty"`
