@@ -33,7 +33,7 @@ var ErrRunning = errors.New("this machine's peer is running already")
 
 // Machine is what a peer does its work with. [Run] makes the real one.
 type Machine struct {
-	Runner render.Runner
+	Runner render.Runner // the peer's to close; nil for one that does not render
 	Can    lease.Capability // Slots 0 keeps the machine from rendering
 	// Refresh updates what changes by itself, before each ad; nil: nothing does.
 	Refresh func(*lease.Capability)
@@ -102,7 +102,7 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 	}
 	can.Version = cfg.Version
 	p, err := New(cfg, Machine{
-		Runner: render.NewBlender(render.Config{Dir: d.path("work", "attempts"), Logger: cfg.Logger}),
+		Runner: render.NewBlender(render.Config{Dir: d.path("work", "attempts"), MaxIdle: can.TotalSlots(), Logger: cfg.Logger}),
 		Can:    can,
 		Refresh: func(c *lease.Capability) {
 			if free, err := probe.FreeDisk(cfg.DataDir); err == nil {
@@ -327,6 +327,9 @@ func (p *Peer) close() error {
 	var errs []error
 	if p.coord != nil {
 		errs = append(errs, p.coord.Close())
+	}
+	if p.has.Runner != nil {
+		errs = append(errs, p.has.Runner.Close()) // it may hold projects
 	}
 	if p.worker != nil {
 		p.worker.projects.close()

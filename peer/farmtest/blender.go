@@ -89,3 +89,9 @@ func (b *Blender) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 	}
 	return log, cleanup, nil
 }
+
+// Rest implements render.Runner: nothing waits.
+func (b *Blender) Rest() {}
+
+// Close implements render.Runner.
+func (b *Blender) Close() error { return nil }
