@@ -33,7 +33,7 @@ var ErrRunning = errors.New("this machine's peer is running already")
 
 // Machine is what a peer does its work with. [Run] makes the real one.
 type Machine struct {
-	Runner render.Runner // the peer's to close; nil for one that does not render
+	Runner render.Runner    // the peer's to close; nil for one that does not render
 	Can    lease.Capability // Slots 0 keeps the machine from rendering
 	// Refresh updates what changes by itself, before each ad; nil: nothing does.
 	Refresh func(*lease.Capability)
