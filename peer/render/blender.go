@@ -6,6 +6,7 @@ import (
 	"embed"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -107,6 +108,9 @@ func (b *Blender) Run(ctx context.Context, a Attempt, sink Sink) (logPath string
 	if len(a.Frames) == 0 {
 		return "", cleanup, &Error{Kind: lease.FailError, Reason: "the attempt has no frames"}
 	}
+	if a.finishes() {
+		return "", cleanup, ErrFinished
+	}
 	dir, err := b.newAttemptDir()
 	if err != nil {
 		return "", cleanup, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot make a folder for the attempt: %v", err)}
@@ -123,9 +127,6 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	place, err := findProject(a)
 	if err != nil {
 		return err
-	}
-	if a.finishes() {
-		return ErrFinished
 	}
 	timeout := a.Timeout
 	if timeout <= 0 {
@@ -155,6 +156,7 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	var waits bool
 	var exit int
 	if s != nil {
+		io.WriteString(log, "note: this Blender has the file open since an earlier attempt\n")
 		waits, exit, err = render(s)
 		if !w.heard && !waits && err == nil && ctx.Err() == nil {
 			s = nil // it had ended by itself: that is no fault of the attempt's
