@@ -243,9 +243,13 @@ class Session:
         self.filepath = render.filepath
         # A simulation goes on from the frame before: it gets a Blender of its own for
         # each attempt, so that another's frames do not show in it.
-        self.again = not any(True for _ in history.simulations(bpy))
-        if args.get("persist") and self.again and history.persists(bpy, scene):
+        simulated = next(history.simulations(bpy), None)
+        self.again = simulated is None
+        if simulated:
+            self.note("%s is simulated while Blender renders: what was not baked depends on where it begins" % simulated)
+        elif args.get("persist") and history.persists(bpy, scene):
             render.use_persistent_data = True
+            self.note("Cycles keeps its data from one frame to the next")
 
     def note(self, text):
         note(text)

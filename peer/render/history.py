@@ -17,16 +17,16 @@ def _baked(cache):
 def _simulation(modifier):
     """What the modifier simulates while Blender renders; None where it does not."""
     if modifier.type == "CLOTH":
-        return None if _baked(modifier.point_cache) else "cloth"
+        return None if _baked(modifier.point_cache) else "the cloth"
     if modifier.type == "SOFT_BODY":
-        return None if _baked(modifier.point_cache) else "a soft body"
+        return None if _baked(modifier.point_cache) else "the soft body"
     if modifier.type == "DYNAMIC_PAINT":
         canvas = modifier.canvas_settings
         surfaces = canvas.canvas_surfaces if canvas else ()
-        return "dynamic paint" if any(not _baked(surface.point_cache) for surface in surfaces) else None
+        return "the dynamic paint" if any(not _baked(surface.point_cache) for surface in surfaces) else None
     if modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
         # The other types of cache are baked, or stay empty.
-        return "a fluid" if modifier.domain_settings.cache_type == "REPLAY" else None
+        return "the fluid" if modifier.domain_settings.cache_type == "REPLAY" else None
     return None
 
 
@@ -38,20 +38,20 @@ def simulations(bpy):
     for scene in bpy.data.scenes:
         world = scene.rigidbody_world
         if world is not None and world.enabled and not _baked(world.point_cache):
-            yield "rigid bodies"
+            yield "the rigid body world"
     for ob in bpy.data.objects:
         for modifier in ob.modifiers:
             what = _simulation(modifier)
             if what is not None:
-                yield "%s (%r)" % (what, ob.name)
+                yield "%s of %r" % (what, ob.name)
         for system in ob.particle_systems:
             moves = system.settings.type != "HAIR" or system.use_hair_dynamics
             if moves and not _baked(system.point_cache):
-                yield "particles (%r)" % ob.name
+                yield "the particle system of %r" % ob.name
     for group in bpy.data.node_groups:
         for node in group.nodes:
             if node.bl_idname == "GeometryNodeSimulationOutput":
-                yield "a simulation of geometry nodes (%r)" % group.name
+                yield "the geometry of the nodes %r" % group.name
 
 
 def persists(bpy, scene):

@@ -350,17 +350,6 @@ loaded; render 1; end`)
 	require.Equal(t, 12, strings.Count(log, "VIZ {"))
 }
 
-// finisher asks the attempt to finish with its first frame.
-type finisher struct {
-	collectorSink
-	finish func()
-}
-
-func (s *finisher) Frame(ctx context.Context, f Frame) error {
-	s.finish()
-	return s.collectorSink.Frame(ctx, f)
-}
-
 func TestFinishEndsWithTheCurrentFrame(t *testing.T) {
 	b := keeping(t, Config{})
 	a := keptAttempt(t, `echo $$ >> $here/pids; loaded; render 1; mine=$id; ask
@@ -369,7 +358,7 @@ while ask; do for f in $frames; do render $f; done; end; done`)
 	a.Frames = []int32{1, 2, 3}
 	finish := make(chan struct{})
 	a.Finish = finish
-	sink := &finisher{finish: sync.OnceFunc(func() { close(finish) })}
+	sink := &finishing{finish: sync.OnceFunc(func() { close(finish) })}
 	_, cleanup, err := b.Run(t.Context(), a, sink)
 	cleanup()
 	require.ErrorIs(t, err, ErrFinished)
@@ -392,7 +381,7 @@ func TestFinishAfterTheLastFrame(t *testing.T) {
 	a := keptAttempt(t, serves)
 	finish := make(chan struct{})
 	a.Finish = finish
-	sink := &finisher{finish: sync.OnceFunc(func() { close(finish) })}
+	sink := &finishing{finish: sync.OnceFunc(func() { close(finish) })}
 	_, cleanup, err := b.Run(t.Context(), a, sink)
 	cleanup()
 	require.NoError(t, err)
