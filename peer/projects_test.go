@@ -94,3 +94,50 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	p.close()
 	require.Zero(t, unpacked())
 }
+
+// What holds a project keeps its folder longer than its attempt, for the next one too,
+// as long as nothing was written there.
+func TestProjectsAreHeld(t *testing.T) {
+	store, err := blobs.Open(t.TempDir(), blobs.Config{MinFree: -1})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	tree := store.NewTree()
+	_, err = tree.AddFile(t.Context(), "files/shot.blend", strings.NewReader("one"))
+	require.NoError(t, err)
+	root, _, err := tree.Commit(t.Context())
+	require.NoError(t, err)
+	p, err := newProjects(t.TempDir(), store, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(p.close)
+	open := func(confined bool) (dir string, release func()) {
+		t.Helper()
+		dir, release, err := p.open(t.Context(), root, confined)
+		require.NoError(t, err)
+		return dir, release
+	}
+	first, release := open(false)
+	letGo := p.hold(root)
+	release()
+	require.Nil(t, p.idle, "it is in use")
+	require.True(t, p.has(root))
+	again, release := open(false)
+	require.Equal(t, first, again)
+	letGo()
+	letGo()
+	require.DirExists(t, first, "the attempt has it still")
+	letGo = p.hold(root)
+	release()
+
+	require.NoError(t, os.WriteFile(filepath.Join(first, "files", "cache"), nil, 0o600))
+	trusted, release := open(true)
+	require.Equal(t, first, trusted, "nobody looks where Blender cannot write")
+	release()
+	clean, release := open(false)
+	require.NotEqual(t, first, clean)
+	require.DirExists(t, first, "what holds it may keep it")
+	letGo()
+	require.NoDirExists(t, first)
+	release()
+	require.True(t, p.has(root))
+	require.DirExists(t, clean)
+}
