@@ -62,11 +62,17 @@ func newProjects(dir string, store *blobs.Store, log *slog.Logger) (*projects, e
 	return &projects{dir: dir, store: store, slog: log, inUse: make(map[cid.Cid]*unpacked)}, nil
 }
 
-// open returns the folder that holds the project, for reading only, until
-// release. It may wait for another attempt that unpacks the same project; should
-// that one be stopped, the project is unpacked anew. confined tells that Blender cannot
-// write there.
-func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (dir string, release func(), err error) {
+// opened is a project that an attempt reads in dir, until release.
+type opened struct {
+	dir     string
+	release func()
+	hold    func() (letGo func()) // keeps dir longer; called before release
+}
+
+// open unpacks the project, where it is not. It may wait for another attempt that
+// unpacks the same project; should that one be stopped, the project is unpacked anew.
+// confined tells that Blender cannot write there.
+func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (o opened, err error) {
 	for {
 		u, first, held, before := p.join(root)
 		release := sync.OnceFunc(func() { p.leave(u) })
@@ -78,29 +84,28 @@ func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (dir s
 		case <-u.ready:
 		case <-ctx.Done():
 			release()
-			return "", func() {}, ctx.Err()
+			return o, ctx.Err()
 		}
-		if held && !confined && u.err == nil && !u.files.holds(u.dir) {
+		if u.err == nil && held && !confined && !u.files.holds(u.dir) {
 			// As for one that is idle: a scene wrote there. Those that hold it may keep it.
 			p.disown(u)
 			release()
 			continue
 		}
 		if u.err == nil {
-			return u.dir, release, nil
+			return opened{u.dir, release, func() func() { return p.hold(u) }}, nil
 		}
 		release()
 		if first || ctx.Err() != nil {
-			return "", func() {}, u.err
+			return o, u.err
 		}
 	}
 }
 
-// hold keeps the folder of a project that the caller has open until release.
-func (p *projects) hold(root cid.Cid) (release func()) {
+// hold keeps a project in use until letGo.
+func (p *projects) hold(u *unpacked) (letGo func()) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	u := p.inUse[root]
 	u.users++
 	u.holds++
 	return sync.OnceFunc(func() {

@@ -33,12 +33,12 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	require.NoError(t, err)
 	open := func(root cid.Cid, want string) (dir string, release func()) {
 		t.Helper()
-		dir, release, err := p.open(t.Context(), root, false)
+		o, err := p.open(t.Context(), root, false)
 		require.NoError(t, err)
-		got, err := os.ReadFile(filepath.Join(dir, "files", "shot.blend"))
+		got, err := os.ReadFile(filepath.Join(o.dir, "files", "shot.blend"))
 		require.NoError(t, err)
 		require.Equal(t, want, string(got))
-		return dir, release
+		return o.dir, o.release
 	}
 	unpacked := func() int {
 		dirs, err := os.ReadDir(work)
@@ -71,10 +71,10 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	}
 
 	require.NoError(t, os.WriteFile(filepath.Join(first, "files", "cache"), nil, 0o600))
-	trusted, release, err := p.open(t.Context(), one, true)
+	trusted, err := p.open(t.Context(), one, true)
 	require.NoError(t, err)
-	require.Equal(t, first, trusted, "nobody looks where Blender cannot write")
-	release()
+	require.Equal(t, first, trusted.dir, "nobody looks where Blender cannot write")
+	trusted.release()
 
 	other, release := open(two, "two")
 	require.False(t, p.has(one))
@@ -109,35 +109,40 @@ func TestProjectsAreHeld(t *testing.T) {
 	p, err := newProjects(t.TempDir(), store, slog.New(slog.DiscardHandler))
 	require.NoError(t, err)
 	t.Cleanup(p.close)
-	open := func(confined bool) (dir string, release func()) {
+	open := func(confined bool) opened {
 		t.Helper()
-		dir, release, err := p.open(t.Context(), root, confined)
+		o, err := p.open(t.Context(), root, confined)
 		require.NoError(t, err)
-		return dir, release
+		return o
 	}
-	first, release := open(false)
-	letGo := p.hold(root)
-	release()
+	first := open(false)
+	letGo := first.hold()
+	first.release()
 	require.Nil(t, p.idle, "it is in use")
 	require.True(t, p.has(root))
-	again, release := open(false)
-	require.Equal(t, first, again)
+	again := open(false)
+	require.Equal(t, first.dir, again.dir)
 	letGo()
 	letGo()
-	require.DirExists(t, first, "the attempt has it still")
-	letGo = p.hold(root)
-	release()
+	require.DirExists(t, first.dir, "the attempt has it still")
+	letGo = again.hold()
+	again.release()
 
-	require.NoError(t, os.WriteFile(filepath.Join(first, "files", "cache"), nil, 0o600))
-	trusted, release := open(true)
-	require.Equal(t, first, trusted, "nobody looks where Blender cannot write")
-	release()
-	clean, release := open(false)
-	require.NotEqual(t, first, clean)
-	require.DirExists(t, first, "what holds it may keep it")
+	running := open(false)
+	require.NoError(t, os.WriteFile(filepath.Join(first.dir, "files", "cache"), nil, 0o600))
+	trusted := open(true)
+	require.Equal(t, first.dir, trusted.dir, "nobody looks where Blender cannot write")
+	trusted.release()
+	clean := open(false)
+	require.NotEqual(t, first.dir, clean.dir)
+	require.DirExists(t, first.dir, "what holds it may keep it")
+	late := running.hold()
+	running.release()
 	letGo()
-	require.NoDirExists(t, first)
-	release()
+	require.DirExists(t, first.dir)
+	late()
+	require.NoDirExists(t, first.dir)
+	clean.release()
 	require.True(t, p.has(root))
-	require.DirExists(t, clean)
+	require.DirExists(t, clean.dir)
 }

@@ -342,22 +342,22 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	if !o.Stocked {
 		w.crew.Go(func() { w.report(w.ctx, coord.Up{Stock: &lease.Stock{Job: o.Task.Job}}) })
 	}
-	dir, release, err := w.projects.open(ctx, root, can.Sandbox != "")
+	project, err := w.projects.open(ctx, root, can.Sandbox != "")
 	if isFull(err) {
 		// A Blender that waits for another attempt holds a project unpacked.
 		w.runner.Rest()
-		dir, release, err = w.projects.open(ctx, root, can.Sandbox != "")
+		project, err = w.projects.open(ctx, root, can.Sandbox != "")
 	}
 	if err != nil {
 		return made{}, fmt.Errorf("unpack the project: %w", err)
 	}
-	defer release()
+	defer project.release()
 	s := newSink(ctx, w, a)
 	var m made
 	log, cleanup, err := w.runner.Run(ctx, render.Attempt{
-		ID: o.Lease, Owner: o.Spec.Owner, Project: dir, Content: o.Spec.Project, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
+		ID: o.Lease, Owner: o.Spec.Owner, Project: project.dir, Content: o.Spec.Project, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
 		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
-		Hold: func() func() { return w.projects.hold(root) },
+		Hold: project.hold,
 	}, s)
 	m.cleanup = cleanup
 	m.frames = s.end(err == nil)
