@@ -60,19 +60,22 @@ class Requests:
 
     def _listen(self):
         rest = b""
-        while True:
-            # Not by sys.stdin, whose lock would be held when Blender quits.
-            piece = os.read(0, 1 << 16)
-            if not piece:
-                os._exit(0)  # whoever asks is gone
-            lines = (rest + piece).split(b"\n")
-            rest = lines.pop()
-            for line in lines:
-                request = json.loads(line.decode("utf-8"))
-                if request["do"] == "stop":
-                    self.stop = request["id"]
-                else:
-                    self.waiting.put(request)
+        try:
+            while True:
+                # Not by sys.stdin, whose lock would be held when Blender quits.
+                piece = os.read(0, 1 << 16)
+                if not piece:
+                    return  # whoever asks is gone
+                lines = (rest + piece).split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    request = json.loads(line.decode("utf-8"))
+                    if request["do"] == "stop":
+                        self.stop = request["id"]
+                    else:
+                        self.waiting.put(request)
+        finally:
+            os._exit(0)  # for nobody, or nothing that is understood, Blender renders not
 
     def next(self):
         request = self.waiting.get()
@@ -241,15 +244,25 @@ class Session:
                 raise Fail("machine", str(e))
             say("device", name=self.device)
         self.filepath = render.filepath
-        # A simulation goes on from the frame before: it gets a Blender of its own for
-        # each attempt, so that another's frames do not show in it.
-        simulated = next(history.simulations(bpy), None)
-        self.again = simulated is None
-        if simulated:
-            self.note("%s is simulated while Blender renders: what was not baked depends on where it begins" % simulated)
-        elif args.get("persist") and history.persists(bpy, scene):
-            render.use_persistent_data = True
-            self.note("Cycles keeps its data from one frame to the next")
+        self.again = self._repeats(args.get("persist"))
+
+    def _repeats(self, persist):
+        """Whether a frame comes out the same whatever was rendered before it.
+
+        What does not gets a Blender of its own for each attempt, so that the frames of
+        another do not show in it.
+        """
+        try:
+            simulated = next(history.simulations(bpy), None)
+            if simulated:
+                self.note("%s is simulated while Blender renders: what was not baked depends on where it begins" % simulated)
+                return False
+            if persist and history.persists(bpy, self.scene):
+                self.scene.render.use_persistent_data = True
+                self.note("Cycles keeps its data from one frame to the next")
+            return True
+        except (AttributeError, TypeError):  # a release that names things in another way
+            return False
 
     def note(self, text):
         note(text)

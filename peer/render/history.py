@@ -24,6 +24,8 @@ def _simulation(modifier):
         canvas = modifier.canvas_settings
         surfaces = canvas.canvas_surfaces if canvas else ()
         return "the dynamic paint" if any(not _baked(surface.point_cache) for surface in surfaces) else None
+    if modifier.type in ("SMOKE", "FLUID_SIMULATION"):  # up to 2.81
+        return "the fluid"
     if modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
         # The other types of cache are baked, or stay empty.
         return "the fluid" if modifier.domain_settings.cache_type == "REPLAY" else None

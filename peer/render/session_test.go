@@ -182,7 +182,7 @@ func TestBlenderIsReplaced(t *testing.T) {
 		"by its own word":   {body: `echo $$ >> $here/pids; loaded; render 1; render 2; say '{"ev":"end","again":false}'; ask`},
 		"words of others":   {body: `echo $$ >> $here/pids; loaded; echo 'VIZ {"ev":"end"}'; render 1; render 2; end; ask`},
 		"a foreign request": {body: `echo $$ >> $here/pids; loaded; echo 'VIZ {"ev":"end","id":"ABC"}'; render 1; render 2; end; ask`},
-		"files left":        {body: `echo $$ >> $here/pids; loaded; render 1; render 2; truncate -s 1 $TMPDIR/x; head -c 300000000 /dev/zero > $TMPDIR/big; end; ask`},
+		"files left":        {body: `echo $$ >> $here/pids; loaded; render 1; render 2; fallocate -l 300000000 $TMPDIR/big || head -c 300000000 /dev/zero > $TMPDIR/big; end; ask`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := keeping(t, c.cfg)
@@ -308,9 +308,10 @@ func TestStopKillsABlenderThatServedOthers(t *testing.T) {
 
 // Time counts for each attempt, not for its Blender.
 func TestTimeoutIsTheAttempts(t *testing.T) {
+	t.Parallel() // it takes its time
 	b := keeping(t, Config{})
-	a := keptAttempt(t, `echo $$ >> $here/pids; loaded; render 1; end; ask; sleep 0.4; render 1; end; ask; sleep 0.4; render 1; end; ask; sleep 1000`)
-	a.Timeout = 700 * time.Millisecond
+	a := keptAttempt(t, `echo $$ >> $here/pids; loaded; render 1; end; ask; sleep 1.5; render 1; end; ask; sleep 1.5; render 1; end; ask; sleep 1000`)
+	a.Timeout = 2500 * time.Millisecond
 	for range 3 {
 		_, _, err := run(t, b, a)
 		require.NoError(t, err)
