@@ -301,9 +301,9 @@ def serve(session, request):
 
 
 def main():
+    request = requests.next()  # first: whatever is said belongs to it
     with open(sys.argv[sys.argv.index("--") + 1], encoding="utf-8") as f:
         args = json.load(f)
-    request = requests.next()
     say("loaded", version=bpy.app.version_string)
     serve(Session(args), request)
 
