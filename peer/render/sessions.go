@@ -49,7 +49,7 @@ func (p *sessions) take(k sessionKey) *session {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for i, s := range slices.Backward(p.idle) {
-		if s.key == k {
+		if s.key == k && !(s.persists && p.lean[k]) {
 			p.remove(i)
 			return s
 		}
