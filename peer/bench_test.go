@@ -304,6 +304,12 @@ func (r *instant) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 	return log, cleanup, nil
 }
 
+// Rest implements [render.Runner].
+func (r *instant) Rest() {}
+
+// Close implements [render.Runner].
+func (r *instant) Close() error { return nil }
+
 // overwrite writes a file of always the same size, which costs the disk least.
 func overwrite(path string, data []byte) error {
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o600)
@@ -320,8 +326,8 @@ func overwrite(path string, data []byte) error {
 // compute for a task stands beside: a machine has no more than its cores.
 func BenchmarkWorkers(b *testing.B) { benchmarkWorkers(b, "", 3000) }
 
-// BenchmarkWorkersWithProcesses is the same with a process for each task, in the
-// sandbox that Blender runs in.
+// BenchmarkWorkersWithProcesses is the same with processes, in the sandbox that Blender
+// runs in.
 func BenchmarkWorkersWithProcesses(b *testing.B) {
 	script := filepath.Join(b.TempDir(), "blender")
 	require.NoError(b, os.WriteFile(script, []byte(quickBlender), 0o755))
@@ -331,11 +337,15 @@ func BenchmarkWorkersWithProcesses(b *testing.B) {
 // quickBlender is a Blender whose every frame is a small bitmap of its own.
 const quickBlender = `#!/bin/sh
 for args; do :; done
-frame=$(sed 's/.*"frames":\[\([0-9]*\)\].*/\1/' "$args")
 out=$(sed 's/.*"out":"\([^"]*\)".*/\1/' "$args")
-printf 'BM\020\000\000\000 picture %s' "$frame" > "$out/frame.bmp"
-echo 'VIZ {"ev":"loaded"}'
-echo "VIZ {\"ev\":\"frame\",\"frame\":$frame,\"file\":\"frame.bmp\",\"name\":\"$frame.bmp\",\"seconds\":0.001}"
+while read -r request; do
+	id=${request#*'"id":"'}; id=${id%%'"'*}
+	frame=${request#*'"frames":['}; frame=${frame%%]*}
+	printf 'BM\020\000\000\000 picture %s' "$frame" > "$out/frame.bmp"
+	echo "VIZ {\"ev\":\"loaded\",\"id\":\"$id\"}"
+	echo "VIZ {\"ev\":\"frame\",\"id\":\"$id\",\"frame\":$frame,\"file\":\"frame.bmp\",\"name\":\"$frame.bmp\",\"seconds\":0.001}"
+	echo "VIZ {\"ev\":\"end\",\"id\":\"$id\",\"again\":true}"
+done
 `
 
 func benchmarkWorkers(b *testing.B, blender string, tasks int) {

@@ -45,6 +45,9 @@ type Config struct {
 	Limits lease.Limits
 	// Caps limit what is sent to and taken from other peers; the zero value does not.
 	Caps Caps
+	// SpotNotice is where the word comes from that this machine will be taken away, as
+	// package spot explains; "" where it will not.
+	SpotNotice string
 	// NoMDNS keeps it from finding peers, and being found, on the local network.
 	NoMDNS bool
 	// Version is the program's, for people.

@@ -33,7 +33,7 @@ var ErrRunning = errors.New("this machine's peer is running already")
 
 // Machine is what a peer does its work with. [Run] makes the real one.
 type Machine struct {
-	Runner render.Runner
+	Runner render.Runner    // the peer's to close; nil for one that does not render
 	Can    lease.Capability // Slots 0 keeps the machine from rendering
 	// Refresh updates what changes by itself, before each ad; nil: nothing does.
 	Refresh func(*lease.Capability)
@@ -102,7 +102,7 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 	}
 	can.Version = cfg.Version
 	p, err := New(cfg, Machine{
-		Runner: render.NewBlender(render.Config{Dir: d.path("work", "attempts"), Logger: cfg.Logger}),
+		Runner: render.NewBlender(render.Config{Dir: d.path("work", "attempts"), MaxIdle: can.TotalSlots(), Logger: cfg.Logger}),
 		Can:    can,
 		Refresh: func(c *lease.Capability) {
 			if free, err := probe.FreeDisk(cfg.DataDir); err == nil {
@@ -233,6 +233,10 @@ func (p *Peer) Leads() bool { return p.coord != nil && p.coord.Leading() }
 // leastProcs is how many threads run Go code at once, however few processors there are.
 const leastProcs = 4
 
+// stopGrace is how long the peer waits, when it is stopped, for attempts at parts of
+// frames to end the samples under way and save them: whole frames cannot be saved.
+const stopGrace = 30 * time.Second
+
 // serve runs every part until ctx ends or one fails, then stops them in the
 // order in which they need each other.
 func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (err error) {
@@ -257,7 +261,7 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 		}
 		c.Room = p.holdings.room(parts)
 		full := httpapi.Full(c) != ""
-		if c.Draining = p.has.Can.Draining || full; full {
+		if c.Draining = p.has.Can.Draining || full || p.worker.leaves() != ""; full {
 			p.worker.crew.Go(func() { p.worker.ahead.giveWay(work) })
 		}
 	}
@@ -302,10 +306,14 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 		cancel()
 		ready(Ready{Peer: p.self, API: url, P2P: p.Addrs()})
 	}
+	g.Go(func() error { return p.watchSpot(work) })
 	select {
 	case <-ctx.Done():
 	case <-parts.Done():
 	}
+	saving, saved := context.WithTimeout(parts, stopGrace)
+	p.worker.conclude(saving, "the machine's vizpeer is stopping", false)
+	saved()
 	stopWork(errShutdown)
 	p.worker.crew.Dismiss()
 	p.keeper.crew.Dismiss()
@@ -327,6 +335,9 @@ func (p *Peer) close() error {
 	var errs []error
 	if p.coord != nil {
 		errs = append(errs, p.coord.Close())
+	}
+	if p.has.Runner != nil {
+		errs = append(errs, p.has.Runner.Close()) // it may hold projects
 	}
 	if p.worker != nil {
 		p.worker.projects.close()

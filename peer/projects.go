@@ -17,7 +17,8 @@ import (
 )
 
 // projects unpacks projects for attempts, once for all attempts that need the
-// same one at a time or one soon after another.
+// same one at a time or one soon after another. A Blender that waits for the next
+// attempt may hold one longer than its attempt.
 type projects struct {
 	dir   string
 	store *blobs.Store
@@ -34,11 +35,13 @@ const projectIdle = 10 * time.Second
 // unpacked is a project that attempts use. Whoever opens it first unpacks it.
 type unpacked struct {
 	root  cid.Cid
-	users int
+	users int           // attempts, and those that hold it
+	holds int           // of the latter
 	ready chan struct{} // closed when folder or err is set
 	folder
-	err error
-	end *time.Timer // of idle
+	err    error
+	spoilt bool        // it is not as it was
+	end    *time.Timer // of idle
 }
 
 // folder is where a project was unpacked, and what was there then.
@@ -59,13 +62,19 @@ func newProjects(dir string, store *blobs.Store, log *slog.Logger) (*projects, e
 	return &projects{dir: dir, store: store, slog: log, inUse: make(map[cid.Cid]*unpacked)}, nil
 }
 
-// open returns the folder that holds the project, for reading only, until
-// release. It may wait for another attempt that unpacks the same project; should
-// that one be stopped, the project is unpacked anew. confined tells that Blender cannot
-// write there.
-func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (dir string, release func(), err error) {
+// opened is a project that an attempt reads in dir, until release.
+type opened struct {
+	dir     string
+	release func()
+	hold    func() (letGo func()) // keeps dir longer; called before release
+}
+
+// open unpacks the project, where it is not. It may wait for another attempt that
+// unpacks the same project; should that one be stopped, the project is unpacked anew.
+// confined tells that Blender cannot write there.
+func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (o opened, err error) {
 	for {
-		u, first, before := p.join(root)
+		u, first, held, before := p.join(root)
 		release := sync.OnceFunc(func() { p.leave(u) })
 		if first {
 			u.folder, u.err = p.unpack(ctx, root, before, confined)
@@ -75,16 +84,46 @@ func (p *projects) open(ctx context.Context, root cid.Cid, confined bool) (dir s
 		case <-u.ready:
 		case <-ctx.Done():
 			release()
-			return "", func() {}, ctx.Err()
+			return o, ctx.Err()
+		}
+		if u.err == nil && held && !confined && !u.files.holds(u.dir) {
+			// As for one that is idle: a scene wrote there. Those that hold it may keep it.
+			p.disown(u)
+			release()
+			continue
 		}
 		if u.err == nil {
-			return u.dir, release, nil
+			return opened{u.dir, release, func() func() { return p.hold(u) }}, nil
 		}
 		release()
 		if first || ctx.Err() != nil {
-			return "", func() {}, u.err
+			return o, u.err
 		}
 	}
+}
+
+// hold keeps a project in use until letGo.
+func (p *projects) hold(u *unpacked) (letGo func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	u.users++
+	u.holds++
+	return sync.OnceFunc(func() {
+		p.mu.Lock()
+		u.holds--
+		p.mu.Unlock()
+		p.leave(u)
+	})
+}
+
+// disown lets nobody else use the folder of a project.
+func (p *projects) disown(u *unpacked) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.inUse[u.root] == u {
+		delete(p.inUse, u.root)
+	}
+	u.spoilt = true
 }
 
 // has tells whether the project is unpacked: then all of it is here.
@@ -118,8 +157,8 @@ func (p *projects) unpack(ctx context.Context, root cid.Cid, before *unpacked, c
 }
 
 // join finds the project in use, or makes the caller the one to unpack it, who then
-// also owns what was idle.
-func (p *projects) join(root cid.Cid) (u *unpacked, first bool, before *unpacked) {
+// also owns what was idle. held tells that it was used before by what holds it still.
+func (p *projects) join(root cid.Cid) (u *unpacked, first, held bool, before *unpacked) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	u = p.inUse[root]
@@ -132,7 +171,7 @@ func (p *projects) join(root cid.Cid) (u *unpacked, first bool, before *unpacked
 		before = p.takeIdle()
 	}
 	u.users++
-	return u, first, before
+	return u, first, u.holds > 0, before
 }
 
 func (u *unpacked) isReady() bool {
@@ -166,7 +205,7 @@ func (p *projects) leave(u *unpacked) {
 		delete(p.inUse, u.root)
 	}
 	gone := u
-	if u.isReady() && u.err == nil {
+	if u.isReady() && u.err == nil && !u.spoilt {
 		gone = p.takeIdle()
 		p.idle = u
 		u.end = time.AfterFunc(projectIdle, func() { p.rest(u) })

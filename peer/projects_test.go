@@ -33,12 +33,12 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	require.NoError(t, err)
 	open := func(root cid.Cid, want string) (dir string, release func()) {
 		t.Helper()
-		dir, release, err := p.open(t.Context(), root, false)
+		o, err := p.open(t.Context(), root, false)
 		require.NoError(t, err)
-		got, err := os.ReadFile(filepath.Join(dir, "files", "shot.blend"))
+		got, err := os.ReadFile(filepath.Join(o.dir, "files", "shot.blend"))
 		require.NoError(t, err)
 		require.Equal(t, want, string(got))
-		return dir, release
+		return o.dir, o.release
 	}
 	unpacked := func() int {
 		dirs, err := os.ReadDir(work)
@@ -71,10 +71,10 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	}
 
 	require.NoError(t, os.WriteFile(filepath.Join(first, "files", "cache"), nil, 0o600))
-	trusted, release, err := p.open(t.Context(), one, true)
+	trusted, err := p.open(t.Context(), one, true)
 	require.NoError(t, err)
-	require.Equal(t, first, trusted, "nobody looks where Blender cannot write")
-	release()
+	require.Equal(t, first, trusted.dir, "nobody looks where Blender cannot write")
+	trusted.release()
 
 	other, release := open(two, "two")
 	require.False(t, p.has(one))
@@ -93,4 +93,56 @@ func TestProjectsWaitForTheNextAttempt(t *testing.T) {
 	release()
 	p.close()
 	require.Zero(t, unpacked())
+}
+
+// What holds a project keeps its folder longer than its attempt, for the next one too,
+// as long as nothing was written there.
+func TestProjectsAreHeld(t *testing.T) {
+	store, err := blobs.Open(t.TempDir(), blobs.Config{MinFree: -1})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	tree := store.NewTree()
+	_, err = tree.AddFile(t.Context(), "files/shot.blend", strings.NewReader("one"))
+	require.NoError(t, err)
+	root, _, err := tree.Commit(t.Context())
+	require.NoError(t, err)
+	p, err := newProjects(t.TempDir(), store, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	t.Cleanup(p.close)
+	open := func(confined bool) opened {
+		t.Helper()
+		o, err := p.open(t.Context(), root, confined)
+		require.NoError(t, err)
+		return o
+	}
+	first := open(false)
+	letGo := first.hold()
+	first.release()
+	require.Nil(t, p.idle, "it is in use")
+	require.True(t, p.has(root))
+	again := open(false)
+	require.Equal(t, first.dir, again.dir)
+	letGo()
+	letGo()
+	require.DirExists(t, first.dir, "the attempt has it still")
+	letGo = again.hold()
+	again.release()
+
+	running := open(false)
+	require.NoError(t, os.WriteFile(filepath.Join(first.dir, "files", "cache"), nil, 0o600))
+	trusted := open(true)
+	require.Equal(t, first.dir, trusted.dir, "nobody looks where Blender cannot write")
+	trusted.release()
+	clean := open(false)
+	require.NotEqual(t, first.dir, clean.dir)
+	require.DirExists(t, first.dir, "what holds it may keep it")
+	late := running.hold()
+	running.release()
+	letGo()
+	require.DirExists(t, first.dir)
+	late()
+	require.NoDirExists(t, first.dir)
+	clean.release()
+	require.True(t, p.has(root))
+	require.DirExists(t, clean.dir)
 }

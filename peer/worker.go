@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -38,6 +39,7 @@ type worker struct {
 	crew crew
 
 	mu       sync.Mutex
+	leaving  string // why nothing more is begun; "" where it is
 	attempts map[lease.ID]*attempt
 	pinned   map[lease.JobID]cid.Cid // projects of open jobs that are pinned, or about to be
 }
@@ -48,6 +50,8 @@ type attempt struct {
 	cancel   context.CancelCauseFunc
 	progress json.RawMessage
 	previews []coord.Preview // the latest
+	finish   chan struct{}   // closed when it should end with what it has
+	ended    chan struct{}   // closed when it has ended and said so
 	// over tells that Blender has ended and only the report is under way: the
 	// slot is free, and the leader may know it before the report is answered.
 	over bool
@@ -90,9 +94,9 @@ func (w *worker) runs(id lease.ID) bool {
 // start begins an attempt. It does not block.
 func (w *worker) start(o coord.Order) {
 	ctx, cancel := context.WithCancelCause(w.ctx)
-	a := &attempt{order: o, cancel: cancel}
+	a := &attempt{order: o, cancel: cancel, finish: make(chan struct{}), ended: make(chan struct{})}
 	w.mu.Lock()
-	busy := w.busy(o.Device)
+	busy := cmp.Or(w.leaving, w.busy(o.Device))
 	if busy == "" {
 		w.attempts[o.Lease] = a
 	}
@@ -104,6 +108,7 @@ func (w *worker) start(o coord.Order) {
 			return
 		}
 		log := w.try(ctx, a)
+		close(a.ended)
 		w.mu.Lock()
 		delete(w.attempts, o.Lease)
 		w.mu.Unlock()
@@ -138,6 +143,51 @@ func (w *worker) busy(d lease.Device) string {
 		return fmt.Sprintf("no free slot on %s", d)
 	}
 	return ""
+}
+
+// leaves is why nothing more is begun here; "" where it is.
+func (w *worker) leaves() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.leaving
+}
+
+// conclude begins nothing more, and has attempts end with what they have: all of them,
+// or those alone that can give a part of what they render. It returns when those have
+// ended, or ctx has.
+func (w *worker) conclude(ctx context.Context, why string, all bool) {
+	w.mu.Lock()
+	w.leaving = why
+	var ending []*attempt
+	for _, a := range w.attempts {
+		if (all || len(a.order.Spans) > 0) && !a.over {
+			ending = append(ending, a)
+		}
+	}
+	for _, a := range ending {
+		select {
+		case <-a.finish:
+		default:
+			close(a.finish)
+		}
+	}
+	w.mu.Unlock()
+	for _, a := range ending {
+		select {
+		case <-a.ended:
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// handBack stops what is still under way, for others to begin anew.
+func (w *worker) handBack() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.attempts {
+		a.cancel(errShutdown)
+	}
 }
 
 // revoke stops an attempt whose lease was taken back.
@@ -176,6 +226,10 @@ func (w *worker) try(ctx context.Context, a *attempt) *blobs.Import {
 	switch cause := context.Cause(ctx); {
 	case err == nil:
 		log.Info("rendered")
+		up.Complete = &lease.Complete{Report: o.Report, Frames: made.frames, Pieces: made.pieces, Log: made.logCID()}
+	case errors.Is(err, render.ErrFinished) && ctx.Err() == nil:
+		// What it has is reported already, or with this; the rest is for another attempt.
+		log.Info("ended early, with what there is", "why", w.leaves())
 		up.Complete = &lease.Complete{Report: o.Report, Frames: made.frames, Pieces: made.pieces, Log: made.logCID()}
 	case errors.Is(cause, errRevoked):
 		log.Info("stopped", "why", cause)
@@ -349,14 +403,20 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	if !o.Stocked {
 		w.crew.Go(func() { w.report(w.ctx, coord.Up{Stock: &lease.Stock{Job: o.Task.Job}}) })
 	}
-	dir, release, err := w.projects.open(ctx, root, can.Sandbox != "")
+	project, err := w.projects.open(ctx, root, can.Sandbox != "")
+	if isFull(err) {
+		// A Blender that waits for another attempt holds a project unpacked.
+		w.runner.Rest()
+		project, err = w.projects.open(ctx, root, can.Sandbox != "")
+	}
 	if err != nil {
 		return made{}, fmt.Errorf("unpack the project: %w", err)
 	}
-	defer release()
+	defer project.release()
 	try := render.Attempt{
-		ID: o.Lease, Owner: o.Spec.Owner, Project: dir, Content: root.String(), Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
+		ID: o.Lease, Owner: o.Spec.Owner, Project: project.dir, Content: o.Spec.Project, Blend: o.Spec.Blend, Build: build, Frames: o.Frames,
 		Needs: o.Spec.Needs, Device: o.Device, Set: o.Spec.Settings, Timeout: o.Spec.TaskTimeout,
+		Finish: a.finish, Hold: project.hold,
 	}
 	switch {
 	case len(o.Spans) > 0:
@@ -380,7 +440,7 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 	var m made
 	log, cleanup, err := w.runner.Run(ctx, try, s)
 	m.cleanup = cleanup
-	m.frames, m.pieces = s.end(err == nil)
+	m.frames, m.pieces = s.end(err == nil || errors.Is(err, render.ErrFinished))
 	if s.full != nil {
 		err = s.full
 	}

@@ -1,14 +1,19 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
 )
 
 const (
@@ -16,15 +21,19 @@ const (
 	// the allowance for handing the job over.
 	benchFactor    = 1.15
 	benchAllowance = 3 * time.Second
+	// And what one whose Blender stays warm may.
+	warmFactor    = 1.05
+	warmAllowance = 2 * time.Second
 )
 
-// lightScene is 40 frames that take a second or less each.
+// lightScene is 40 frames that take a second or less each, of so many samples and
+// percent of 320 × 180 pixels.
 const lightScene = `
 import bpy
 scene = bpy.context.scene
 scene.render.engine = 'CYCLES'
-scene.cycles.samples, scene.cycles.use_denoising = 16, False
-scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 320, 180, 100
+scene.cycles.samples, scene.cycles.use_denoising = %d, False
+scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 320, 180, %d
 scene.render.image_settings.file_format = 'PNG'
 scene.frame_start, scene.frame_end = 1, 40
 cube = bpy.data.objects['Cube']
@@ -34,35 +43,87 @@ cube.keyframe_insert('rotation_euler', frame=40)
 bpy.ops.wm.save_as_mainfile(filepath=%q)
 `
 
-// BenchmarkFarmOfOne renders 40 light frames with plain Blender and then through
-// a farm of one peer, and reports the seconds beside those allowed.
-func BenchmarkFarmOfOne(b *testing.B) {
+// farmOfOne is a peer that runs, and a light scene.
+type farmOfOne struct {
+	blender, program string
+	dir, data, blend string
+}
+
+func startFarmOfOne(b *testing.B, samples, percent int) farmOfOne {
+	b.Helper()
 	blender, err := exec.LookPath("blender")
 	require.NoError(b, err, "the bench renders with Blender")
 	program, err := exec.LookPath("vizpeer")
 	require.NoError(b, err)
 	dir := b.TempDir()
-	blend, data := filepath.Join(dir, "light.blend"), filepath.Join(dir, "farm")
-	runTimed(b, blender, "-b", "--factory-startup", "--python-exit-code", "3", "--python-expr", fmt.Sprintf(lightScene, blend))
+	f := farmOfOne{blender: blender, program: program, dir: dir, data: filepath.Join(dir, "farm"), blend: filepath.Join(dir, "light.blend")}
+	runTimed(b, blender, "-b", "--factory-startup", "--python-exit-code", "3", "--python-expr", fmt.Sprintf(lightScene, samples, percent, f.blend))
 
-	runTimed(b, program, "init", "--data-dir", data, "--name", "bench", "--json")
+	runTimed(b, program, "init", "--data-dir", f.data, "--name", "bench", "--json")
 	farm := &brood{cli: &cli{errOut: os.Stderr}, data: dir, self: func() (string, error) { return program, nil }}
 	require.NoError(b, farm.up(b.Context(), "farm", nil))
 	b.Cleanup(farm.stop)
-	plain := func() time.Duration {
-		return runTimed(b, blender, "-b", blend, "-o", filepath.Join(dir, "plain", "####"), "-s", "1", "-e", "40", "-a")
-	}
-	plain() // warms the disk
+	return f
+}
+
+// plain renders frames with plain Blender.
+func (f farmOfOne) plain(b *testing.B, start, end int) time.Duration {
+	b.Helper()
+	return runTimed(b, f.blender, "-b", f.blend, "-o", filepath.Join(f.dir, "plain", "####"), "-s", strconv.Itoa(start), "-e", strconv.Itoa(end), "-a")
+}
+
+// BenchmarkFarmOfOne renders 40 light frames with plain Blender and then through
+// a farm of one peer, and reports the seconds beside those allowed.
+func BenchmarkFarmOfOne(b *testing.B) {
+	farm := startFarmOfOne(b, 16, 100)
+	farm.plain(b, 1, 40) // warms the disk
 	for b.Loop() {
 		out := b.TempDir()
-		p := plain()
-		f := runTimed(b, program, "render", blend, "--data-dir", data, "--frames", "1-40", "--chunk", "20", "--output", out, "--wait", "--json")
+		p := farm.plain(b, 1, 40)
+		f := runTimed(b, farm.program, "render", farm.blend, "--data-dir", farm.data, "--frames", "1-40", "--chunk", "20", "--output", out, "--wait", "--json")
 		frames, err := filepath.Glob(filepath.Join(out, "*.png"))
 		require.NoError(b, err)
 		require.Len(b, frames, 40, "every frame is in the output folder")
 		b.ReportMetric(p.Seconds(), "plain-s")
 		b.ReportMetric(f.Seconds(), "farm-s")
 		b.ReportMetric(benchFactor*p.Seconds()+benchAllowance.Seconds(), "allowed-s")
+		b.ReportMetric(warmFactor*p.Seconds()+warmAllowance.Seconds(), "allowed-warm-s")
+	}
+}
+
+// BenchmarkOneFrameJobs renders ten frames of a project with a plain Blender for each,
+// and then as ten jobs through a farm of one peer, each submitted when the one before is
+// done. The frames are so light that most of a plain Blender's time is its start. The
+// peer's Blender is cold for the first job.
+func BenchmarkOneFrameJobs(b *testing.B) {
+	const jobs = 10
+	farm := startFarmOfOne(b, 4, 50)
+	cl, err := (&cli{dataDir: farm.data}).client()
+	require.NoError(b, err)
+	var sent struct{ Project string }
+	text, err := exec.Command(farm.program, "render", farm.blend, "--data-dir", farm.data, "--frames", "1", "--wait", "--json").Output()
+	require.NoError(b, err)
+	require.NoError(b, json.Unmarshal(text, &sent))
+	render := func(frame, percent int) {
+		out, err := cl.submit(b.Context(), httpapi.Submission{Project: sent.Project, Frames: strconv.Itoa(frame), Settings: lease.Settings{ResolutionPercent: percent}})
+		require.NoError(b, err)
+		job, err := cl.follow(b.Context(), out.Job, func(*follower, *httpapi.Event) {})
+		require.NoError(b, err)
+		require.Equal(b, lease.JobDone, job.State)
+	}
+	farm.plain(b, 1, 1)
+	for b.Loop() {
+		var p time.Duration
+		for frame := range jobs {
+			p += farm.plain(b, frame+1, frame+1)
+		}
+		render(1, 10) // this one's Blender takes the place of one that may be warm
+		began := time.Now()
+		for frame := range jobs {
+			render(frame+1, 0)
+		}
+		b.ReportMetric(p.Seconds(), "plain-s")
+		b.ReportMetric(time.Since(began).Seconds(), "farm-s")
 	}
 }
 

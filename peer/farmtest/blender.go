@@ -124,6 +124,11 @@ func (b *Blender) part(ctx, mine context.Context, dir string, a render.Attempt, 
 	frame, tiles := a.Frames[0], a.Part.Split.By == lease.ByTiles
 	for _, span := range a.Part.Spans {
 		for at := span.From; at < span.To; {
+			select {
+			case <-a.Finish: // never, where it is nil
+				return render.ErrFinished
+			default:
+			}
 			next := min(at+batch, span.To)
 			if tiles {
 				next = at + 1
@@ -200,3 +205,9 @@ func merged(a render.Attempt) error {
 	}
 	return nil
 }
+
+// Rest implements render.Runner: nothing waits.
+func (b *Blender) Rest() {}
+
+// Close implements render.Runner.
+func (b *Blender) Close() error { return nil }

@@ -1,19 +1,15 @@
 package render
 
 import (
-	"bufio"
-	"bytes"
+	"cmp"
 	"context"
 	"embed"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"runtime"
 	"sync"
 	"time"
 
@@ -22,7 +18,7 @@ import (
 
 // scripts is what runs inside Blender.
 //
-//go:embed driver.py guard.py remap.py devices.py collect.py samplescene.py
+//go:embed driver.py guard.py history.py remap.py devices.py collect.py samplescene.py
 var scripts embed.FS
 
 // The values of [Config.Sandbox].
@@ -33,22 +29,35 @@ const (
 
 // Config is how [Blender] runs. Dir is required.
 type Config struct {
-	// Dir is the folder below which every attempt gets a private folder. It
-	// belongs to one [Blender] alone, which removes what an earlier process left.
+	// Dir is the folder below which every attempt and every Blender gets a private
+	// folder. It belongs to one [Blender] alone, which removes what an earlier process
+	// left.
 	Dir string
 	// Sandbox is SandboxAuto, the default, or SandboxOff.
 	Sandbox string
-	// MaxDisk is how many bytes of disk an attempt's folder may take; 0 is half of
-	// what is free when the attempt begins, and 64 GiB at most.
+	// MaxDisk is how many bytes of disk an attempt may take; 0 is half of what is free
+	// when the attempt begins, and 64 GiB at most.
 	MaxDisk int64
-	Logger  *slog.Logger
+	// Linger is how long a Blender waits for another attempt that it can render; 0 is
+	// 10 s, and below that none waits.
+	Linger time.Duration
+	// MaxIdle is how many Blenders wait at a time; 0 is one.
+	MaxIdle int
+	// MaxFrames is after how many frames a Blender makes place for a new one; 0 is 250.
+	MaxFrames int
+	// MaxMemory is how many bytes of memory a Blender that waits may take; 0 is half of
+	// the machine's.
+	MaxMemory int64
+	Logger    *slog.Logger
 }
 
-// Blender is the [Runner] that renders: one Blender process for an attempt,
-// which loads the file once and renders all of the attempt's frames.
+// Blender is the [Runner] that renders. A Blender process loads its file once and
+// renders all of the attempt's frames; then it waits for another attempt at the same
+// file with the same settings: see [sessionKey].
 type Blender struct {
-	cfg   Config
-	sweep sync.Once
+	cfg      Config
+	sweep    sync.Once
+	sessions sessions
 }
 
 // NewBlender makes a Runner of this machine's Blenders. It starts nothing.
@@ -59,7 +68,24 @@ func NewBlender(cfg Config) *Blender {
 	if cfg.Sandbox == "" {
 		cfg.Sandbox = SandboxAuto
 	}
-	return &Blender{cfg: cfg}
+	b := &Blender{cfg: cfg, sessions: sessions{
+		linger: cmp.Or(cfg.Linger, linger), maxIdle: cmp.Or(cfg.MaxIdle, 1), maxFrames: cmp.Or(cfg.MaxFrames, maxFrames),
+		maxMemory: cfg.MaxMemory, memory: machineMemory,
+	}}
+	if cfg.MaxMemory == 0 {
+		total, _ := machineMemory()
+		b.sessions.maxMemory = total / 2
+	}
+	return b
+}
+
+// Rest implements [Runner].
+func (b *Blender) Rest() { b.sessions.rest() }
+
+// Close implements [Runner].
+func (b *Blender) Close() error {
+	b.sessions.close()
+	return nil
 }
 
 // Sandbox tells how attempts are confined: "bubblewrap", or "" and the reason why
@@ -70,14 +96,6 @@ func (b *Blender) Sandbox() (kind, reason string) {
 	}
 	return SandboxKind()
 }
-
-// Once Blender has ended its output does too, unless a process holds it that Blender
-// started and that left its group: after strayGrace it is looked for, and after
-// killGrace whatever still holds the output is left to itself.
-const (
-	strayGrace = 200 * time.Millisecond
-	killGrace  = 5 * time.Second
-)
 
 const dayPerFrame = 24 * time.Hour
 
@@ -90,7 +108,10 @@ func (b *Blender) Run(ctx context.Context, a Attempt, sink Sink) (logPath string
 	if len(a.Frames) == 0 {
 		return "", cleanup, &Error{Kind: lease.FailError, Reason: "the attempt has no frames"}
 	}
-	dir, err := b.newDir(a)
+	if a.finishes() {
+		return "", cleanup, ErrFinished
+	}
+	dir, err := b.newAttemptDir()
 	if err != nil {
 		return "", cleanup, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot make a folder for the attempt: %v", err)}
 	}
@@ -99,19 +120,11 @@ func (b *Blender) Run(ctx context.Context, a Attempt, sink Sink) (logPath string
 			b.cfg.Logger.Warn("an attempt's folder could not be removed", "dir", dir.root, "err", err)
 		}
 	}
-	// What Blender keeps for itself is nobody's after it has ended.
-	defer os.RemoveAll(dir.tmp())
 	return dir.log(), cleanup, b.run(ctx, a, dir, sink)
 }
 
 func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink) error {
 	place, err := findProject(a)
-	if err != nil {
-		return err
-	}
-	kind, _ := b.Sandbox()
-	confined := kind != ""
-	cmd, err := b.command(a, dir, place, confined)
 	if err != nil {
 		return err
 	}
@@ -129,33 +142,80 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	limit := b.diskLimit()
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
-	go watchDisk(ctx, dir.root, limit, stop)
-	began := time.Now()
-	w := &watch{attempt: a, dir: dir, sink: sink, began: began, done: map[int32]bool{}}
+	w := &watch{attempt: a, dir: dir, sink: sink, began: time.Now(), done: map[int32]bool{}}
 	ooms := oomKills()
-	tmp := dir.tmp()
-	if confined {
-		tmp = "" // the sandbox takes all of its processes along
+
+	render := func(s *session) (waits bool, exit int, err error) {
+		watched, done := context.WithCancel(ctx)
+		defer done()
+		go watchDisk(watched, limit, stop, s.dir.root, dir.root)
+		return s.serve(ctx, newRequest(a), w, log)
 	}
-	exit, err := supervise(ctx, cmd, tmp, func(r io.Reader) error { return w.read(ctx, r, log) })
+	key := a.sessionKey(place)
+	s := b.sessions.take(key)
+	var waits bool
+	var exit int
+	if s != nil {
+		io.WriteString(log, "note: this Blender has the file open since an earlier attempt\n")
+		waits, exit, err = render(s)
+		if !w.heard && !waits && err == nil && ctx.Err() == nil {
+			s = nil // it had ended by itself: that is no fault of the attempt's
+		}
+	}
+	if s == nil {
+		b.sessions.makeRoom(key, a.Needs.MinRAM)
+		if s, err = b.open(a, key, place); err == nil {
+			waits, exit, err = render(s)
+		}
+	}
 	if cerr := log.Close(); cerr != nil && err == nil {
 		b.cfg.Logger.Warn("Blender's log is incomplete", "attempt", a.ID, "err", cerr)
 	}
-	b.cfg.Logger.Debug("Blender has ended", "attempt", a.ID, "exit", exit, "seconds", time.Since(began).Seconds(), "err", err)
+	b.cfg.Logger.Debug("Blender has answered", "attempt", a.ID, "waits", waits, "exit", exit, "seconds", time.Since(w.began).Seconds(), "err", err)
 
-	switch cause := context.Cause(ctx); {
-	case err != nil && ctx.Err() == nil:
+	err = b.verdict(context.Cause(ctx), w, exit, oomKills() > ooms, limit, err)
+	if e, ok := errors.AsType[*Error](err); ok && e.Kind == lease.FailMemory {
+		b.sessions.ranOut(key)
+	}
+	switch {
+	case !waits:
+	case (err == nil || errors.Is(err, ErrFinished)) && a.Content != "" && w.again && !w.odd && w.spoilt == "" && s.clean():
+		b.sessions.keep(s, w.memory)
+	default:
+		s.end()
+	}
+	return err
+}
+
+// verdict says how an attempt ended that was stopped for the given cause, nil where it
+// was not.
+func (b *Blender) verdict(cause error, w *watch, exit int, oom bool, limit int64, err error) error {
+	a := w.attempt
+	switch {
+	case err != nil && cause == nil:
 		return w.judgeRead(err)
 	case len(w.done) == len(a.Frames):
-		return nil // every image is here and whole: how Blender quits is its own affair
+		return nil // every image is here and whole: how Blender goes on is its own affair
 	case errors.Is(cause, errTimeout):
 		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped %s because the attempt ran past %s", w.where(), a.allowed()))
 	case errors.Is(cause, errDisk):
 		return w.fail(lease.FailMachine, fmt.Sprintf("Blender was stopped because the attempt wrote more than the %.1f GiB it may take on this machine", float64(limit)/(1<<30)))
 	case cause != nil:
 		return fmt.Errorf("%w: %w", ErrStopped, cause)
+	case w.ended && a.finishes():
+		return ErrFinished
 	}
-	return w.judge(exit, oomKills() > ooms)
+	return w.judge(exit, oom)
+}
+
+// finishes tells whether the attempt was told to finish.
+func (a Attempt) finishes() bool {
+	select {
+	case <-a.Finish: // never, where it is nil
+		return true
+	default:
+		return false
+	}
 }
 
 // allowed says how long Blender may take for the attempt, and who said so.
@@ -166,280 +226,49 @@ func (a Attempt) allowed() string {
 	return fmt.Sprintf("the %s that the job's task time-out allows", a.Timeout)
 }
 
-// driverArgs is the driver's side of an attempt: see driver.py.
-type driverArgs struct {
-	Out     string          `json:"out"`
-	Scratch string          `json:"scratch"`
-	Frames  []int32         `json:"frames"`
-	Remap   *remapArgs      `json:"remap,omitempty"`
-	Backend []lease.Backend `json:"backends,omitempty"`
-	GPU     bool            `json:"gpu,omitempty"`
-	// IDs are Blender's names of the one GPU to render on, by backend.
-	IDs map[lease.Backend]string `json:"ids,omitempty"`
-	lease.Settings
-}
-
-// on makes d the one device to render on.
-func (a *driverArgs) on(d lease.Device, b lease.Build) error {
-	i, isGPU := d.GPU()
-	switch {
-	case d == "":
-	case d == lease.CPUDevice:
-		a.Backend = []lease.Backend{lease.CPU}
-	case isGPU && i < len(b.GPUs) && len(b.GPUs[i]) > 0:
-		a.IDs = b.GPUs[i]
-	default:
-		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine's Blender %s cannot use its device %q", b.Version, string(d))}
-	}
-	return nil
-}
-
-type remapArgs struct {
-	Root   string `json:"root"`
-	Origin string `json:"origin"`
-}
-
-// backends lists the backends that may serve r, best first; nil is all of them.
-func backends(r lease.Requirements) []lease.Backend {
-	switch {
-	case r.Backend != "":
-		return []lease.Backend{r.Backend}
-	case r.GPUVendor == lease.NVIDIA:
-		return []lease.Backend{lease.OptiX, lease.CUDA}
-	case r.GPUVendor == lease.AMD:
-		return []lease.Backend{lease.HIP}
-	case r.GPUVendor == lease.Intel:
-		return []lease.Backend{lease.OneAPI}
-	case r.GPUVendor == lease.Apple:
-		return []lease.Backend{lease.Metal}
-	}
-	return nil
-}
-
-// command builds the process of an attempt and writes what it reads.
-func (b *Blender) command(a Attempt, dir attemptDir, place project, confined bool) (*exec.Cmd, error) {
-	exe, err := exec.LookPath(a.Build.Path)
-	if err != nil {
-		return nil, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine's Blender %s is gone or cannot be run", a.Build.Version)}
-	}
-	view := outside(dir, place)
-	var box *sandbox
-	if confined {
-		if box, err = newSandbox(exe, dir, place); err != nil {
-			return nil, &Error{Kind: lease.FailMachine, Reason: err.Error()}
-		}
-		view = box.view
-	}
-	args := driverArgs{
-		Out: view.out, Scratch: filepath.Join(view.tmp, "unkept"), Frames: a.Frames,
-		Backend: backends(a.Needs), Settings: a.Set, GPU: a.Needs.WantsGPU(),
-	}
-	if err := args.on(a.Device, a.Build); err != nil {
-		return nil, err
-	}
-	if view.remap {
-		args.Remap = &remapArgs{Root: view.files, Origin: place.manifest.Origin}
-	}
-	if err := dir.writeDriver(args); err != nil {
-		return nil, &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot prepare the attempt: %v", err)}
-	}
-	// The exit code of a Python error must stand before -P, or it is 0.
-	line := []string{exe, "-b", "--factory-startup", "-noaudio", "-Y", "--python-exit-code", "3",
-		view.blend, "-P", filepath.Join(view.driver, "driver.py"), "--", filepath.Join(view.driver, "args.json")}
-	env := environment(view.tmp)
-	if box != nil {
-		line = append(box.prefix(), line...)
-		env = box.env()
-	}
-	line = append(limits(), line...)
-	cmd := exec.Command(line[0], line[1:]...)
-	cmd.Dir, cmd.Env = dir.root, env
-	return cmd, nil
-}
-
-// attemptDir is the private folder of one attempt. Blender may write into out and
-// tmp alone; an image is moved out of its reach before anyone looks at it.
+// attemptDir is the private folder of one attempt, out of Blender's reach: an image is
+// moved there before anyone looks at it.
 type attemptDir struct{ root string }
 
-func (d attemptDir) out() string    { return filepath.Join(d.root, "out") }
-func (d attemptDir) tmp() string    { return filepath.Join(d.root, "tmp") }
-func (d attemptDir) driver() string { return filepath.Join(d.root, "driver") }
 func (d attemptDir) frames() string { return filepath.Join(d.root, "frames") }
 func (d attemptDir) log() string    { return filepath.Join(d.root, "blender.log") }
 
 const attemptPrefix = "attempt-"
 
-func (b *Blender) newDir(a Attempt) (attemptDir, error) {
+// newDir makes a folder of its own in b's.
+func (b *Blender) newDir(prefix string) (string, error) {
 	if err := os.MkdirAll(b.cfg.Dir, 0o700); err != nil {
-		return attemptDir{}, err
+		return "", err
 	}
 	base, err := filepath.Abs(b.cfg.Dir)
 	if err != nil {
-		return attemptDir{}, err
+		return "", err
 	}
-	root, err := os.MkdirTemp(base, attemptPrefix)
+	return os.MkdirTemp(base, prefix)
+}
+
+func (b *Blender) newAttemptDir() (attemptDir, error) {
+	root, err := b.newDir(attemptPrefix)
 	if err != nil {
 		return attemptDir{}, err
 	}
-	d := attemptDir{root: root}
-	for _, sub := range []string{d.out(), d.tmp(), d.driver(), d.frames()} {
-		if err := os.Mkdir(sub, 0o700); err != nil {
-			os.RemoveAll(root)
-			return attemptDir{}, err
-		}
+	d := attemptDir{root}
+	if err := os.Mkdir(d.frames(), 0o700); err != nil {
+		os.RemoveAll(root)
+		return attemptDir{}, err
 	}
 	return d, nil
 }
 
-func (d attemptDir) writeDriver(args driverArgs) error {
-	names, err := scripts.ReadDir(".")
-	if err != nil {
-		return err
-	}
-	for _, n := range names {
-		text, err := scripts.ReadFile(n.Name())
-		if err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(d.driver(), n.Name()), text, 0o600); err != nil {
-			return err
-		}
-	}
-	text, err := json.Marshal(args)
-	if err != nil {
-		return err
-	}
-	return os.WriteFile(filepath.Join(d.driver(), "args.json"), text, 0o600)
-}
-
 // removeLeftovers clears what a process that was killed left behind.
 func (b *Blender) removeLeftovers() {
-	old, _ := filepath.Glob(filepath.Join(b.cfg.Dir, attemptPrefix+"*"))
-	for _, dir := range old {
-		killStrays(0, attemptDir{dir}.tmp())
-		if err := os.RemoveAll(dir); err != nil {
-			b.cfg.Logger.Warn("an old attempt's folder could not be removed", "dir", dir, "err", err)
-		}
-	}
-}
-
-// supervise runs cmd to its end, giving its output to read, and kills it with
-// everything it started when ctx ends or read fails. tmp is the folder for temporary
-// files that cmd alone was given, "" where nothing that it starts outlives it anyway.
-// exit is the exit code, or 128 and the signal's number.
-func supervise(ctx context.Context, cmd *exec.Cmd, tmp string, read func(io.Reader) error) (exit int, err error) {
-	// The kernel kills the child when the thread that started it goes away: keep
-	// the thread.
-	runtime.LockOSThread()
-	defer runtime.UnlockOSThread()
-
-	r, w, err := os.Pipe()
-	if err != nil {
-		return 0, err
-	}
-	defer r.Close()
-	cmd.Stdout, cmd.Stderr = w, w
-	ownGroup(cmd)
-	err = cmd.Start()
-	w.Close()
-	if err != nil {
-		return 0, startError{err}
-	}
-	g := &group{cmd: cmd, tmp: tmp}
-	stop := context.AfterFunc(ctx, g.kill)
-	defer stop()
-
-	exited, drained := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(exited)
-		g.wait()
-		r.SetReadDeadline(time.Now().Add(killGrace))
-		select {
-		case <-drained:
-		case <-time.After(strayGrace):
-			killStrays(0, tmp)
-		}
-	}()
-	err = read(r)
-	close(drained)
-	if err != nil {
-		g.kill()
-	}
-	<-exited
-	return exitCode(cmd.ProcessState), err
-}
-
-// group is a process and what it started. It remembers when the process is gone,
-// because its number may be another's then.
-type group struct {
-	cmd  *exec.Cmd
-	tmp  string // see supervise
-	mu   sync.Mutex
-	gone bool
-}
-
-func (g *group) kill() {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.gone {
-		killStrays(0, g.tmp)
-		return
-	}
-	if g.tmp != "" { // while it lives, those that hide are known as its children
-		killStrays(g.cmd.Process.Pid, g.tmp)
-	}
-	killGroup(g.cmd)
-	killStrays(0, g.tmp)
-}
-
-// wait returns when the process has ended, and takes along what it left in its
-// group.
-func (g *group) wait() {
-	if awaitExit(g.cmd) {
-		g.mu.Lock()
-		defer g.mu.Unlock()
-		killGroup(g.cmd)
-	}
-	g.cmd.Wait() // the state says how it ended
-	g.gone = true
-}
-
-type startError struct{ error }
-
-func (e startError) Unwrap() error { return e.error }
-
-// maxLine bounds a line of Blender's output: what is longer says nothing.
-const maxLine = 64 << 10
-
-// lines calls line with each line of r, cut to maxLine bytes, until r ends.
-func lines(r io.Reader, line func([]byte) error) error {
-	return pieces(r, func(piece []byte, first bool) error {
-		if !first {
-			return nil
-		}
-		return line(bytes.TrimRight(piece, "\r\n"))
-	})
-}
-
-// pieces gives all of r to piece until r ends: lines with their ends, and those
-// longer than maxLine in several pieces, of which one is the first.
-func pieces(r io.Reader, piece func(b []byte, first bool) error) error {
-	br := bufio.NewReaderSize(r, maxLine)
-	rest := false // of a line whose beginning was given already
-	for {
-		b, err := br.ReadSlice('\n')
-		if len(b) > 0 {
-			if err := piece(b, !rest); err != nil {
-				return err
+	for _, prefix := range []string{attemptPrefix, sessionPrefix} {
+		old, _ := filepath.Glob(filepath.Join(b.cfg.Dir, prefix+"*"))
+		for _, dir := range old {
+			killStrays(0, sessionDir{dir}.tmp())
+			if err := os.RemoveAll(dir); err != nil {
+				b.cfg.Logger.Warn("an old attempt's folder could not be removed", "dir", dir, "err", err)
 			}
-		}
-		rest = errors.Is(err, bufio.ErrBufferFull)
-		switch {
-		case err == nil, rest:
-		case errors.Is(err, io.EOF), errors.Is(err, os.ErrDeadlineExceeded):
-			return nil
-		default:
-			return err
 		}
 	}
 }

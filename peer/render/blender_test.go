@@ -25,14 +25,22 @@ import (
 )
 
 // fake is the beginning of a shell script that stands for Blender: it knows where
-// the output goes and how to speak as the driver does.
+// the output goes and how to speak as the driver does, and was asked for something. What
+// does not ask again ends, as Blender does that fails.
 const fake = `#!/bin/sh
 for args; do :; done
 out=$(sed -n 's/.*"out":"\([^"]*\)".*/\1/p' "$args")
-say() { printf '\nVIZ %s\n' "$1"; }
+ask() {
+	read -r request || exit 0
+	id=$(expr "$request" : '.*"id":"\([^"]*\)"')
+	frames=$(expr "$request" : '.*"frames":\[\([^]]*\)\]' | tr , ' ')
+}
+say() { printf '\nVIZ %s,"id":"%s"}\n' "${1%\}}" "$id"; }
 loaded() { say '{"ev":"loaded"}'; }
 start() { say "{\"ev\":\"start\",\"frame\":$1}"; }
 frame() { say "{\"ev\":\"frame\",\"frame\":$1,\"file\":\"$2\",\"name\":\"$3\",\"seconds\":0.5}"; }
+render() { start $1; cp $here/good.png $out/f$1.png; frame $1 f$1.png shot_$1.png; }
+end() { say '{"ev":"end","again":true,"memory":1000}'; }
 `
 
 // fakeBlender is a Blender that runs body; good.png beside it is an image.
@@ -43,7 +51,7 @@ func fakeBlender(t *testing.T, body string) lease.Build {
 	require.NoError(t, png.Encode(&b, image.NewGray(image.Rect(0, 0, 64, 64))))
 	require.NoError(t, os.WriteFile(filepath.Join(dir, "good.png"), b.Bytes(), 0o644))
 	path := filepath.Join(dir, "blender")
-	require.NoError(t, os.WriteFile(path, []byte(fake+"here="+dir+"\n"+body), 0o755))
+	require.NoError(t, os.WriteFile(path, []byte(fake+"here="+dir+"\nask\n"+body), 0o755))
 	return lease.Build{Name: "Blender", Path: path, Version: lease.Version{Major: 3, Minor: 4, Patch: 1}}
 }
 

@@ -10,11 +10,10 @@ import (
 	"github.com/shirou/gopsutil/v4/disk"
 )
 
-// maxDisk bounds what an attempt's folder may take of a disk that has room for
-// more.
+// maxDisk bounds what an attempt may take of a disk that has room for more.
 const maxDisk = 64 << 30
 
-// diskEvery is how often an attempt's folder is measured. A file system has no
+// diskEvery is how often an attempt's folders are measured. A file system has no
 // signal for "larger than", and a file may write for hours without a word from
 // Blender, so this is a watchdog of a clock: what is written between two looks can
 // exceed the limit.
@@ -22,7 +21,7 @@ const diskEvery = 3 * time.Second
 
 var errDisk = errors.New("the attempt takes too much of the disk")
 
-// diskLimit is how many bytes the folder of an attempt that begins now may take.
+// diskLimit is how many bytes an attempt that begins now may take.
 func (b *Blender) diskLimit() int64 {
 	if b.cfg.MaxDisk > 0 {
 		return b.cfg.MaxDisk
@@ -33,10 +32,10 @@ func (b *Blender) diskLimit() int64 {
 	return maxDisk
 }
 
-// watchDisk stops the attempt with errDisk when its folder takes more than limit
+// watchDisk stops the attempt with errDisk when its folders take more than limit
 // bytes. It ends with ctx. What a process writes to a file that it has removed
 // already is not seen.
-func watchDisk(ctx context.Context, dir string, limit int64, stop context.CancelCauseFunc) {
+func watchDisk(ctx context.Context, limit int64, stop context.CancelCauseFunc, dirs ...string) {
 	tick := time.NewTicker(diskEvery)
 	defer tick.Stop()
 	for {
@@ -44,7 +43,11 @@ func watchDisk(ctx context.Context, dir string, limit int64, stop context.Cancel
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-			if diskUse(dir) > limit {
+			use := int64(0)
+			for _, dir := range dirs {
+				use += diskUse(dir)
+			}
+			if use > limit {
 				stop(errDisk)
 				return
 			}

@@ -1,18 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Renders the frames of one attempt inside Blender.
+"""Renders frames inside Blender, for one attempt after another.
 
     blender -b --factory-startup -Y --python-exit-code 3 FILE -P driver.py -- ARGS.json
 
 It changes of the .blend only what the arguments and the machine's safety ask
-for, so that the images have the pixels of a plain "blender -b FILE -a". It says
-what it does in lines of the form "VIZ {json}" on stdout; everything else there
-is Blender's own. It runs on the Python of Blender 2.80 and later.
+for, so that the images have the pixels of a plain "blender -b FILE -a". Then it
+answers requests, which are lines of JSON on stdin:
+
+    {"do": "frames", "id": ID, "frames": [1, 2, …]}   renders them
+    {"do": "stop", "id": ID}                          ends that request with its current frame
+
+It says what it does in lines of the form "VIZ {json}" on stdout, each with the ID
+of its request; everything else there is Blender's own. "end" ends an answer. What
+goes wrong ends Blender. It runs on the Python of Blender 2.80 and later.
 """
 
 import json
 import os
+import queue
 import re
 import sys
+import threading
 import time
 import traceback
 
@@ -23,6 +31,7 @@ import bpy  # noqa: E402
 
 import devices  # noqa: E402
 import guard  # noqa: E402
+import history  # noqa: E402
 import remap  # noqa: E402
 
 MOVIES = {"FFMPEG", "AVI_JPEG", "AVI_RAW", "AVI_CODEC", "FRAMESERVER", "XVID", "H264", "THEORA"}
@@ -40,9 +49,51 @@ class Fail(Exception):
         self.kind = kind
 
 
+class Requests:
+    """What is asked for, read beside Blender's own thread."""
+
+    def __init__(self):
+        self.waiting = queue.Queue()
+        self.id = None  # of the request that is answered now
+        self.stop = None  # of the one that is to end
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self):
+        rest = b""
+        try:
+            while True:
+                # Not by sys.stdin, whose lock would be held when Blender quits.
+                piece = os.read(0, 1 << 16)
+                if not piece:
+                    return  # whoever asks is gone
+                lines = (rest + piece).split(b"\n")
+                rest = lines.pop()
+                for line in lines:
+                    request = json.loads(line.decode("utf-8"))
+                    if request["do"] == "stop":
+                        self.stop = request["id"]
+                    else:
+                        self.waiting.put(request)
+        finally:
+            os._exit(0)  # for nobody, or nothing that is understood, Blender renders not
+
+    def next(self):
+        request = self.waiting.get()
+        self.id = request["id"]
+        return request
+
+
+requests = Requests()
+
+
+def stopped():
+    """Whether the request that is answered now is to end early."""
+    return requests.stop is not None and requests.stop == requests.id
+
+
 def say(ev, **rest):
     """Prints one event on a line of its own, whatever Blender was printing."""
-    sys.stdout.write("\nVIZ " + json.dumps(dict(rest, ev=ev)) + "\n")
+    sys.stdout.write("\nVIZ " + json.dumps(dict(rest, ev=ev, id=requests.id)) + "\n")
     sys.stdout.flush()
 
 
@@ -106,7 +157,7 @@ def set_format(render, wanted):
     render.use_file_extension = True
 
 
-def movie_to_frames(render):
+def movie_to_frames(render, note):
     """A movie cannot be rendered in parts: its frames can."""
     if render.image_settings.file_format not in MOVIES and not getattr(render, "is_movie_format", False):
         return
@@ -152,41 +203,109 @@ def render_frame(scene, frame, folder):
     raise Fail("image", "frame %d: Blender finished but wrote no image" % frame)
 
 
+def memory():
+    """How many bytes of memory this Blender takes; 0 where it cannot tell."""
+    try:
+        with open("/proc/self/statm") as f:
+            return int(f.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, AttributeError):
+        return 0
+
+
+class Session:
+    """The open file, ready to render."""
+
+    def __init__(self, args):
+        self.args = args
+        self.notes = []  # what every attempt is told
+        self.device = None
+        if args.get("remap"):
+            for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
+                self.note(text)
+        self.scene = scene = choose_scene(args.get("scene"))
+        for text in guard.guard(bpy, args["scratch"], args.get("remap", {}).get("root")):
+            self.note(text)
+
+        render = scene.render
+        if args.get("engine"):
+            set_engine(render, args["engine"])
+        if args.get("samples"):
+            set_samples(scene, args["samples"])
+        if args.get("resolution_percent"):
+            render.resolution_percentage = args["resolution_percent"]
+        if args.get("format"):
+            set_format(render, args["format"])
+        movie_to_frames(render, self.note)
+        refuse_views(render)
+        if render.engine == "CYCLES":
+            try:
+                self.device = devices.choose(bpy, scene, args.get("backends"), args.get("gpu", False), args.get("ids"))
+            except devices.Unavailable as e:
+                raise Fail("machine", str(e))
+            say("device", name=self.device)
+        self.filepath = render.filepath
+        self.again = self._repeats(args.get("persist"))
+
+    def _repeats(self, persist):
+        """Whether a frame comes out the same whatever was rendered before it.
+
+        What does not gets a Blender of its own for each attempt, so that the frames of
+        another do not show in it.
+        """
+        try:
+            simulated = next(history.simulations(bpy), None)
+            if simulated:
+                self.note("%s is simulated while Blender renders: what was not baked depends on where it begins" % simulated)
+                return False
+            if persist and history.persists(bpy, self.scene):
+                self.scene.render.use_persistent_data = True
+                self.note("Cycles keeps its data from one frame to the next")
+            return True
+        except (AttributeError, TypeError):  # a release that names things in another way
+            return False
+
+    def note(self, text):
+        note(text)
+        self.notes.append(text)
+
+    def remind(self):
+        """Tells a later attempt what the first one was told."""
+        for text in self.notes:
+            note(text)
+        if self.device:
+            say("device", name=self.device)
+
+    def frames(self, request):
+        # The results are named by the scene's own path.
+        self.scene.render.filepath = self.filepath
+        names = {frame: frame_name(self.scene, frame) for frame in request["frames"]}
+        for frame in request["frames"]:
+            if stopped():
+                return
+            say("start", frame=frame)
+            began = time.time()
+            file = render_frame(self.scene, frame, self.args["out"])
+            say("frame", frame=frame, file=file, name=names[frame], seconds=round(time.time() - began, 3))
+
+
+def serve(session, request):
+    """Answers requests, of which this is the first, for ever."""
+    while True:
+        if request["do"] == "frames":
+            session.frames(request)
+        else:
+            raise Fail("error", "vizpeer's driver does not know the request %r" % request["do"])
+        say("end", again=session.again, memory=memory())
+        request = requests.next()
+        session.remind()
+
+
 def main():
+    request = requests.next()  # first: whatever is said belongs to it
     with open(sys.argv[sys.argv.index("--") + 1], encoding="utf-8") as f:
         args = json.load(f)
     say("loaded", version=bpy.app.version_string)
-    if args.get("remap"):
-        for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
-            note(text)
-    scene = choose_scene(args.get("scene"))
-    for text in guard.guard(bpy, args["scratch"], args.get("remap", {}).get("root")):
-        note(text)
-
-    render = scene.render
-    if args.get("engine"):
-        set_engine(render, args["engine"])
-    if args.get("samples"):
-        set_samples(scene, args["samples"])
-    if args.get("resolution_percent"):
-        render.resolution_percentage = args["resolution_percent"]
-    if args.get("format"):
-        set_format(render, args["format"])
-    movie_to_frames(render)
-    refuse_views(render)
-    if render.engine == "CYCLES":
-        try:
-            say("device", name=devices.choose(bpy, scene, args.get("backends"), args.get("gpu", False), args.get("ids")))
-        except devices.Unavailable as e:
-            raise Fail("machine", str(e))
-    # The results are named before the scene's own path is lost.
-    names = {frame: frame_name(scene, frame) for frame in args["frames"]}
-
-    for frame in args["frames"]:
-        say("start", frame=frame)
-        began = time.time()
-        file = render_frame(scene, frame, args["out"])
-        say("frame", frame=frame, file=file, name=names[frame], seconds=round(time.time() - began, 3))
+    serve(Session(args), request)
 
 
 try:

@@ -82,7 +82,7 @@ def guard(bpy, folder, root=None):
     Yields a sentence for each thing that was changed.
     """
     for scene in bpy.data.scenes:
-        # One machine renders frames of many jobs: nothing outlives its frame.
+        # Whether anything outlives its frame is the driver's to say: see history.py.
         if hasattr(scene.render, "use_persistent_data"):
             scene.render.use_persistent_data = False
     for change in (_freestyle(bpy), _file_outputs(bpy, folder), _caches(bpy, folder, root)):

@@ -82,7 +82,7 @@ type view struct {
 }
 
 // outside is the view of a Blender that runs unconfined.
-func outside(dir attemptDir, p project) view {
+func outside(dir sessionDir, p project) view {
 	return view{
 		blend:  p.path(),
 		driver: dir.driver(),

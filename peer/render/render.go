@@ -2,10 +2,12 @@
 // drives Blender with a script of its own, reads its progress, and checks every
 // image before it calls it a frame.
 //
-// It promises that whatever the .blend holds, nothing outside the attempt's
-// folder is written (where the machine has bubblewrap; elsewhere the guards are
-// Blender's own and [SandboxKind] says so), that a frame it reports is a whole image,
-// and that no Blender outlives its attempt.
+// It promises that whatever the .blend holds, nothing outside its Blender's folder is
+// written (where the machine has bubblewrap; elsewhere the guards are Blender's own and
+// [SandboxKind] says so), and that a frame it reports is a whole image. A Blender may
+// outlive its attempt for a moment, to render the next one of the same person at the
+// same project with the same settings: starting and loading take longer than many a
+// frame. None outlives this process.
 //
 // It does not fetch projects, store frames or talk to the farm: package peer
 // does.
@@ -24,7 +26,9 @@ type Attempt struct {
 	ID      lease.ID
 	Owner   string // whose job it is
 	Project string // folder that holds the project's tree, read only
-	Content string // names the project's content, and is the same for no other
+	// Content names the project's content, and is the same for no other. "" keeps any
+	// Blender from waiting for another attempt.
+	Content string
 	Blend   string // path of the .blend inside Project
 	Build   lease.Build
 	Frames  []int32 // one, where Part, Merge or Movie is set
@@ -38,6 +42,13 @@ type Attempt struct {
 	Set    lease.Settings
 	// Timeout bounds the whole attempt; 0 is a day for each frame.
 	Timeout time.Duration
+	// Finish, when it is closed, asks the attempt to end with the frame that it renders
+	// now, with [ErrFinished]. May be nil.
+	Finish <-chan struct{}
+	// Hold keeps Project as it is until release is called: a Blender that waits for
+	// another attempt has it open. It is called before Run returns, if at all. May be
+	// nil: then Project stays longer than the Runner.
+	Hold func() (release func())
 }
 
 // Part is a part of the attempt's one frame: ranges of its units. It gives pieces and
@@ -139,13 +150,21 @@ func (e *Error) Error() string { return e.Reason }
 // ErrStopped is returned by Run when its context ended first.
 var ErrStopped = errors.New("render: the attempt was stopped")
 
+// ErrFinished is wrapped by the error of an attempt that was told to finish, and did so
+// before everything was rendered. The sink has what was.
+var ErrFinished = errors.New("render: the attempt was told to finish early")
+
 // Runner renders. The real one is [Blender]; package farmtest has a simulated
 // one.
 type Runner interface {
-	// Run renders the attempt's frames and returns when Blender has ended. It
-	// gives each finished frame to sink as it comes. log is the path of the whole
-	// of Blender's output, in a folder that the caller removes with the returned
+	// Run renders the attempt's frames and returns when Blender is done with it. It
+	// gives each finished frame to sink as it comes. log is the path of all
+	// that Blender printed meanwhile, in a folder that the caller removes with the returned
 	// cleanup, which is never nil. The error is nil, an [*Error], or wraps
-	// [ErrStopped]. Safe for concurrent use.
+	// [ErrStopped] or [ErrFinished]. Safe for concurrent use.
 	Run(ctx context.Context, a Attempt, sink Sink) (log string, cleanup func(), err error)
+	// Rest ends what waits for another attempt, and returns when it is gone.
+	Rest()
+	// Close is Rest, and nothing waits from now on. Attempts end by their context.
+	Close() error
 }

@@ -18,7 +18,7 @@ import (
 // bubblewrap is the kind of sandbox there is.
 const bubblewrap = "bubblewrap"
 
-// inner is where an attempt's folder appears inside the sandbox.
+// inner is where a session's folder appears inside the sandbox.
 const inner = "/vizpeer"
 
 // maxBinds bounds the mounts of one project; a tree that needs more is mounted
@@ -54,7 +54,7 @@ func trySandbox() (kind, reason string) {
 
 // sandbox is a bubblewrap command line. Inside there is no network, no other
 // process, nothing of the machine but what programs need to run, read only, and of
-// the attempt the folders out and tmp, the latter as /tmp.
+// the session the folders out and tmp, the latter as /tmp.
 type sandbox struct {
 	bwrap    string
 	args     []string
@@ -62,10 +62,10 @@ type sandbox struct {
 	view     view
 }
 
-// newSandbox confines the Blender exe to an attempt. The project appears at its
+// newSandbox confines the Blender exe to a session. The project appears at its
 // original absolute paths where they are free, so that nothing in it needs to be
 // rewritten.
-func newSandbox(exe string, dir attemptDir, p project) (*sandbox, error) {
+func newSandbox(exe string, dir sessionDir, p project) (*sandbox, error) {
 	bwrap, err := exec.LookPath("bwrap")
 	if err != nil {
 		bwrap = "bwrap" // it was there a moment ago: starting it will say why not
@@ -121,15 +121,15 @@ func (s *sandbox) system() {
 	s.devices()
 }
 
-// program shows the folder that a program lies in, unless that holds the attempts
+// program shows the folder that a program lies in, unless that holds the sessions
 // too: then it would show this machine's secrets, which lie beside them.
-func (s *sandbox) program(exe string, attempt attemptDir) error {
+func (s *sandbox) program(exe string, session sessionDir) error {
 	dirs := []string{filepath.Dir(exe)}
 	if real, err := filepath.EvalSymlinks(exe); err == nil {
 		dirs = append(dirs, filepath.Dir(real))
 	}
 	for _, dir := range dirs {
-		if within(attempt.tmp(), []string{dir}) {
+		if within(session.tmp(), []string{dir}) {
 			return fmt.Errorf("this machine's Blender lies in a folder above vizpeer's data: move it to a folder of its own")
 		}
 		if !within(dir, s.reserved) {

@@ -47,7 +47,7 @@ func TestNothingOutlivesItsAttempt(t *testing.T) {
 // A peer that was killed leaves nothing behind that its next start does not find.
 func TestLeftoverProcessesAreKilled(t *testing.T) {
 	dir := t.TempDir()
-	old := attemptDir{dir + "/" + attemptPrefix + "1"}
+	old := sessionDir{dir + "/" + sessionPrefix + "1"}
 	require.NoError(t, os.MkdirAll(old.tmp(), 0o700))
 	left, other := exec.Command("sleep", "1000"), exec.Command("sleep", "1000")
 	left.Env, other.Env = environment(old.tmp()), environment(old.tmp()+"2")

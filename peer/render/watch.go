@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -28,7 +29,7 @@ const (
 // progressEvery bounds how often an attempt reports while its phase stays.
 const progressEvery = 500 * time.Millisecond
 
-// watch follows one Blender through its output. What it reads may be the work of
+// watch follows Blender through its output while it renders for an attempt. What it reads may be the work of
 // a hostile file: a line can make it report a wrong number of samples, never an
 // image that is not one, nor a file outside the attempt's folder.
 type watch struct {
@@ -36,19 +37,33 @@ type watch struct {
 	dir     attemptDir
 	sink    Sink
 	began   time.Time
+	id      string // of the request that Blender answers
+	out     string // where it writes
 
 	now      Progress
 	reported time.Time
 	done     map[int32]bool
 	loaded   bool
+	heard    bool // Blender answers
+	ended    bool // it has answered, and waits
+	odd      bool // something spoke as the driver does
 	failed   *event
 	spoilt   string // a line of Blender's after which its images are wrong; see spoils
 	tail     tail
+
+	// As Blender says at the end: whether it can serve another attempt, and the bytes of
+	// memory that it takes.
+	again  bool
+	memory int64
 }
+
+// errEnd ends the reading of an answer.
+var errEnd = errors.New("Blender has answered")
 
 // event is one line of the driver's.
 type event struct {
 	Ev      string         `json:"ev"`
+	ID      string         `json:"id"`
 	Frame   int32          `json:"frame"`
 	File    string         `json:"file"`
 	Name    string         `json:"name"`
@@ -56,23 +71,32 @@ type event struct {
 	Kind    lease.FailKind `json:"kind"`
 	Reason  string         `json:"reason"`
 	Text    string         `json:"text"`
+	Again   bool           `json:"again"`
+	Memory  int64          `json:"memory"`
 }
 
-// read follows Blender's output to its end and keeps in log what is Blender's own
-// of it, with the driver's words for people.
-func (w *watch) read(ctx context.Context, r io.Reader, log io.Writer) error {
+// read follows Blender's output until it has answered, or ends, and keeps in log what
+// is Blender's own of it, with the driver's words for people. A Blender that is not new
+// has loaded the file.
+func (w *watch) read(ctx context.Context, r io.Reader, log io.Writer, isNew bool) error {
 	kept := ownWords{w: log}
 	defer kept.flush()
-	w.now = Progress{Total: len(w.attempt.Frames), Phase: phaseLoading, Frame: w.attempt.Frames[0]}
+	w.now = Progress{Total: len(w.attempt.Frames), Phase: phaseRendering, Frame: w.attempt.Frames[0]}
+	if isNew {
+		w.now.Phase = phaseLoading
+	}
+	w.loaded = !isNew
 	w.report(true)
-	return pieces(r, func(piece []byte, first bool) error {
+	err := pieces(r, func(piece []byte, first bool) error {
 		line := bytes.TrimRight(piece, "\r\n")
 		if text, ok := bytes.CutPrefix(line, []byte("VIZ ")); ok && first {
 			var ev event
-			if json.Unmarshal(text, &ev) == nil {
+			if json.Unmarshal(text, &ev) == nil && ev.ID == w.id {
+				w.heard = true
 				kept.event(ev)
 				return w.event(ctx, ev)
 			}
+			w.odd = true // it is nobody's event: words, as any other
 		}
 		kept.add(piece)
 		if !first {
@@ -82,6 +106,11 @@ func (w *watch) read(ctx context.Context, r io.Reader, log io.Writer) error {
 		w.status(line)
 		return nil
 	})
+	if errors.Is(err, errEnd) {
+		w.ended = true
+		return nil
+	}
+	return err
 }
 
 func (w *watch) event(ctx context.Context, ev event) error {
@@ -97,6 +126,9 @@ func (w *watch) event(ctx context.Context, ev event) error {
 		w.failed = &ev
 	case "note":
 		w.tail.add("note: " + ev.Text)
+	case "end":
+		w.again, w.memory = ev.Again, ev.Memory
+		return errEnd
 	}
 	return nil
 }
@@ -114,7 +146,7 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 	}
 	// First out of Blender's reach, then looked at: it cannot change any more.
 	path := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame))+filepath.Ext(ev.File))
-	if err := os.Rename(filepath.Join(w.dir.out(), ev.File), path); err != nil {
+	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
 	}
 	if err := checkImage(path); err != nil {
