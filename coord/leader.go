@@ -221,6 +221,10 @@ func (l *leader) applied(a Applied) {
 				t.since = time.Now()
 				t.frames++
 			}
+		case lease.PieceKept, lease.FrameKept:
+			if s := l.sessions[e.Peer]; s != nil {
+				s.send(Down{Kept: &Kept{CID: e.Result.CID}})
+			}
 		case lease.PieceGone:
 			for _, s := range l.sessions {
 				if l.unask(s, e.Job, *e.Frame, e.Result.CID) || s.peer == e.Peer {

@@ -240,10 +240,11 @@ func (k Keep) ID() KeepID {
 	return KeepID{Job: k.Job, Frame: k.Frame, CID: k.CID, Write: k.Dir != "", Project: k.Project}
 }
 
-// Kept says that enough machines hold all that an attempt rendered: the member
-// may be switched off without a loss.
+// Kept says that enough machines hold all that an attempt rendered, or one frame or
+// piece of it: the member may be switched off without a loss.
 type Kept struct {
-	Lease lease.ID `json:"lease"`
+	Lease lease.ID `json:"lease,omitempty"`
+	CID   string   `json:"cid,omitempty"`
 }
 
 // Ended says that a job has ended.

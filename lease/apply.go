@@ -253,7 +253,7 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 		a.holder(j, at, r.Peer, machines)
 	}
 	if len(pieces) > 0 {
-		a.takePieces(j, r, pieces)
+		a.takePieces(j, r, pieces, machines)
 	}
 	return nil
 }

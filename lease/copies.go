@@ -15,7 +15,7 @@ func (a *applying) hold(c Hold) error {
 	at, ok := j.Place(c.Frame)
 	if ok && c.Peer != "" {
 		if k := slices.IndexFunc(j.PiecesOf(int32(at)), func(p Piece) bool { return p.CID == c.CID }); k >= 0 {
-			a.holdsPiece(j, int32(at), k, c.Peer)
+			a.holdsPiece(j, int32(at), k, c.Peer, c.Machines)
 			return nil
 		}
 	}
@@ -189,6 +189,9 @@ func (a *applying) loseOf(j *Job, c Lose) {
 	}
 	for at := range j.Pieces {
 		a.piecesUnheld(j, int32(at), c.Peer, "")
+		for k := range j.Pieces[at] { // there may be fewer machines to hold them
+			a.holdsPiece(j, int32(at), k, "", c.Machines)
+		}
 	}
 	if j.undone > 0 || c.Removed {
 		for at, f := range j.Frames {

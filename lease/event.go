@@ -25,6 +25,7 @@ const (
 	FrameLost      EventType = "frame.lost"      // its only holder is gone
 	FrameShort     EventType = "frame.short"     // a machine's copy of it is gone
 	PieceRendered  EventType = "piece.rendered"  // of a frame that is split: Span says which units
+	PieceKept      EventType = "piece.kept"      // enough machines hold it
 	PieceGone      EventType = "piece.gone"      // a larger one holds it, or nobody does; Reason says which
 	ProjectShort   EventType = "project.short"   // a machine's copy of the project is gone
 	PeerDrained    EventType = "peer.drained"    // a machine is granted nothing more; Reason says why

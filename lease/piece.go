@@ -23,6 +23,10 @@ type Piece struct {
 	Peer    authz.PeerID   `json:"peer"`             // who rendered it
 	Device  Device         `json:"device,omitempty"` // on what of it
 	Holders []authz.PeerID `json:"holders"`          // who holds all of it, in order of their reports
+	// Kept tells that enough machines hold it. Until then Under has the pieces whose place
+	// it took and of which that was true: they count again should it be lost.
+	Kept  bool    `json:"kept,omitempty"`
+	Under []Piece `json:"under,omitempty"`
 }
 
 // PieceResult is a piece as the machine that rendered it reports it.
@@ -174,7 +178,7 @@ func (j *Job) claims(place int32, id ID) (spans []Span) {
 // takePieces stores the pieces that are wanted: those that have no unit in common with
 // what is there, or hold all of what they meet, as the next piece of a sequence does, or
 // that of an attempt that was begun anew. The others are ignored.
-func (a *applying) takePieces(j *Job, r Report, results []PieceResult) {
+func (a *applying) takePieces(j *Job, r Report, results []PieceResult, machines int) {
 	t := &j.Tasks[r.Task.Index]
 	by := t.Attempts[t.attempt(r.Lease)]
 	place := t.Lo
@@ -188,7 +192,7 @@ func (a *applying) takePieces(j *Job, r Report, results []PieceResult) {
 	for _, p := range results {
 		have := j.Pieces[place]
 		if at := slices.IndexFunc(have, func(o Piece) bool { return o.CID == p.CID }); at >= 0 {
-			a.holdsPiece(j, place, at, r.Peer)
+			a.holdsPiece(j, place, at, r.Peer, machines)
 			continue
 		}
 		if slices.ContainsFunc(have, func(o Piece) bool { return o.Meets(p.Span) && !p.Holds(o.Span) }) {
@@ -196,6 +200,7 @@ func (a *applying) takePieces(j *Job, r Report, results []PieceResult) {
 		}
 		grown := PieceResult{Span: p.Span, Seconds: p.Seconds}
 		pieces := make([]Piece, 0, len(have)+1)
+		made := Piece{Span: p.Span, CID: p.CID, Size: p.Size, Seconds: p.Seconds, Peer: r.Peer, Device: by.Device}
 		for _, o := range have {
 			if !o.Meets(p.Span) {
 				pieces = append(pieces, o)
@@ -204,9 +209,14 @@ func (a *applying) takePieces(j *Job, r Report, results []PieceResult) {
 			if o.Peer == r.Peer && o.Device == by.Device && o.From == grown.From {
 				grown.From, grown.Seconds = o.To, p.Seconds-o.Seconds
 			}
-			a.gone(j, place, o, "a larger piece holds it")
+			if o.Kept {
+				made.Under = append(made.Under, o)
+			} else {
+				made.Under = append(made.Under, o.Under...)
+				a.gone(j, place, o, replaced)
+			}
 		}
-		pieces = append(pieces, Piece{Span: p.Span, CID: p.CID, Size: p.Size, Seconds: p.Seconds, Peer: r.Peer, Device: by.Device, Holders: []authz.PeerID{r.Peer}})
+		pieces = append(pieces, made)
 		slices.SortFunc(pieces, func(a, b Piece) int { return int(a.From) - int(b.From) })
 		j.setPieces(place, pieces)
 		if t.Part() {
@@ -215,8 +225,12 @@ func (a *applying) takePieces(j *Job, r Report, results []PieceResult) {
 		}
 		a.tell(Event{Type: PieceRendered, Job: j.ID, Task: r.Task.Index, Frame: &p.Frame, Peer: r.Peer, Lease: r.Lease,
 			Result: &Result{Frame: p.Frame, CID: p.CID, Size: p.Size, Seconds: p.Seconds}, Span: p.Span})
+		a.holdsPiece(j, place, slices.IndexFunc(pieces, func(o Piece) bool { return o.CID == p.CID }), r.Peer, machines)
 	}
 }
+
+// replaced is why a piece counts no more where nothing of it is lost.
+const replaced = "a larger piece holds it"
 
 // gone tells that a piece counts no more.
 func (a *applying) gone(j *Job, place int32, p Piece, why string) {
@@ -265,20 +279,37 @@ func (a *applying) partsDone(j *Job, place int32) {
 
 func (a *applying) dropPieces(j *Job, place int32, why string) {
 	for _, p := range j.PiecesOf(place) {
-		a.gone(j, place, p, why)
+		for _, o := range append(slices.Clone(p.Under), p) {
+			a.gone(j, place, o, why)
+		}
 	}
 	if len(j.PiecesOf(place)) > 0 {
 		j.setPieces(place, nil)
 	}
 }
 
-// holdsPiece notes that p holds a piece.
-func (a *applying) holdsPiece(j *Job, place int32, at int, p authz.PeerID) {
-	if slices.Contains(j.Pieces[place][at].Holders, p) {
+// holdsPiece notes that p, unless it is "", holds a piece, which may make it one that is
+// kept.
+func (a *applying) holdsPiece(j *Job, place int32, at int, p authz.PeerID, machines int) {
+	piece := j.Pieces[place][at]
+	more := p != "" && !slices.Contains(piece.Holders, p)
+	if more {
+		piece.Holders = append(slices.Clone(piece.Holders), p)
+	}
+	kept := !piece.Kept && len(piece.Holders) >= min(j.Spec.Replicas, max(machines, 1))
+	if !more && !kept {
 		return
 	}
+	if kept {
+		for _, o := range piece.Under {
+			a.gone(j, place, o, replaced)
+		}
+		piece.Kept, piece.Under = true, nil
+		frame := j.numbers[place]
+		a.tell(Event{Type: PieceKept, Job: j.ID, Task: j.tasks[place], Frame: &frame, Peer: piece.Peer, Result: &Result{Frame: frame, CID: piece.CID, Size: piece.Size}, Span: piece.Span})
+	}
 	pieces := slices.Clone(j.Pieces[place])
-	pieces[at].Holders = append(slices.Clone(pieces[at].Holders), p)
+	pieces[at] = piece
 	j.Pieces[place] = pieces
 }
 
@@ -286,20 +317,25 @@ func (a *applying) holdsPiece(j *Job, place int32, at int, p authz.PeerID) {
 // a CID. Those that nobody holds any more are gone.
 func (a *applying) piecesUnheld(j *Job, place int32, p authz.PeerID, cid string) {
 	loses := func(o Piece) bool { return (cid == "" || o.CID == cid) && slices.Contains(o.Holders, p) }
-	if !slices.ContainsFunc(j.PiecesOf(place), loses) {
+	if !slices.ContainsFunc(j.PiecesOf(place), func(o Piece) bool { return loses(o) || slices.ContainsFunc(o.Under, loses) }) {
 		return
 	}
-	var left []Piece
-	for _, o := range j.Pieces[place] {
-		if loses(o) {
-			if o.Holders = without(slices.Clone(o.Holders), p); len(o.Holders) == 0 {
-				a.gone(j, place, o, "nobody holds it any more")
-				continue
+	var held func(pieces []Piece) []Piece
+	held = func(pieces []Piece) (left []Piece) {
+		for _, o := range pieces {
+			o.Under = held(o.Under)
+			if loses(o) {
+				if o.Holders = without(slices.Clone(o.Holders), p); len(o.Holders) == 0 {
+					a.gone(j, place, o, "nobody holds it any more")
+					left = append(left, o.Under...)
+					continue
+				}
 			}
+			left = append(left, o)
 		}
-		left = append(left, o)
+		return left
 	}
-	j.setPieces(place, left)
+	j.setPieces(place, held(j.Pieces[place]))
 	a.covered(j, place)
 }
 

@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"fmt"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -32,7 +33,7 @@ func (f *farm) part(j *lease.Job, n int32, p authz.PeerID) lease.Report {
 }
 
 func pieceOf(from, to int32) []lease.PieceResult {
-	cid := string([]byte{'p', byte('0' + from/10), byte('0' + to/10)})
+	cid := fmt.Sprintf("p-%d-%d", from, to)
 	return []lease.PieceResult{{Frame: 7, Span: lease.Span{From: from, To: to}, CID: cid, Size: 1, Seconds: float64(to-from) / 100}}
 }
 
@@ -56,13 +57,17 @@ func TestFrameIsSplitAndMerged(t *testing.T) {
 	// A piece that grows takes the place of the one before.
 	f.do(lease.Command{Record: &lease.Record{Report: a, Pieces: pieceOf(0, 10), Machines: 3}})
 	events := f.do(lease.Command{Record: &lease.Record{Report: a, Pieces: pieceOf(0, 20), Machines: 3}})
-	require.Equal(t, []lease.EventType{lease.PieceGone, lease.PieceRendered}, types(events))
+	require.Equal(t, []lease.EventType{lease.PieceGone, lease.PieceRendered}, types(events), "nobody else held the one before")
 	require.Equal(t, 80, j.Uncovered())
 	require.InDelta(t, 0.01, j.Pace(lease.Hand{Peer: "peer-a"}).Seconds(), 1e-9, "each sample counts once")
 	require.Equal(t, 20, j.Pace(lease.Hand{Peer: "peer-a"}).Frames())
 
-	// The machine is lost after somebody else held its piece: the rest is leased again.
-	f.do(lease.Command{Hold: &lease.Hold{Job: "j", Frame: 7, CID: "p02", Peer: "peer-c", Machines: 3}})
+	// The machine is lost after somebody else held its piece, and before the next one
+	// was: the rest is leased again.
+	events = f.do(lease.Command{Hold: &lease.Hold{Job: "j", Frame: 7, CID: "p-0-20", Peer: "peer-c", Machines: 3}})
+	require.Equal(t, []lease.EventType{lease.PieceKept}, types(events))
+	f.do(lease.Command{Record: &lease.Record{Report: a, Pieces: pieceOf(0, 25), Machines: 3}})
+	require.Equal(t, 75, j.Uncovered())
 	f.do(lease.Command{Lose: &lease.Lose{Peer: "peer-a", Machines: 2}})
 	require.Equal(t, 80, j.Uncovered())
 	c := f.part(j, 0, "peer-c")

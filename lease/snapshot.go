@@ -197,8 +197,10 @@ func (j *Job) checkParts() error {
 			return fmt.Errorf("the parts of the frame at %d %w", at, err)
 		}
 		for _, p := range j.Pieces[at] {
-			if p.CID == "" || len(p.Holders) == 0 || p.From < 0 || p.Len() == 0 || !whole.Holds(p.Span) {
-				return fmt.Errorf("a piece of the frame at %d is damaged", at)
+			for _, o := range append([]Piece{p}, p.Under...) {
+				if o.CID == "" || len(o.Holders) == 0 || o.From < 0 || o.Len() == 0 || !whole.Holds(o.Span) || !p.Holds(o.Span) {
+					return fmt.Errorf("a piece of the frame at %d is damaged", at)
+				}
 			}
 		}
 		pieces := spansOf(j.Pieces[at])

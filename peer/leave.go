@@ -2,10 +2,60 @@ package peer
 
 import (
 	"context"
+	"sync"
 	"time"
 
+	"vizpeer/lease"
 	"vizpeer/peer/spot"
 )
+
+// alone is what this machine rendered and nobody else is known to hold, by its CID. The
+// zero value is ready.
+type alone struct {
+	mu    sync.Mutex
+	of    map[string]lease.JobID
+	empty chan struct{} // closed when nothing is; nil while nobody waits
+}
+
+func (a *alone) add(cid string, j lease.JobID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.of == nil {
+		a.of = make(map[string]lease.JobID)
+	}
+	a.of[cid] = j
+}
+
+// drop takes off what others hold by now, or nobody wants.
+func (a *alone) drop(is func(cid string, j lease.JobID) bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for cid, j := range a.of {
+		if is(cid, j) {
+			delete(a.of, cid)
+		}
+	}
+	if len(a.of) == 0 && a.empty != nil {
+		close(a.empty)
+		a.empty = nil
+	}
+}
+
+// wait returns when others hold everything, or when ctx ends. One may wait at a time.
+func (a *alone) wait(ctx context.Context) {
+	a.mu.Lock()
+	if len(a.of) == 0 {
+		a.mu.Unlock()
+		return
+	}
+	empty := make(chan struct{})
+	a.empty = empty
+	a.mu.Unlock()
+	select {
+	case <-empty:
+	case <-ctx.Done():
+	}
+}
 
 // spotMargin is what is left of the time before the machine is taken away when attempts
 // are stopped for good: what they gave has to reach others.
@@ -41,6 +91,7 @@ func (p *Peer) watchSpot(ctx context.Context) error {
 	p.worker.conclude(until, n.Reason, true)
 	if ctx.Err() == nil {
 		p.worker.handBack()
+		p.worker.alone.wait(until)
 	}
 	return nil
 }

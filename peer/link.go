@@ -50,7 +50,7 @@ type orders interface {
 	revoke(coord.Revoke)
 	keep(coord.Keep)
 	drop(coord.Drop)
-	kept(lease.ID)
+	kept(coord.Kept)
 	ended(lease.JobID)
 	prefetch(coord.Prefetch)
 }
@@ -234,7 +234,7 @@ func (l *link) obey(d coord.Down) {
 	case d.Drop != nil:
 		l.orders.drop(*d.Drop)
 	case d.Kept != nil:
-		l.orders.kept(d.Kept.Lease)
+		l.orders.kept(*d.Kept)
 	case d.Ended != nil:
 		l.orders.ended(d.Ended.Job)
 	case d.Prefetch != nil:

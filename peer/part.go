@@ -136,6 +136,7 @@ func (s *sink) Piece(ctx context.Context, p render.Piece) (err error) {
 	if err := s.w.results.add(pending{Report: o.Report, Pieces: []lease.PieceResult{r}}); err != nil {
 		return fmt.Errorf("note a piece of frame %d: %w", p.Frame, err)
 	}
+	s.w.alone.add(r.CID, o.Task.Job)
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.pieces = append(slices.DeleteFunc(s.pieces, func(o lease.PieceResult) bool { return r.Holds(o.Span) }), r)

@@ -312,7 +312,9 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 	case <-parts.Done():
 	}
 	saving, saved := context.WithTimeout(parts, stopGrace)
-	p.worker.conclude(saving, "the machine's vizpeer is stopping", false)
+	if p.worker.conclude(saving, "the machine's vizpeer is stopping", false) {
+		p.worker.alone.wait(saving)
+	}
 	saved()
 	stopWork(errShutdown)
 	p.worker.crew.Dismiss()
@@ -456,12 +458,18 @@ func (p *Peer) drop(d coord.Drop) {
 	p.keeper.drop(func(id coord.KeepID) bool {
 		return !id.Project && id.Job == d.Job && id.Frame == d.Frame && id.CID == d.CID
 	})
+	p.worker.alone.drop(func(cid string, _ lease.JobID) bool { return cid == d.CID })
 	if d.Piece {
 		p.worker.crew.Go(func() { p.worker.discard(d) })
 	}
 }
 
-func (p *Peer) kept(id lease.ID) { p.worker.crew.Go(func() { p.worker.results.forget(id) }) }
+func (p *Peer) kept(k coord.Kept) {
+	p.worker.alone.drop(func(cid string, _ lease.JobID) bool { return cid == k.CID })
+	if k.Lease != "" {
+		p.worker.crew.Go(func() { p.worker.results.forget(k.Lease) })
+	}
+}
 
 func (p *Peer) prefetch(o coord.Prefetch) { p.worker.ahead.begin(o) }
 
@@ -470,6 +478,7 @@ func (p *Peer) ended(j lease.JobID) {
 	p.exchange.Recheck()
 	p.worker.ahead.ended(j)
 	p.worker.ended(j)
+	p.worker.alone.drop(func(_ string, of lease.JobID) bool { return of == j })
 	p.keeper.drop(func(id coord.KeepID) bool { return id.Project && id.Job == j })
 	p.worker.crew.Go(func() {
 		p.worker.results.forgetJob(j)

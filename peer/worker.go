@@ -38,6 +38,8 @@ type worker struct {
 	ctx  context.Context // the peer's
 	crew crew
 
+	alone alone
+
 	mu       sync.Mutex
 	leaving  string // why nothing more is begun; "" where it is
 	attempts map[lease.ID]*attempt
@@ -154,8 +156,8 @@ func (w *worker) leaves() string {
 
 // conclude begins nothing more, and has attempts end with what they have: all of them,
 // or those alone that can give a part of what they render. It returns when those have
-// ended, or ctx has.
-func (w *worker) conclude(ctx context.Context, why string, all bool) {
+// ended, or ctx has, and tells whether there were any.
+func (w *worker) conclude(ctx context.Context, why string, all bool) bool {
 	w.mu.Lock()
 	w.leaving = why
 	var ending []*attempt
@@ -176,9 +178,9 @@ func (w *worker) conclude(ctx context.Context, why string, all bool) {
 		select {
 		case <-a.ended:
 		case <-ctx.Done():
-			return
 		}
 	}
+	return len(ending) > 0
 }
 
 // handBack stops what is still under way, for others to begin anew.
@@ -607,6 +609,7 @@ func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
 	if err := s.w.results.add(pending{Report: o.Report, Frames: []lease.Result{r}}); err != nil {
 		return fmt.Errorf("note frame %d: %w", f.Frame, err)
 	}
+	s.w.alone.add(r.CID, o.Task.Job)
 	if s.left--; s.left > 0 {
 		s.record(r)
 		s.w.link.Nudge()

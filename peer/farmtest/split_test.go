@@ -98,3 +98,17 @@ func TestTilesAreRenderedByAll(t *testing.T) {
 		require.Equal(t, lease.Split{By: lease.ByTiles, Units: 6, Columns: 3, Rows: 2}, j.Split)
 	})
 }
+
+// A machine that is stopped properly gives the samples that it has: none is rendered twice.
+func TestStoppedMachineSavesItsSamples(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := slow(t, 2)
+		id := still(t, f, func(s *httpapi.Submission) { s.Split = lease.WishSamples })
+		stopped := f.Peers[1]
+		f.Within(10*time.Minute, "it has rendered half of what it got", func() bool { return stopped.Blender.Units() >= 50 })
+		stopped.Stop()
+		f.Await(id, lease.JobDone, 10*time.Minute)
+		require.Equal(t, 512, units(f))
+		require.Less(t, stopped.Blender.Units(), 60, "it did not go on")
+	})
+}
