@@ -22,7 +22,7 @@ import (
 
 // scripts is what runs inside Blender.
 //
-//go:embed driver.py guard.py remap.py devices.py collect.py samplescene.py
+//go:embed driver.py parts.py pictures.py guard.py remap.py devices.py collect.py samplescene.py
 var scripts embed.FS
 
 // The values of [Config.Sandbox].
@@ -109,6 +109,12 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	if err != nil {
 		return err
 	}
+	if err := a.checkSplit(); err != nil {
+		return err
+	}
+	if err := assemble(ctx, a, dir, sink); err != nil {
+		return err
+	}
 	kind, _ := b.Sandbox()
 	confined := kind != ""
 	cmd, err := b.command(a, dir, place, confined)
@@ -132,12 +138,16 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	go watchDisk(ctx, dir.root, limit, stop)
 	began := time.Now()
 	w := &watch{attempt: a, dir: dir, sink: sink, began: began, done: map[int32]bool{}}
+	w.watchSpans()
 	ooms := oomKills()
 	tmp := dir.tmp()
 	if confined {
 		tmp = "" // the sandbox takes all of its processes along
 	}
 	exit, err := supervise(ctx, cmd, tmp, func(r io.Reader) error { return w.read(ctx, r, log) })
+	if terr := w.tellRest(context.WithoutCancel(ctx)); err == nil {
+		err = terr
+	}
 	if cerr := log.Close(); cerr != nil && err == nil {
 		b.cfg.Logger.Warn("Blender's log is incomplete", "attempt", a.ID, "err", cerr)
 	}
@@ -146,7 +156,7 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	switch cause := context.Cause(ctx); {
 	case err != nil && ctx.Err() == nil:
 		return w.judgeRead(err)
-	case len(w.done) == len(a.Frames):
+	case w.finished():
 		return nil // every image is here and whole: how Blender quits is its own affair
 	case errors.Is(cause, errTimeout):
 		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped %s because the attempt ran past %s", w.where(), a.allowed()))
@@ -171,6 +181,8 @@ type driverArgs struct {
 	Out     string          `json:"out"`
 	Scratch string          `json:"scratch"`
 	Frames  []int32         `json:"frames"`
+	Part    *partArgs       `json:"part,omitempty"`
+	Merge   *mergeArgs      `json:"merge,omitempty"`
 	Remap   *remapArgs      `json:"remap,omitempty"`
 	Backend []lease.Backend `json:"backends,omitempty"`
 	GPU     bool            `json:"gpu,omitempty"`
@@ -234,6 +246,7 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 		Out: view.out, Scratch: filepath.Join(view.tmp, "unkept"), Frames: a.Frames,
 		Backend: backends(a.Needs), Settings: a.Set, GPU: a.Needs.WantsGPU(),
 	}
+	args.divide(a, view)
 	if err := args.on(a.Device, a.Build); err != nil {
 		return nil, err
 	}

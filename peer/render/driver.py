@@ -23,6 +23,8 @@ import bpy  # noqa: E402
 
 import devices  # noqa: E402
 import guard  # noqa: E402
+import parts  # noqa: E402
+import pictures  # noqa: E402
 import remap  # noqa: E402
 
 MOVIES = {"FFMPEG", "AVI_JPEG", "AVI_RAW", "AVI_CODEC", "FRAMESERVER", "XVID", "H264", "THEORA"}
@@ -182,17 +184,35 @@ def main():
     # The results are named before the scene's own path is lost.
     names = {frame: frame_name(scene, frame) for frame in args["frames"]}
 
-    for frame in args["frames"]:
+    if args.get("part"):
+        frame, part = args["frames"][0], args["part"]
+        say("start", frame=frame)
+        parts.render(bpy, scene, frame, part["split"], part["spans"], args["out"], say, lambda: False)
+        return
+    if args.get("merge"):
+        merge = args["merge"]
+        with parts.merged(bpy, scene, merge["split"], merge["file"], args["out"], say):
+            render_frames(scene, args["frames"], names, args["out"])
+        return
+    render_frames(scene, args["frames"], names, args["out"])
+
+
+def render_frames(scene, frames, names, out):
+    for frame in frames:
         say("start", frame=frame)
         began = time.time()
-        file = render_frame(scene, frame, args["out"])
-        say("frame", frame=frame, file=file, name=names[frame], seconds=round(time.time() - began, 3))
+        file = render_frame(scene, frame, out)
+        seconds = round(time.time() - began, 3)
+        say("frame", frame=frame, file=file, name=names[frame], seconds=seconds, thumb=pictures.thumb(bpy, scene, file, out))
 
 
 try:
     main()
 except Fail as e:
     say("fail", kind=e.kind, reason=str(e))
+    sys.exit(3)
+except parts.Refused as e:
+    say("fail", kind="error", reason=str(e))
     sys.exit(3)
 except Exception as e:
     traceback.print_exc()

@@ -1,0 +1,132 @@
+package render
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+
+	"vizpeer/lease"
+	"vizpeer/peer/render/exr"
+)
+
+// partArgs and mergeArgs are the driver's side of a part and a merge: see parts.py.
+type partArgs struct {
+	Split lease.Split `json:"split"`
+	Spans [][2]int32  `json:"spans"`
+}
+
+type mergeArgs struct {
+	Split lease.Split `json:"split"`
+	File  string      `json:"file"`
+}
+
+// divide adds what a is about if it is not about whole frames.
+func (args *driverArgs) divide(a Attempt, v view) {
+	if a.Part != nil {
+		args.Part = &partArgs{Split: a.Part.Split}
+		for _, s := range a.Part.Spans {
+			args.Part.Spans = append(args.Part.Spans, [2]int32{s.From, s.To})
+		}
+	}
+	if a.Merge != nil {
+		args.Merge = &mergeArgs{Split: a.Merge.Split, File: filepath.Join(v.driver, mergedName)}
+	}
+}
+
+// mergedName is the file that Blender makes the frame of.
+const mergedName = "merged.exr"
+
+// checkSplit tells what is wrong with the part or the merge of an attempt.
+func (a Attempt) checkSplit() error {
+	if a.Part == nil && a.Merge == nil {
+		return nil
+	}
+	bad := func(format string, args ...any) error {
+		return &Error{Kind: lease.FailError, Reason: fmt.Sprintf(format, args...)}
+	}
+	if len(a.Frames) != 1 || a.Part != nil && a.Merge != nil {
+		return bad("an attempt at parts is about one frame, and about parts or their merge")
+	}
+	split, spans := lease.Split{}, []lease.Span(nil)
+	if a.Part != nil {
+		split, spans = a.Part.Split, a.Part.Spans
+	} else {
+		split, spans = a.Merge.Split, a.Merge.spans()
+	}
+	if err := split.Validate(); err != nil || !split.On() {
+		return bad("the attempt does not say how the frame is split: %v", err)
+	}
+	if len(spans) == 0 {
+		return bad("the attempt names no parts")
+	}
+	spans = slices.SortedFunc(slices.Values(spans), func(a, b lease.Span) int { return int(a.From) - int(b.From) })
+	for i, s := range spans {
+		if s.Len() == 0 || s.From < 0 || s.To > split.Units {
+			return bad("the frame has no %s %d to %d: it has %d", split.By, s.From, s.To, split.Units)
+		}
+		if i > 0 && spans[i-1].Meets(s) {
+			return bad("%s %d to %d of frame %d come twice", split.By, s.From, min(s.To, spans[i-1].To), a.Frames[0])
+		}
+		if a.Merge != nil && split.By == lease.ByTiles && s.Len() != 1 {
+			return bad("tiles %d to %d of frame %d come as one", s.From, s.To, a.Frames[0])
+		}
+	}
+	if a.Merge != nil {
+		if gaps := (lease.Span{To: split.Units}).Gaps(spans); len(gaps) > 0 {
+			return bad("%s %d to %d of frame %d are missing", split.By, gaps[0].From, gaps[0].To, a.Frames[0])
+		}
+	}
+	return nil
+}
+
+func (m *Merge) spans() (spans []lease.Span) {
+	for _, p := range m.Pieces {
+		spans = append(spans, p.Span)
+	}
+	return spans
+}
+
+// assemble puts the pieces of a merge together, where Blender can read the result and
+// not change it. Of samples the result is a piece too.
+func assemble(ctx context.Context, a Attempt, dir attemptDir, sink Sink) error {
+	if a.Merge == nil {
+		return nil
+	}
+	pieces := slices.SortedFunc(slices.Values(a.Merge.Pieces), func(a, b Input) int { return int(a.From) - int(b.From) })
+	to, split := filepath.Join(dir.frames(), mergedName), a.Merge.Split
+	var err error
+	if split.By == lease.ByTiles {
+		var paths []string
+		for _, p := range pieces {
+			paths = append(paths, p.Path)
+		}
+		err = exr.Grid(to, int(split.Columns), int(split.Rows), paths)
+	} else {
+		var weighted []exr.Weighted
+		for _, p := range pieces {
+			weighted = append(weighted, exr.Weighted{Path: p.Path, Samples: int(p.Len())})
+		}
+		err = exr.Mean(to, weighted)
+	}
+	if e, ok := errors.AsType[*exr.PieceError](err); ok {
+		p := pieces[e.Piece]
+		return &Error{Kind: lease.FailImage, Reason: fmt.Sprintf("frame %d cannot be put together: %s %d to %d: %v", a.Frames[0], split.By, p.From, p.To, e.Err)}
+	}
+	if err == nil {
+		err = linkOrCopy(to, filepath.Join(dir.driver(), mergedName))
+	}
+	if err != nil {
+		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot put frame %d together: %v", a.Frames[0], err)}
+	}
+	if split.By == lease.ByTiles {
+		return nil
+	}
+	// Before Blender starts: where nothing confines it, it could write to the file.
+	p := Piece{Span: lease.Span{To: split.Units}, Frame: a.Frames[0], Path: to}
+	if err := sink.Piece(ctx, p); err != nil {
+		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("frame %d was put together but this machine could not keep it: %v", p.Frame, err)}
+	}
+	return nil
+}
