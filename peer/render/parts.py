@@ -73,6 +73,8 @@ def refuse(scene, split):
         if _samples_of_its_own(scene, layer, split["units"]):
             raise Refused("the view layer %r has a number of samples of its own: split the frame by tiles" % layer.name)
     for ob in scene.objects:
+        if ob.type == "LIGHT" or ob.hide_render:  # to lights the word means something else
+            continue
         if getattr(ob, "is_shadow_catcher", False) or getattr(getattr(ob, "cycles", None), "is_shadow_catcher", False):
             raise Refused("%r catches shadows, which samples of several machines do not add up to: "
                           "split the frame by tiles" % ob.name)

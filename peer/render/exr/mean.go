@@ -29,7 +29,7 @@ const (
 
 // firstPasses are stored at the first sample, or are the same in every piece. A pass
 // has one name up to Blender 4 and another from 5 on.
-var firstPasses = []string{"Depth", "Z", "IndexOB", "IndexMA", "Object Index", "Material Index", "Debug Sample Count"}
+var firstPasses = []string{"Depth", "Z", "Position", "IndexOB", "IndexMA", "Object Index", "Material Index", "Debug Sample Count"}
 
 // colours names the pass by which Cycles divides a pass of light.
 var colours = map[string]string{

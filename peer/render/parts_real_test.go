@@ -1,0 +1,352 @@
+package render
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"image"
+	"image/jpeg"
+	"math"
+	"os"
+	"path/filepath"
+	"sort"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/lease"
+)
+
+// partsScene is a scene with what is not the same in each sample: textures, edges, depth
+// of field, two view layers, passes of all kinds.
+const partsScene = `
+import bpy, os
+bpy.ops.wm.read_factory_settings()
+s = bpy.context.scene
+s.render.engine = "CYCLES"
+s.cycles.samples, s.cycles.use_denoising, s.cycles.use_adaptive_sampling = 16, False, False
+s.render.resolution_x, s.render.resolution_y, s.render.resolution_percentage = 97, 61, 100
+s.render.image_settings.file_format, s.render.image_settings.color_mode = "PNG", "RGBA"
+s.render.dither_intensity = 1.0
+s.render.filepath = "//frames/part_"
+cube = bpy.data.objects["Cube"]
+cube.pass_index = 3
+m = cube.active_material
+m.use_nodes = True
+n, l = m.node_tree.nodes, m.node_tree.links
+c = n.new("ShaderNodeTexChecker")
+c.inputs["Scale"].default_value = 30
+l.new(c.outputs[0], n["Principled BSDF"].inputs["Base Color"])
+bpy.data.lights[0].shadow_soft_size = 1
+v = s.view_layers[0]
+for p in ("z", "mist", "normal", "object_index", "material_index", "diffuse_direct", "diffuse_indirect", "glossy_direct", "position", "uv", "emit", "environment"):
+    setattr(v, "use_pass_" + p, True)
+s.view_layers.new("With.dots in its name")
+%s
+bpy.ops.wm.save_as_mainfile(filepath=%q)
+`
+
+// compositor makes the scene's picture of passes of both layers.
+const compositor = `
+s.use_nodes = True
+t = s.node_tree
+t.nodes.clear()
+one, two = t.nodes.new("CompositorNodeRLayers"), t.nodes.new("CompositorNodeRLayers")
+two.layer = "With.dots in its name"
+g = t.nodes.new("CompositorNodeGlare")
+g.glare_type, g.threshold = "FOG_GLOW", 0.3
+b = t.nodes.new("CompositorNodeColorBalance")
+b.gain = (1.2, 1.0, 0.8)
+mx = t.nodes.new("CompositorNodeMixRGB")
+out = t.nodes.new("CompositorNodeComposite")
+t.links.new(one.outputs["Image"], g.inputs[0])
+t.links.new(g.outputs[0], b.inputs["Image"])
+t.links.new(one.outputs["Mist"], mx.inputs[0])
+t.links.new(b.outputs[0], mx.inputs[1])
+t.links.new(two.outputs["Image"], mx.inputs[2])
+t.links.new(mx.outputs[0], out.inputs[0])
+`
+
+func partsFile(t *testing.T, build lease.Build, python string) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	script(t, build, fmt.Sprintf(partsScene, python, filepath.Join(root, "a.blend")))
+	return root
+}
+
+// partSink keeps the pieces that an attempt gives, and when.
+type partSink struct {
+	collectorSink
+	keep     string
+	began    time.Time
+	previews []time.Duration
+	shown    []image.Config
+	thumb    []byte
+	stop     func(Piece)
+}
+
+func (s *partSink) Piece(_ context.Context, p Piece) error {
+	to := filepath.Join(s.keep, fmt.Sprintf("%d-%d.exr", p.From, p.To))
+	if err := os.Rename(p.Path, to); err != nil {
+		return err
+	}
+	p.Path = to
+	s.pieces = append(s.pieces, p)
+	if s.stop != nil {
+		s.stop(p)
+	}
+	return nil
+}
+
+func (s *partSink) Preview(p Preview) {
+	s.previews = append(s.previews, time.Since(s.began))
+	b, _ := os.ReadFile(p.Path)
+	conf, _ := jpeg.DecodeConfig(bytes.NewReader(b))
+	s.shown = append(s.shown, conf)
+	s.collectorSink.Preview(p)
+}
+
+func (s *partSink) Frame(ctx context.Context, f Frame) error {
+	if f.Thumb != "" {
+		s.thumb, _ = os.ReadFile(f.Thumb)
+	}
+	return s.collectorSink.Frame(ctx, f)
+}
+
+// runParts runs one attempt at a part or a merge of frame 1.
+func runParts(t *testing.T, build lease.Build, root string, part *Part, merge *Merge) (*partSink, error) {
+	t.Helper()
+	sink := &partSink{keep: t.TempDir(), began: time.Now()}
+	log, cleanup, err := NewBlender(Config{Dir: t.TempDir()}).Run(t.Context(), Attempt{
+		Project: root, Blend: "a.blend", Build: build, Frames: []int32{1}, Part: part, Merge: merge,
+	}, sink)
+	defer cleanup()
+	if err != nil {
+		text, _ := os.ReadFile(log)
+		t.Logf("%v\n%s", err, text)
+	}
+	return sink, err
+}
+
+// last answers the pieces that no other takes the place of.
+func last(pieces []Piece) (inputs []Input) {
+	by := map[int32]Input{}
+	for _, p := range pieces {
+		by[p.From] = Input{p.Span, p.Path}
+	}
+	for _, in := range by {
+		inputs = append(inputs, in)
+	}
+	return inputs
+}
+
+// values reads an uncompressed OpenEXR file of floats, by channel and by rows.
+func values(t *testing.T, path string) map[string][]float32 {
+	t.Helper()
+	b, err := os.ReadFile(path)
+	require.NoError(t, err)
+	at := 8
+	text := func() string {
+		n := bytes.IndexByte(b[at:], 0)
+		at += n + 1
+		return string(b[at-n-1 : at-1])
+	}
+	var channels []string
+	var w, h int
+	for {
+		name := text()
+		if name == "" {
+			break
+		}
+		text()
+		size := int(binary.LittleEndian.Uint32(b[at:]))
+		v := b[at+4 : at+4+size]
+		at += 4 + size
+		switch name {
+		case "channels":
+			for v[0] != 0 {
+				n := bytes.IndexByte(v, 0)
+				channels, v = append(channels, string(v[:n])), v[n+17:]
+			}
+		case "dataWindow":
+			box := make([]int32, 4)
+			require.NoError(t, binary.Read(bytes.NewReader(v), binary.LittleEndian, box))
+			w, h = int(box[2]-box[0]+1), int(box[3]-box[1]+1)
+		case "compression":
+			require.Zero(t, v[0])
+		}
+	}
+	out := map[string][]float32{}
+	for y := range h {
+		line := b[binary.LittleEndian.Uint64(b[at+8*y:])+8:]
+		for c, name := range channels {
+			for x := range w {
+				out[name] = append(out[name], math.Float32frombits(binary.LittleEndian.Uint32(line[4*(c*w+x):])))
+			}
+		}
+	}
+	return out
+}
+
+// asPiece is Python that makes a plain render write what a piece holds.
+const asPiece = "i = s.render.image_settings; i.file_format = 'OPEN_EXR_MULTILAYER'; i.color_depth = '32'; i.exr_codec = 'NONE'; s.render.use_compositing = False; "
+
+// spread tells how far two pictures are apart: the mean and the greatest difference, by
+// channel.
+func spread(t *testing.T, want, got string) (mean, most map[string]float64) {
+	t.Helper()
+	a, b := values(t, want), values(t, got)
+	mean, most = map[string]float64{}, map[string]float64{}
+	for name, x := range a {
+		y := b[name]
+		require.Len(t, y, len(x), name)
+		for i := range x {
+			d := math.Abs(float64(x[i]) - float64(y[i]))
+			mean[name] += d / float64(len(x))
+			most[name] = max(most[name], d)
+		}
+	}
+	return mean, most
+}
+
+func TestSamplesOfFourMachinesAreTheFrame(t *testing.T) {
+	t.Parallel() // a Blender that starts keeps one core busy
+	build := realBlender(t)
+	root := partsFile(t, build, compositor+"s.cycles.samples, s.cycles.sampling_pattern = 512, 'SOBOL'")
+	split := lease.Split{By: lease.BySamples, Units: 512}
+	var pieces []Input
+	for i := range int32(4) {
+		sink, err := runParts(t, build, root, &Part{split, []lease.Span{{From: 128 * i, To: 128 * (i + 1)}}}, nil)
+		require.NoError(t, err)
+		require.NotEmpty(t, sink.collectorSink.previews)
+		for j, p := range sink.pieces {
+			require.Equal(t, 128*i, p.From)
+			require.Equal(t, int32(1), p.Frame)
+			require.Positive(t, p.Seconds)
+			if j > 0 {
+				require.Greater(t, p.To, sink.pieces[j-1].To)
+			}
+		}
+		require.Equal(t, 128*(i+1), sink.pieces[len(sink.pieces)-1].To)
+		done := sink.progress[len(sink.progress)-1]
+		require.Equal(t, []int{128, 128}, []int{done.Sample, done.Samples})
+		pieces = append(pieces, last(sink.pieces)...)
+	}
+	require.Len(t, pieces, 4)
+	merged, err := runParts(t, build, root, nil, &Merge{split, pieces})
+	require.NoError(t, err)
+	require.Len(t, merged.pieces, 1)
+	require.Equal(t, lease.Span{To: 512}, merged.pieces[0].Span)
+	require.Equal(t, "part_0001.png", merged.frames[0].Name)
+
+	out := t.TempDir()
+	plain(t, build, filepath.Join(root, "a.blend"), asPiece, out+"/", "1", "1")
+	mean, most := spread(t, filepath.Join(out, "0001.exr"), merged.pieces[0].Path)
+	var names []string
+	for name := range mean {
+		names = append(names, name)
+	}
+	sort.Strings(names)
+	for _, name := range names {
+		t.Logf("%-40s mean %.2g, most %.2g", name, mean[name], most[name])
+		require.Less(t, mean[name], 1e-5, name)
+	}
+
+	plain(t, build, filepath.Join(root, "a.blend"), "", out+"/", "1", "1")
+	want, err := os.ReadFile(filepath.Join(out, "0001.png"))
+	require.NoError(t, err)
+	a, b := pixels(t, want).(*image.NRGBA), pixels(t, merged.images[1]).(*image.NRGBA)
+	differ := 0
+	for i := range a.Pix {
+		if a.Pix[i] != b.Pix[i] {
+			differ++
+			require.LessOrEqual(t, max(a.Pix[i], b.Pix[i])-min(a.Pix[i], b.Pix[i]), uint8(1))
+		}
+	}
+	t.Logf("%d of %d values of the PNG differ by one level", differ, len(a.Pix))
+	require.LessOrEqual(t, differ, len(a.Pix)/1000)
+}
+
+func TestTilesAreTheFrame(t *testing.T) {
+	t.Parallel() // a Blender that starts keeps one core busy
+	build := realBlender(t)
+	for name, python := range map[string]string{
+		"plain":       "",
+		"compositor":  compositor,
+		"cryptomatte": compositor + "v.use_pass_cryptomatte_object = True",
+		"transparent": "s.render.film_transparent = True",
+		"sixteen bit": "s.render.image_settings.color_depth = '16'; s.render.resolution_percentage = 63",
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := partsFile(t, build, python)
+			split := lease.Split{By: lease.ByTiles, Units: 6, Columns: 3, Rows: 2}
+			var pieces []Input
+			for _, spans := range [][]lease.Span{{{From: 4, To: 6}, {From: 0, To: 1}}, {{From: 1, To: 4}}} {
+				sink, err := runParts(t, build, root, &Part{split, spans}, nil)
+				require.NoError(t, err)
+				require.Len(t, sink.pieces, 3)
+				require.Len(t, sink.previews, 3)
+				done := sink.progress[len(sink.progress)-1]
+				require.Equal(t, []int{48, 48}, []int{done.Sample, done.Samples})
+				pieces = append(pieces, last(sink.pieces)...)
+			}
+			merged, err := runParts(t, build, root, nil, &Merge{split, pieces})
+			require.NoError(t, err)
+			out := t.TempDir()
+			plain(t, build, filepath.Join(root, "a.blend"), "", out+"/", "1", "1")
+			want, err := os.ReadFile(filepath.Join(out, "0001.png"))
+			require.NoError(t, err)
+			requireSamePixels(t, want, merged.images[1])
+			require.NotEmpty(t, merged.thumb)
+		})
+	}
+}
+
+func TestPartsThatWouldNotBeTheFrame(t *testing.T) {
+	t.Parallel()
+	build := realBlender(t)
+	samples, tiles := lease.Split{By: lease.BySamples, Units: 16}, lease.Split{By: lease.ByTiles, Units: 2, Columns: 2, Rows: 1}
+	for name, c := range map[string]struct {
+		python string
+		split  lease.Split
+		reason string
+	}{
+		"Workbench":     {"s.render.engine = 'BLENDER_WORKBENCH'", tiles, "only Cycles renders a frame in parts"},
+		"Cryptomatte":   {"v.use_pass_cryptomatte_object = True", samples, "has Cryptomatte"},
+		"catcher":       {"cube.is_shadow_catcher = True", samples, "'Cube' catches shadows"},
+		"own samples":   {"v.samples = 3", samples, "has a number of samples of its own"},
+		"border":        {"s.render.use_border = True", tiles, "renders a region of its own"},
+		"sequencer":     {"s.sequence_editor_create().sequences.new_effect('c', 'COLOR', 1, frame_start=1, frame_end=9)", samples, "the sequencer makes this scene's frames"},
+		"grease pencil": {"bpy.ops.object.gpencil_add(type='STROKE')", tiles, "grease pencil"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := partsFile(t, build, c.python)
+			_, err := runParts(t, build, root, &Part{c.split, []lease.Span{{From: 0, To: 1}}}, nil)
+			e, ok := errors.AsType[*Error](err)
+			require.True(t, ok, "%v", err)
+			require.Contains(t, e.Reason, c.reason)
+			require.Equal(t, lease.FailError, e.Kind)
+		})
+	}
+}
+
+func TestThumbnails(t *testing.T) {
+	t.Parallel()
+	build := realBlender(t)
+	for _, format := range []string{"PNG", "JPEG", "TIFF", "OPEN_EXR", "OPEN_EXR_MULTILAYER", "TARGA"} {
+		t.Run(format, func(t *testing.T) {
+			root := partsFile(t, build, "s.render.resolution_percentage = 1000; s.cycles.samples = 1; s.render.image_settings.file_format = '"+format+"'; s.render.image_settings.color_mode = 'RGB'")
+			sink, err := runParts(t, build, root, nil, nil)
+			require.NoError(t, err)
+			img, err := jpeg.Decode(bytes.NewReader(sink.thumb))
+			require.NoError(t, err)
+			require.Equal(t, image.Pt(512, 322), img.Bounds().Size())
+			// Through the view transform the world's grey is the same in all formats.
+			r, g, b, _ := img.At(8, 8).RGBA()
+			require.InDelta(t, 64, float64(r>>8), 6, "%d %d %d", r>>8, g>>8, b>>8)
+		})
+	}
+}
