@@ -179,10 +179,12 @@ class Pace:
         self.elapsed = 0.0
         self.each = None  # seconds for a sample
         self.lost = 0.0  # seconds for a batch, whatever its length
+        self.batches = 0
 
     def took(self, samples, seconds, tracing):
         """Notes a batch that took so many seconds, of which Cycles traced paths."""
         self.elapsed += seconds
+        self.batches += 1
         tracing = min(seconds, tracing if tracing is not None else 0.9 * seconds)
         self.each = max(1e-6, tracing / samples)
         self.lost = seconds - tracing
@@ -195,7 +197,8 @@ class Pace:
         # Each batch as long as all before, until that is too much to lose.
         worth = WORTH * self.lost
         seconds = max(worth, min(self.elapsed, BATCH))
-        seconds = min(seconds, max(BATCH, worth / 2))
+        # What the first batch lost may be lost once: much of it is kept for the next.
+        seconds = min(seconds, BATCH if self.batches == 1 else max(BATCH, worth / 2))
         count = max(1, int(seconds / self.each))
         if left <= count * 1.25:  # a small rest is not worth a batch
             return left

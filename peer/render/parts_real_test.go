@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sort"
+	"strings"
 	"testing"
 	"time"
 
@@ -274,11 +275,9 @@ func TestTilesAreTheFrame(t *testing.T) {
 	t.Parallel() // a Blender that starts keeps one core busy
 	build := realBlender(t)
 	for name, python := range map[string]string{
-		"plain":       "",
-		"compositor":  compositor,
-		"cryptomatte": compositor + "v.use_pass_cryptomatte_object = True",
-		"transparent": "s.render.film_transparent = True",
-		"sixteen bit": "s.render.image_settings.color_depth = '16'; s.render.resolution_percentage = 63",
+		"plain":                      "",
+		"compositor and Cryptomatte": compositor + "v.use_pass_cryptomatte_object = True",
+		"clear, with 16 bits":        "s.render.film_transparent = True; s.render.image_settings.color_depth = '16'; s.render.resolution_percentage = 63",
 	} {
 		t.Run(name, func(t *testing.T) {
 			root := partsFile(t, build, python)
@@ -302,6 +301,103 @@ func TestTilesAreTheFrame(t *testing.T) {
 			requireSamePixels(t, want, merged.images[1])
 			require.NotEmpty(t, merged.thumb)
 		})
+	}
+}
+
+// leaveAlone renders parts in a Blender that has other things to do afterwards: it stops
+// after two batches, and prints which settings are not as they were.
+const leaveAlone = `
+import bpy, os, sys, tempfile
+sys.dont_write_bytecode = True
+sys.path.insert(0, %q)
+import parts
+s = bpy.context.scene
+out = tempfile.mkdtemp()
+s.render.image_settings.file_format, s.render.image_settings.color_mode = "PNG", "BW"
+s.render.image_settings.color_depth, s.render.image_settings.quality = "16", 33
+s.cycles.use_adaptive_sampling = s.cycles.use_denoising = s.cycles.auto_scrambling_distance = s.render.use_freestyle = True
+
+def settings():
+    found = {}
+    owners = [("render", s.render), ("image", s.render.image_settings), ("cycles", s.cycles)]
+    owners += [(l.name, l) for l in s.view_layers] + [(l.name + ".cycles", l.cycles) for l in s.view_layers]
+    for name, owner in owners:
+        for p in owner.bl_rna.properties:
+            if p.type in ("BOOLEAN", "INT", "FLOAT", "STRING", "ENUM"):
+                v = getattr(owner, p.identifier)
+                found[name + "." + p.identifier] = v[:] if getattr(p, "is_array", False) else v
+    return found
+
+def compare(what):
+    after = settings()
+    for name in before:
+        if before[name] != after[name]:
+            print("CHANGED", what, name, before[name], after[name])
+
+events = []
+def say(ev, **rest):
+    events.append(dict(rest, ev=ev))
+def pieces():
+    return [e for e in events if e["ev"] == "piece"]
+
+before = settings()
+samples = {"by": "samples", "units": 1 << 20}
+parts.render(bpy, s, 1, samples, [[0, 1 << 20]], out, say, lambda: len(pieces()) == 2)
+compare("samples")
+print("BATCHES", [(e["from"], e["to"] > e["from"], os.path.exists(os.path.join(out, e["file"]))) for e in pieces()][:1], pieces()[1]["from"] == pieces()[0]["to"])
+parts.render(bpy, s, 1, {"by": "tiles", "units": 4, "columns": 2, "rows": 2}, [[1, 3]], out, say, lambda: False)
+compare("tiles")
+piece = os.path.join(out, pieces()[0]["file"])
+with parts.merged(bpy, s, samples, piece, out, say):
+    pass
+compare("merge")
+print("NOTES", sorted(e["text"] for e in events if e["ev"] == "note"))
+parts.denoise_layer(bpy, s, s.view_layers[1].name, piece, os.path.join(out, "denoised.exr"))
+print("DENOISED", os.path.getsize(os.path.join(out, "denoised.exr")) > 97 * 61 * 16)
+compare("denoising")
+`
+
+func TestPartsLeaveTheSceneAlone(t *testing.T) {
+	t.Parallel()
+	build := realBlender(t)
+	root := partsFile(t, build, "s.cycles.samples = 4; v.cycles.denoising_store_passes = s.view_layers[1].cycles.denoising_store_passes = True")
+	here, err := filepath.Abs(".")
+	require.NoError(t, err)
+	out := script(t, build, fmt.Sprintf(leaveAlone, here), filepath.Join(root, "a.blend"))
+	require.NotContains(t, out, "CHANGED")
+	require.Contains(t, out, "BATCHES [(0, True, True)] True\n")
+	require.Contains(t, out, "DENOISED True")
+	require.Contains(t, out, "adaptive sampling is off in a frame that is split by samples")
+	if strings.Contains(out, "has no OpenImageDenoise") {
+		t.Log("this machine's Blender has no OpenImageDenoise: denoising was not tried")
+	}
+}
+
+// The scene's own border, several layers in the file and strokes drawn after rendering
+// come out as without a split.
+func TestSamplesAreTheWholeFile(t *testing.T) {
+	t.Parallel()
+	build := realBlender(t)
+	root := partsFile(t, build, compositor+`
+s.render.image_settings.file_format, s.render.image_settings.color_depth, s.render.image_settings.exr_codec = "OPEN_EXR_MULTILAYER", "32", "NONE"
+s.render.use_border, s.render.border_min_x, s.render.border_max_y = True, 0.21, 0.9
+s.render.use_freestyle = True
+`)
+	split := lease.Split{By: lease.BySamples, Units: 16}
+	part, err := runParts(t, build, root, &Part{split, []lease.Span{{From: 8, To: 16}, {From: 0, To: 8}}}, nil)
+	require.NoError(t, err)
+	merged, err := runParts(t, build, root, nil, &Merge{split, last(part.pieces)})
+	require.NoError(t, err)
+	require.NotEmpty(t, merged.thumb)
+	out := t.TempDir()
+	plain(t, build, filepath.Join(root, "a.blend"), "", out+"/", "1", "1")
+	got := filepath.Join(out, "merged.exr")
+	require.NoError(t, os.WriteFile(got, merged.images[1], 0o600))
+	mean, _ := spread(t, filepath.Join(out, "0001.exr"), got)
+	require.Contains(t, mean, "Composite.Combined.R")
+	require.Contains(t, mean, "With.dots in its name.Combined.G")
+	for name, d := range mean {
+		require.Less(t, d, 1e-5, name)
 	}
 }
 
