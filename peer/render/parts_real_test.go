@@ -14,7 +14,6 @@ import (
 	"sort"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -78,15 +77,12 @@ func partsFile(t *testing.T, build lease.Build, python string) (root string) {
 	return root
 }
 
-// partSink keeps the pieces that an attempt gives, and when.
+// partSink keeps the files that an attempt gives.
 type partSink struct {
 	collectorSink
-	keep     string
-	began    time.Time
-	previews []time.Duration
-	shown    []image.Config
-	thumb    []byte
-	stop     func(Piece)
+	keep  string // folder for the pieces
+	shown []image.Config
+	thumb []byte
 }
 
 func (s *partSink) Piece(_ context.Context, p Piece) error {
@@ -96,14 +92,10 @@ func (s *partSink) Piece(_ context.Context, p Piece) error {
 	}
 	p.Path = to
 	s.pieces = append(s.pieces, p)
-	if s.stop != nil {
-		s.stop(p)
-	}
 	return nil
 }
 
 func (s *partSink) Preview(p Preview) {
-	s.previews = append(s.previews, time.Since(s.began))
 	b, _ := os.ReadFile(p.Path)
 	conf, _ := jpeg.DecodeConfig(bytes.NewReader(b))
 	s.shown = append(s.shown, conf)
@@ -120,10 +112,15 @@ func (s *partSink) Frame(ctx context.Context, f Frame) error {
 // runParts runs one attempt at a part or a merge of frame 1.
 func runParts(t *testing.T, build lease.Build, root string, part *Part, merge *Merge) (*partSink, error) {
 	t.Helper()
-	sink := &partSink{keep: t.TempDir(), began: time.Now()}
-	log, cleanup, err := NewBlender(Config{Dir: t.TempDir()}).Run(t.Context(), Attempt{
-		Project: root, Blend: "a.blend", Build: build, Frames: []int32{1}, Part: part, Merge: merge,
-	}, sink)
+	return runAttempt(t, Attempt{Project: root, Build: build, Part: part, Merge: merge})
+}
+
+// runAttempt runs an attempt at frame 1 of a.blend.
+func runAttempt(t *testing.T, a Attempt) (*partSink, error) {
+	t.Helper()
+	a.Blend, a.Frames = "a.blend", []int32{1}
+	sink := &partSink{keep: t.TempDir()}
+	log, cleanup, err := NewBlender(Config{Dir: t.TempDir()}).Run(t.Context(), a, sink)
 	defer cleanup()
 	if err != nil {
 		text, _ := os.ReadFile(log)
@@ -222,7 +219,10 @@ func TestSamplesOfFourMachinesAreTheFrame(t *testing.T) {
 	for i := range int32(4) {
 		sink, err := runParts(t, build, root, &Part{split, []lease.Span{{From: 128 * i, To: 128 * (i + 1)}}}, nil)
 		require.NoError(t, err)
-		require.NotEmpty(t, sink.collectorSink.previews)
+		require.NotEmpty(t, sink.previews)
+		require.Equal(t, 128*i, sink.previews[0].From)
+		require.LessOrEqual(t, sink.previews[0].Len(), int32(512/20), "the first preview comes after a twentieth of the frame")
+		require.Equal(t, image.Point{97, 61}, image.Pt(sink.shown[0].Width, sink.shown[0].Height))
 		for j, p := range sink.pieces {
 			require.Equal(t, 128*i, p.From)
 			require.Equal(t, int32(1), p.Frame)
@@ -401,41 +401,81 @@ s.render.use_freestyle = True
 	}
 }
 
+// refusals asks of one file, changed in several ways, whether it can be split.
+const refusals = `
+import bpy, sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, %q)
+import parts
+s = bpy.context.scene
+v, cube = s.view_layers[0], bpy.data.objects["Cube"]
+samples, tiles = {"by": "samples", "units": 16}, {"by": "tiles", "units": 2, "columns": 2, "rows": 1}
+
+def ask(name, split):
+    try:
+        parts.refuse(s, split)
+        print("TAKEN", name)
+    except parts.Refused as e:
+        print("REFUSED", name, e)
+
+def ask_with(name, split, owner, setting, value):
+    before = getattr(owner, setting)
+    setattr(owner, setting, value)
+    ask(name, split)
+    setattr(owner, setting, before)
+
+ask("samples", samples)
+ask("tiles", tiles)
+ask_with("Workbench", tiles, s.render, "engine", "BLENDER_WORKBENCH")
+ask_with("Cryptomatte", samples, v, "use_pass_cryptomatte_object", True)
+ask_with("Cryptomatte by tiles", tiles, v, "use_pass_cryptomatte_object", True)
+ask_with("catcher", samples, cube, "is_shadow_catcher", True)
+ask_with("own samples", samples, v, "samples", 3)
+ask_with("border", tiles, s.render, "use_border", True)
+ask_with("views", samples, s.render, "use_multiview", True)
+ask_with("small", tiles, s.render, "resolution_percentage", 1)
+bpy.ops.object.gpencil_add(type="STROKE")
+ask("pencil", tiles)
+s.sequence_editor_create().sequences.new_effect("c", "COLOR", 1, frame_start=1, frame_end=9)
+ask("sequencer", samples)
+`
+
 func TestPartsThatWouldNotBeTheFrame(t *testing.T) {
 	t.Parallel()
 	build := realBlender(t)
-	samples, tiles := lease.Split{By: lease.BySamples, Units: 16}, lease.Split{By: lease.ByTiles, Units: 2, Columns: 2, Rows: 1}
-	for name, c := range map[string]struct {
-		python string
-		split  lease.Split
-		reason string
-	}{
-		"Workbench":     {"s.render.engine = 'BLENDER_WORKBENCH'", tiles, "only Cycles renders a frame in parts"},
-		"Cryptomatte":   {"v.use_pass_cryptomatte_object = True", samples, "has Cryptomatte"},
-		"catcher":       {"cube.is_shadow_catcher = True", samples, "'Cube' catches shadows"},
-		"own samples":   {"v.samples = 3", samples, "has a number of samples of its own"},
-		"border":        {"s.render.use_border = True", tiles, "renders a region of its own"},
-		"sequencer":     {"s.sequence_editor_create().sequences.new_effect('c', 'COLOR', 1, frame_start=1, frame_end=9)", samples, "the sequencer makes this scene's frames"},
-		"grease pencil": {"bpy.ops.object.gpencil_add(type='STROKE')", tiles, "grease pencil"},
+	root := partsFile(t, build, "v.use_pass_cryptomatte_material = True")
+	here, err := filepath.Abs(".")
+	require.NoError(t, err)
+	blend := filepath.Join(root, "a.blend")
+	out := script(t, build, strings.Replace(fmt.Sprintf(refusals, here), "ask(\"samples\"", "v.use_pass_cryptomatte_material = False\nask(\"samples\"", 1), blend)
+	for _, line := range []string{
+		"TAKEN samples", "TAKEN tiles", "TAKEN Cryptomatte by tiles",
+		"REFUSED Workbench only Cycles renders a frame in parts, and the scene's engine is BLENDER_WORKBENCH: its effects reach across the picture",
+		"REFUSED Cryptomatte the view layer 'ViewLayer' has Cryptomatte, which samples of several machines do not add up to: split the frame by tiles",
+		"REFUSED catcher 'Cube' catches shadows, which samples of several machines do not add up to: split the frame by tiles",
+		"REFUSED own samples the view layer 'ViewLayer' has a number of samples of its own: split the frame by tiles",
+		"REFUSED border the scene renders a region of its own: split its frames by samples",
+		"REFUSED views the scene has several views: its frames cannot be rendered in parts",
+		"REFUSED small a frame of 0 × 0 pixels cannot be split into 2 × 1 tiles",
+		"REFUSED pencil the scene has grease pencil objects: its frames cannot be rendered in parts",
+		"REFUSED sequencer the sequencer makes this scene's frames: they cannot be rendered in parts",
 	} {
-		t.Run(name, func(t *testing.T) {
-			root := partsFile(t, build, c.python)
-			_, err := runParts(t, build, root, &Part{c.split, []lease.Span{{From: 0, To: 1}}}, nil)
-			e, ok := errors.AsType[*Error](err)
-			require.True(t, ok, "%v", err)
-			require.Contains(t, e.Reason, c.reason)
-			require.Equal(t, lease.FailError, e.Kind)
-		})
+		require.Contains(t, out, line+"\n")
 	}
+	_, err = runParts(t, build, root, &Part{lease.Split{By: lease.BySamples, Units: 16}, []lease.Span{{From: 0, To: 1}}}, nil)
+	e, ok := errors.AsType[*Error](err)
+	require.True(t, ok, "%v", err)
+	require.Equal(t, "the view layer 'ViewLayer' has Cryptomatte, which samples of several machines do not add up to: split the frame by tiles", e.Reason)
+	require.Equal(t, lease.FailError, e.Kind)
 }
 
 func TestThumbnails(t *testing.T) {
 	t.Parallel()
 	build := realBlender(t)
+	root := partsFile(t, build, "s.render.resolution_percentage = 1000; s.cycles.samples = 1; s.render.image_settings.color_mode = 'RGB'; s.view_layers[1].use = False")
 	for _, format := range []string{"PNG", "JPEG", "TIFF", "OPEN_EXR", "OPEN_EXR_MULTILAYER", "TARGA"} {
 		t.Run(format, func(t *testing.T) {
-			root := partsFile(t, build, "s.render.resolution_percentage = 1000; s.cycles.samples = 1; s.render.image_settings.file_format = '"+format+"'; s.render.image_settings.color_mode = 'RGB'")
-			sink, err := runParts(t, build, root, nil, nil)
+			sink, err := runAttempt(t, Attempt{Project: root, Build: build, Set: lease.Settings{Format: format}})
 			require.NoError(t, err)
 			img, err := jpeg.Decode(bytes.NewReader(sink.thumb))
 			require.NoError(t, err)

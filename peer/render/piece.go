@@ -128,7 +128,11 @@ func (w *watch) tell(ctx context.Context, s *spanDone) error {
 		p.Path, s.sum = s.sum, ""
 	} else {
 		p.Path = filepath.Join(w.dir.frames(), fmt.Sprintf("piece_%d-%d.exr", p.From, p.To))
-		if err := linkOrCopy(s.sum, p.Path); err != nil {
+		give := linkOrCopy
+		if s.at == s.To {
+			give = os.Rename // nothing will be added
+		}
+		if err := give(s.sum, p.Path); err != nil {
 			return w.fail(lease.FailMachine, fmt.Sprintf("frame %d: this machine could not keep a piece: %v", p.Frame, err))
 		}
 		if s.piece != "" {
@@ -200,6 +204,7 @@ func (w *watch) countParts() {
 // linkOrCopy makes to another name for the file from, or where the file system has no
 // such thing, a copy.
 func linkOrCopy(from, to string) error {
+	os.Remove(to)
 	if os.Link(from, to) == nil {
 		return nil
 	}

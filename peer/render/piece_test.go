@@ -109,8 +109,8 @@ give five.exr c.exr; piece 8 9 c.exr 1`, tenSamples, lease.Span{From: 2, To: 6},
 	require.Equal(t, 1.5, sink.pieces[1].Seconds)
 	require.Equal(t, float32(3), values(t, sink.pieces[1].Path)["L.Combined.R"][5])
 	require.Equal(t, lease.Span{From: 8, To: 9}, sink.pieces[2].Span)
-	require.Len(t, sink.collectorSink.previews, 1, "the others are no small pictures of what is there")
-	require.Equal(t, lease.Span{From: 2, To: 4}, sink.collectorSink.previews[0].Span)
+	require.Len(t, sink.previews, 1, "the others are no small pictures of what is there")
+	require.Equal(t, lease.Span{From: 2, To: 4}, sink.previews[0].Span)
 	done := sink.progress[len(sink.progress)-1]
 	require.Equal(t, []int{5, 5}, []int{done.Sample, done.Samples})
 }

@@ -114,7 +114,8 @@ func shrink(whole image.Image) image.Image {
 	}
 	small := image.NewRGBA(image.Rect(0, 0, width, height))
 	draw.Draw(small, small.Bounds(), image.NewUniform(color.Black), image.Point{}, draw.Src)
-	draw.BiLinear.Scale(small, small.Bounds(), whole, whole.Bounds(), draw.Over, nil)
+	// It looks at a few pixels for each of its own: a tenth of the time of looking at all.
+	draw.ApproxBiLinear.Scale(small, small.Bounds(), whole, whole.Bounds(), draw.Over, nil)
 	return small
 }
 

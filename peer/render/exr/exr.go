@@ -16,6 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"slices"
 )
@@ -257,8 +258,12 @@ type writer struct {
 	y int
 }
 
-// create begins the file at path, which must not exist.
+// create begins a new file at path. One that is there already is left to its other
+// names.
 func create(path string, h header) (*writer, error) {
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
 	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
 		return nil, err
