@@ -191,28 +191,26 @@ def main():
         return
     if args.get("merge"):
         merge = args["merge"]
-        with parts.merged(bpy, scene, merge["split"], merge["file"], args["out"], say):
-            render_frames(scene, args["frames"], names, args["out"])
+        with parts.merged(bpy, scene, merge["split"], merge["file"], args["out"], say) as check:
+            render_frames(scene, args["frames"], names, args["out"], check)
         return
     render_frames(scene, args["frames"], names, args["out"])
 
 
-def render_frames(scene, frames, names, out):
+def render_frames(scene, frames, names, out, check=lambda: None):
     for frame in frames:
         say("start", frame=frame)
         began = time.time()
         file = render_frame(scene, frame, out)
+        check()
         seconds = round(time.time() - began, 3)
         say("frame", frame=frame, file=file, name=names[frame], seconds=seconds, thumb=pictures.thumb(bpy, scene, file, out))
 
 
 try:
     main()
-except Fail as e:
+except (Fail, parts.Refused) as e:
     say("fail", kind=e.kind, reason=str(e))
-    sys.exit(3)
-except parts.Refused as e:
-    say("fail", kind="error", reason=str(e))
     sys.exit(3)
 except Exception as e:
     traceback.print_exc()

@@ -26,7 +26,11 @@ STROKES = {"GPENCIL", "GREASEPENCIL"}
 
 
 class Refused(Exception):
-    """Why a frame cannot be rendered in parts, as a sentence."""
+    """Why a frame cannot be rendered in parts: a sentence and a kind of package render."""
+
+    def __init__(self, reason, kind="error"):
+        Exception.__init__(self, reason)
+        self.kind = kind
 
 
 def _layers(scene):
@@ -167,7 +171,7 @@ def _write(bpy, scene, path):
     began = time.time()
     bpy.ops.render.render(write_still=True, scene=scene.name)
     if not os.path.isfile(path):
-        raise Refused("Blender finished but wrote no image")
+        raise Refused("Blender finished but wrote no image", "image")
     return time.time() - began
 
 
@@ -302,14 +306,22 @@ def merged(bpy, scene, split, path, out, say):
     """Within it, Cycles renders the scene by reading the picture at path.
 
     All that surrounds Cycles in Blender goes on as ever: a render of the scene in there
-    is the frame. Other scenes that the compositor asks for are rendered.
+    is the frame, if the function that is given does not raise Refused after it. Other
+    scenes that the compositor asks for are rendered.
     """
     import cycles
 
     refuse(scene, split)
+    _fits(scene, path)
     engine = cycles.CyclesRender
     update, trace = engine.update, engine.render
     denoised = _denoise(bpy, scene, path, out, say)
+
+    failed = []
+
+    def check():
+        if failed:
+            raise Refused("the merged picture could not be read: %s" % failed[0], "image")
 
     def ours(depsgraph):
         return depsgraph.scene.original == scene
@@ -324,9 +336,12 @@ def merged(bpy, scene, split, path, out, say):
             return
         name = depsgraph.view_layer.name
         result = self.begin_result(0, 0, self.resolution_x, self.resolution_y, layer=name)
-        result.load_from_file(path)
-        if name in denoised:
-            result.layers[0].load_from_file(denoised[name])
+        try:
+            result.load_from_file(path)
+            if name in denoised:
+                result.layers[0].load_from_file(denoised[name])
+        except Exception as e:  # Blender goes on, with a black picture
+            failed.append(str(e).strip())
         self.end_result(result)
 
     with pictures.Changes() as changes:
@@ -335,9 +350,21 @@ def merged(bpy, scene, split, path, out, say):
         # Blender looks these up in the class at each call.
         engine.update, engine.render = update_merged, render_merged
         try:
-            yield
+            yield check
         finally:
             engine.update, engine.render = update, trace
+
+
+def _fits(scene, path):
+    """Raises Refused if the picture at path is not of this scene: Blender would go on."""
+    with open(path, "rb") as f:
+        picture = pictures.Rows(f)
+    if not scene.render.use_border and (picture.width, picture.height) != size(scene.render):
+        raise Refused("the frame's parts have %d × %d pixels together, and the frame has %d × %d" % (
+            (picture.width, picture.height) + size(scene.render)), "image")
+    for layer in _layers(scene):
+        if "%s.Combined.R" % layer.name not in picture.channels:
+            raise Refused("the frame's parts lack the view layer %r" % layer.name, "image")
 
 
 def _denoise(bpy, scene, path, out, say):

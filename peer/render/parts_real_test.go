@@ -348,9 +348,29 @@ print("BATCHES", [(e["from"], e["to"] > e["from"], os.path.exists(os.path.join(o
 parts.render(bpy, s, 1, {"by": "tiles", "units": 4, "columns": 2, "rows": 2}, [[1, 3]], out, say, lambda: False)
 compare("tiles")
 piece = os.path.join(out, pieces()[0]["file"])
-with parts.merged(bpy, s, samples, piece, out, say):
-    pass
+with parts.merged(bpy, s, samples, piece, out, say) as check:
+    s.cycles.samples = 1 << 20  # which would take its time
+    bpy.ops.render.render()
+    check()
+    os.rename(piece, piece + ".moved")
+    bpy.ops.render.render()
+    try:
+        check()
+    except parts.Refused as e:
+        print("MISSED", e)
+os.rename(piece + ".moved", piece)
+s.cycles.samples = 4
 compare("merge")
+s.view_layers[1].name = "Another"
+for percentage in (100, 50):
+    s.render.resolution_percentage = percentage
+    try:
+        with parts.merged(bpy, s, samples, piece, out, say):
+            pass
+    except parts.Refused as e:
+        print("MISSED", e)
+s.view_layers[1].name = "With.dots in its name"
+s.render.resolution_percentage = 100
 print("NOTES", sorted(e["text"] for e in events if e["ev"] == "note"))
 parts.denoise_layer(bpy, s, s.view_layers[1].name, piece, os.path.join(out, "denoised.exr"))
 print("DENOISED", os.path.getsize(os.path.join(out, "denoised.exr")) > 97 * 61 * 16)
@@ -366,6 +386,9 @@ func TestPartsLeaveTheSceneAlone(t *testing.T) {
 	out := script(t, build, fmt.Sprintf(leaveAlone, here), filepath.Join(root, "a.blend"))
 	require.NotContains(t, out, "CHANGED")
 	require.Contains(t, out, "BATCHES [(0, True, True)] True\n")
+	require.Contains(t, out, "MISSED the merged picture could not be read: ")
+	require.Contains(t, out, "MISSED the frame's parts lack the view layer 'Another'")
+	require.Contains(t, out, "MISSED the frame's parts have 97 × 61 pixels together, and the frame has 48 × 30")
 	require.Contains(t, out, "DENOISED True")
 	require.Contains(t, out, "adaptive sampling is off in a frame that is split by samples")
 	if strings.Contains(out, "has no OpenImageDenoise") {

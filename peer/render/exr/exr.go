@@ -51,7 +51,7 @@ const (
 	maxSide     = 1 << 16
 	maxHeader   = 1 << 20
 	maxChannels = 1024
-	maxLine     = 64 << 20 // bytes, 16 million values
+	maxLine     = 16 << 20 // bytes, 4 million values
 )
 
 const (
