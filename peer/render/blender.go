@@ -112,8 +112,14 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	if err := a.checkSplit(); err != nil {
 		return err
 	}
-	if err := assemble(ctx, a, dir, sink); err != nil {
-		return err
+	if a.Merge != nil {
+		merged, err := a.assemble(ctx, dir, sink)
+		if err == nil {
+			err = showMerged(merged, dir.driver())
+		}
+		if err != nil {
+			return err
+		}
 	}
 	kind, _ := b.Sandbox()
 	confined := kind != ""

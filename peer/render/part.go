@@ -88,45 +88,49 @@ func (m *Merge) spans() (spans []lease.Span) {
 	return spans
 }
 
-// assemble puts the pieces of a merge together, where Blender can read the result and
-// not change it. Of samples the result is a piece too.
-func assemble(ctx context.Context, a Attempt, dir attemptDir, sink Sink) error {
-	if a.Merge == nil {
-		return nil
-	}
+// assemble puts the pieces of a merge together, in a file that it answers. Of samples
+// the result is a piece too.
+func (a Attempt) assemble(ctx context.Context, dir attemptDir, sink Sink) (merged string, err error) {
 	pieces := slices.SortedFunc(slices.Values(a.Merge.Pieces), func(a, b Input) int { return int(a.From) - int(b.From) })
-	to, split := filepath.Join(dir.frames(), mergedName), a.Merge.Split
-	var err error
+	merged = filepath.Join(dir.frames(), mergedName)
+	split := a.Merge.Split
 	if split.By == lease.ByTiles {
 		var paths []string
 		for _, p := range pieces {
 			paths = append(paths, p.Path)
 		}
-		err = exr.Grid(to, int(split.Columns), int(split.Rows), paths)
+		err = exr.Grid(merged, int(split.Columns), int(split.Rows), paths)
 	} else {
 		var weighted []exr.Weighted
 		for _, p := range pieces {
 			weighted = append(weighted, exr.Weighted{Path: p.Path, Samples: int(p.Len())})
 		}
-		err = exr.Mean(to, weighted)
+		err = exr.Mean(merged, weighted)
 	}
 	if e, ok := errors.AsType[*exr.PieceError](err); ok {
 		p := pieces[e.Piece]
-		return &Error{Kind: lease.FailImage, Reason: fmt.Sprintf("frame %d cannot be put together: %s %d to %d: %v", a.Frames[0], split.By, p.From, p.To, e.Err)}
+		return "", &Error{Kind: lease.FailImage, Reason: fmt.Sprintf("frame %d cannot be put together: %s %d to %d: %v", a.Frames[0], split.By, p.From, p.To, e.Err)}
 	}
-	if err == nil {
-		err = linkOrCopy(to, filepath.Join(dir.driver(), mergedName))
+	p := Piece{Span: lease.Span{To: split.Units}, Frame: a.Frames[0], Path: filepath.Join(dir.frames(), fmt.Sprintf("piece_0-%d.exr", split.Units))}
+	if err == nil && split.By == lease.BySamples {
+		err = linkOrCopy(merged, p.Path)
 	}
 	if err != nil {
-		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot put frame %d together: %v", a.Frames[0], err)}
+		return "", &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot put frame %d together: %v", a.Frames[0], err)}
 	}
 	if split.By == lease.ByTiles {
-		return nil
+		return merged, nil
 	}
-	// Before Blender starts: where nothing confines it, it could write to the file.
-	p := Piece{Span: lease.Span{To: split.Units}, Frame: a.Frames[0], Path: to}
 	if err := sink.Piece(ctx, p); err != nil {
-		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("frame %d was put together but this machine could not keep it: %v", p.Frame, err)}
+		return "", &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("frame %d was put together but this machine could not keep it: %v", p.Frame, err)}
+	}
+	return merged, nil
+}
+
+// showMerged puts a merged picture where Blender can read it and not change it.
+func showMerged(merged, folder string) error {
+	if err := linkOrCopy(merged, filepath.Join(folder, mergedName)); err != nil {
+		return &Error{Kind: lease.FailMachine, Reason: fmt.Sprintf("this machine cannot show Blender the parts of the frame: %v", err)}
 	}
 	return nil
 }
