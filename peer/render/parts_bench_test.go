@@ -52,7 +52,7 @@ func (s *benchSink) Frame(context.Context, Frame) error { return nil }
 func BenchmarkPreviews(b *testing.B) {
 	build := realBlender(b)
 	root := b.TempDir()
-	samples := int32(700)
+	samples := int32(400)
 	script(b, build, fmt.Sprintf(partsScene, fmt.Sprintf("s.render.resolution_percentage = 400; s.cycles.samples = %d; s.cycles.sampling_pattern = 'SOBOL'", samples), root+"/a.blend"))
 	run := func(a Attempt) (sink *benchSink, seconds, used float64) {
 		a.Project, a.Blend, a.Build, a.Frames = root, "a.blend", build, []int32{1}
