@@ -13,6 +13,7 @@ import (
 	"image/png"
 	"math"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"testing"
 
@@ -303,4 +304,16 @@ func TestThumbsOfPictures(t *testing.T) {
 	copy(huge[16:], []byte{0, 0, 0xff, 0xff, 0, 0, 0xff, 0xff})
 	require.NoError(t, os.WriteFile(path, huge, 0o600))
 	require.Error(t, makeThumb(path, to))
+}
+
+func TestBatchesAndPicturesOfParts(t *testing.T) {
+	python, err := exec.LookPath("python3")
+	if err != nil {
+		t.Skip("needs python3: install it (apt-get install python3)")
+	}
+	cmd := exec.Command(python, "parts_test.py")
+	cmd.Env = append(os.Environ(), "PYTHONDONTWRITEBYTECODE=1")
+	out, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", out)
+	require.Contains(t, string(out), "\nOK\n")
 }
