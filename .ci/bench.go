@@ -59,6 +59,8 @@ var promises = []promise{
 	{"submit_10000_tasks_over_http", "./peer", "Submit", "submit-ms", "", "", "ms", 100, 20, "less"},
 	{"four_workers_tasks", "./peer", "Workers", "rendered/s", "", "done/s", "tasks a second", 300, 400, "more"},
 	{"four_workers_idle_between_two_tasks", "./peer", "Workers", "gap-ms", "", "cpu-ms/task", "ms, the median", 5, 3, "less"},
+	{"previews_cost", "./peer/render", "Previews", "parts-cpu-s", "plain-cpu-s", "previews", "× a plain frame's CPU time", 1.08, 1.04, "less"},
+	{"first_preview", "./peer/render", "Previews", "preview-s", "plain-s", "pieces", "of a plain frame's time", 0.05, 0.03, "less"},
 	{"memory_fetching_4_GiB", "./blobs/swarm", "FetchMemory", "peak-B", "", "", "bytes resident at most", 256 * mib, 128 * mib, "less"},
 }
 

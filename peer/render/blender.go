@@ -18,7 +18,7 @@ import (
 
 // scripts is what runs inside Blender.
 //
-//go:embed driver.py guard.py history.py remap.py devices.py collect.py samplescene.py
+//go:embed driver.py parts.py pictures.py guard.py history.py remap.py devices.py collect.py samplescene.py
 var scripts embed.FS
 
 // The values of [Config.Sandbox].
@@ -128,6 +128,15 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	if err != nil {
 		return err
 	}
+	if err := a.checkSplit(); err != nil {
+		return err
+	}
+	merged := ""
+	if a.Merge != nil {
+		if merged, err = a.assemble(ctx, dir, sink); err != nil {
+			return err
+		}
+	}
 	timeout := a.Timeout
 	if timeout <= 0 {
 		timeout = dayPerFrame * time.Duration(len(a.Frames))
@@ -143,13 +152,18 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	w := &watch{attempt: a, dir: dir, sink: sink, began: time.Now(), done: map[int32]bool{}}
+	w.watchSpans()
 	ooms := oomKills()
 
 	render := func(s *session) (waits bool, exit int, err error) {
 		watched, done := context.WithCancel(ctx)
 		defer done()
 		go watchDisk(watched, limit, stop, s.dir.root, dir.root)
-		return s.serve(ctx, newRequest(a), w, log)
+		r, err := newRequest(a, s, merged)
+		if err != nil {
+			return false, 0, err
+		}
+		return s.serve(ctx, r, w, log)
 	}
 	key := a.sessionKey(place)
 	s := b.sessions.take(key)
@@ -167,6 +181,9 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 		if s, err = b.open(a, key, place); err == nil {
 			waits, exit, err = render(s)
 		}
+	}
+	if terr := w.tellRest(context.WithoutCancel(ctx)); err == nil {
+		err = terr
 	}
 	if cerr := log.Close(); cerr != nil && err == nil {
 		b.cfg.Logger.Warn("Blender's log is incomplete", "attempt", a.ID, "err", cerr)
@@ -194,7 +211,7 @@ func (b *Blender) verdict(cause error, w *watch, exit int, oom bool, limit int64
 	switch {
 	case err != nil && cause == nil:
 		return w.judgeRead(err)
-	case len(w.done) == len(a.Frames):
+	case w.finished():
 		return nil // every image is here and whole: how Blender goes on is its own affair
 	case errors.Is(cause, errTimeout):
 		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped %s because the attempt ran past %s", w.where(), a.allowed()))

@@ -20,7 +20,7 @@ import (
 )
 
 // realBlender is the Blender of this machine, or the end of the test.
-func realBlender(t *testing.T) lease.Build {
+func realBlender(t testing.TB) lease.Build {
 	t.Helper()
 	path := os.Getenv("VIZPEER_BLENDER")
 	if path == "" {
@@ -73,7 +73,7 @@ func (s *collectorSink) Frame(_ context.Context, f Frame) error {
 
 // script runs Python of a test's own in Blender, with the file open, and answers
 // what it printed.
-func script(t *testing.T, build lease.Build, python string, file ...string) string {
+func script(t testing.TB, build lease.Build, python string, file ...string) string {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "script.py")
 	require.NoError(t, os.WriteFile(path, []byte(python), 0o600))

@@ -7,8 +7,10 @@ It changes of the .blend only what the arguments and the machine's safety ask
 for, so that the images have the pixels of a plain "blender -b FILE -a". Then it
 answers requests, which are lines of JSON on stdin:
 
-    {"do": "frames", "id": ID, "frames": [1, 2, …]}   renders them
-    {"do": "stop", "id": ID}                          ends that request with its current frame
+    {"do": "frames", "id": ID, "frames": [1, 2, …]}               renders them
+    {"do": "part", "id": ID, "frames": [1], "part": {…}}          renders parts of one: see parts.py
+    {"do": "merge", "id": ID, "frames": [1], "merge": {…}}        makes one of its parts
+    {"do": "stop", "id": ID}            ends that request with its current frame, samples or tile
 
 It says what it does in lines of the form "VIZ {json}" on stdout, each with the ID
 of its request; everything else there is Blender's own. "end" ends an answer. What
@@ -32,6 +34,8 @@ import bpy  # noqa: E402
 import devices  # noqa: E402
 import guard  # noqa: E402
 import history  # noqa: E402
+import parts  # noqa: E402
+import pictures  # noqa: E402
 import remap  # noqa: E402
 
 MOVIES = {"FFMPEG", "AVI_JPEG", "AVI_RAW", "AVI_CODEC", "FRAMESERVER", "XVID", "H264", "THEORA"}
@@ -283,18 +287,36 @@ class Session:
             if stopped():
                 return
             say("start", frame=frame)
-            began = time.time()
-            file = render_frame(self.scene, frame, self.args["out"])
-            say("frame", frame=frame, file=file, name=names[frame], seconds=round(time.time() - began, 3))
+            self.frame(frame, names[frame])
+
+    def frame(self, frame, name, check=lambda: None):
+        began, out = time.time(), self.args["out"]
+        file = render_frame(self.scene, frame, out)
+        check()
+        seconds = round(time.time() - began, 3)
+        say("frame", frame=frame, file=file, name=name, seconds=seconds, thumb=pictures.thumb(bpy, self.scene, file, out))
+
+    def part(self, request):
+        frame, part = request["frames"][0], request["part"]
+        say("start", frame=frame)
+        parts.render(bpy, self.scene, frame, part["split"], part["spans"], self.args["out"], say, stopped)
+
+    def merge(self, request):
+        frame, merge = request["frames"][0], request["merge"]
+        self.scene.render.filepath = self.filepath
+        name = frame_name(self.scene, frame)
+        say("start", frame=frame)
+        with parts.merged(bpy, self.scene, merge["split"], merge["file"], self.args["out"], say) as check:
+            self.frame(frame, name, check)
 
 
 def serve(session, request):
     """Answers requests, of which this is the first, for ever."""
     while True:
-        if request["do"] == "frames":
-            session.frames(request)
-        else:
+        do = {"frames": session.frames, "part": session.part, "merge": session.merge}.get(request["do"])
+        if do is None:
             raise Fail("error", "vizpeer's driver does not know the request %r" % request["do"])
+        do(request)
         say("end", again=session.again, memory=memory())
         request = requests.next()
         session.remind()
@@ -310,7 +332,7 @@ def main():
 
 try:
     main()
-except Fail as e:
+except (Fail, parts.Refused) as e:
     say("fail", kind=e.kind, reason=str(e))
     sys.exit(3)
 except Exception as e:

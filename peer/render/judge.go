@@ -151,6 +151,13 @@ func (w *watch) usage() string {
 
 // lacking names the frames that are not there.
 func (w *watch) lacking() string {
+	if w.attempt.Part != nil {
+		for _, s := range w.spans {
+			if s.told < s.To {
+				return fmt.Sprintf("%s %d to %d of frame %d", w.attempt.Part.Split.By, s.told, s.To, w.attempt.Frames[0])
+			}
+		}
+	}
 	var names []string
 	for _, f := range w.attempt.Frames {
 		if !w.done[f] {

@@ -28,6 +28,7 @@ type session struct {
 	*process
 	key      sessionKey
 	dir      sessionDir
+	view     view // as its Blender sees the folders
 	persists bool // render data outlive their frame: faster, and takes more memory
 	served   int  // attempts
 	frames   int
@@ -47,9 +48,6 @@ type sessionKey struct {
 	device         lease.Device
 	ids            string // of the GPU, by backend
 	set            lease.Settings
-	// What renders parts sets the scene up for them, and does nothing else.
-	split  lease.Split
-	merges bool
 }
 
 func (a Attempt) sessionKey(p project) sessionKey {
@@ -61,25 +59,32 @@ func (a Attempt) sessionKey(p project) sessionKey {
 	if i, ok := a.Device.GPU(); ok && i < len(a.Build.GPUs) {
 		k.ids = fmt.Sprint(a.Build.GPUs[i]) // in the order of the keys
 	}
-	switch {
-	case a.Part != nil:
-		k.split = a.Part.Split
-	case a.Merge != nil:
-		k.split, k.merges = a.Merge.Split, true
-	}
 	return k
 }
 
 // request is what a session is asked for: see serve in driver.py.
 type request struct {
-	Do     string  `json:"do"` // "frames", or "stop" to end the request of that ID early
-	ID     string  `json:"id"`
-	Frames []int32 `json:"frames,omitempty"`
+	Do     string     `json:"do"` // "frames", "part", "merge", or "stop" to end the request of that ID early
+	ID     string     `json:"id"`
+	Frames []int32    `json:"frames,omitempty"`
+	Part   *partArgs  `json:"part,omitempty"`
+	Merge  *mergeArgs `json:"merge,omitempty"`
 }
 
-// newRequest is the request that an attempt makes.
-func newRequest(a Attempt) request {
-	return request{Do: "frames", ID: rand.Text(), Frames: a.Frames}
+// newRequest is the request that an attempt makes of s. merged is the file of what is
+// merged, where it is.
+func newRequest(a Attempt, s *session, merged string) (request, error) {
+	r := request{Do: "frames", ID: rand.Text(), Frames: a.Frames}
+	switch {
+	case a.Part != nil:
+		r.Do, r.Part = "part", newPartArgs(*a.Part)
+	case a.Merge != nil:
+		if err := showMerged(merged, s.dir.driver()); err != nil {
+			return r, err
+		}
+		r.Do, r.Merge = "merge", &mergeArgs{Split: a.Merge.Split, File: filepath.Join(s.view.driver, mergedName)}
+	}
+	return r, nil
 }
 
 // tell sends a request. It blocks until Blender reads it, which it does when it has
@@ -267,6 +272,7 @@ func (b *Blender) command(a Attempt, s *session, place project, confined bool) (
 		}
 		view = box.view
 	}
+	s.view = view
 	args := driverArgs{
 		Out: view.out, Scratch: filepath.Join(view.tmp, unkeptDir), Persist: s.persists,
 		Backend: backends(a.Needs), Settings: a.Set, GPU: a.Needs.WantsGPU(),

@@ -134,8 +134,6 @@ func TestBlenderIsOnlyForWhatItWasStartedFor(t *testing.T) {
 		"device":   func(_ *testing.T, a *Attempt) { a.Device = "gpu1" },
 		"settings": func(_ *testing.T, a *Attempt) { a.Set.Samples = 7 },
 		"scene":    func(_ *testing.T, a *Attempt) { a.Set.Scene = "Second" },
-		"part":     func(_ *testing.T, a *Attempt) { a.Part = &Part{Split: lease.Split{By: lease.BySamples, Units: 4}} },
-		"merge":    func(_ *testing.T, a *Attempt) { a.Merge = &Merge{Split: lease.Split{By: lease.BySamples, Units: 4}} },
 	} {
 		t.Run(name, func(t *testing.T) {
 			b := keeping(t, Config{MaxIdle: 2})

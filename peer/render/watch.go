@@ -43,13 +43,17 @@ type watch struct {
 	now      Progress
 	reported time.Time
 	done     map[int32]bool
-	loaded   bool
-	heard    bool // Blender answers
-	ended    bool // it has answered, and waits
-	odd      bool // something spoke as the driver does
-	failed   *event
-	spoilt   string // a line of Blender's after which its images are wrong; see spoils
-	tail     tail
+	spans    []*spanDone // of an attempt at a part of a frame; see piece
+	// tileSamples is how many samples Blender counts for a tile, once it does.
+	tileSamples int
+
+	loaded bool
+	heard  bool // Blender answers
+	ended  bool // it has answered, and waits
+	odd    bool // something spoke as the driver does
+	failed *event
+	spoilt string // a line of Blender's after which its images are wrong; see spoils
+	tail   tail
 
 	// As Blender says at the end: whether it can serve another attempt, and the bytes of
 	// memory that it takes.
@@ -73,6 +77,8 @@ type event struct {
 	Text    string         `json:"text"`
 	Again   bool           `json:"again"`
 	Memory  int64          `json:"memory"`
+	Thumb   string         `json:"thumb"`
+	lease.Span
 }
 
 // read follows Blender's output until it has answered, or ends, and keeps in log what
@@ -122,6 +128,10 @@ func (w *watch) event(ctx context.Context, ev event) error {
 		w.phase(phaseRendering)
 	case "frame":
 		return w.frame(ctx, ev)
+	case "piece":
+		return w.piece(ctx, ev)
+	case "preview":
+		w.preview(ev)
 	case "fail":
 		w.failed = &ev
 	case "note":
@@ -135,7 +145,7 @@ func (w *watch) event(ctx context.Context, ev event) error {
 
 // frame checks one image and hands it on.
 func (w *watch) frame(ctx context.Context, ev event) error {
-	if !slices.Contains(w.attempt.Frames, ev.Frame) || w.done[ev.Frame] {
+	if !slices.Contains(w.attempt.Frames, ev.Frame) || w.done[ev.Frame] || w.attempt.Part != nil {
 		return w.fail(lease.FailError, fmt.Sprintf("Blender reports frame %d, which this attempt does not wait for", ev.Frame))
 	}
 	if ev.File == "" || ev.File != filepath.Base(ev.File) || !filepath.IsLocal(ev.File) {
@@ -153,6 +163,7 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
 	}
 	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
+	f.Thumb = w.thumb(ev, path)
 	if err := w.sink.Frame(ctx, f); err != nil {
 		return w.fail(lease.FailMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
 	}
@@ -193,6 +204,7 @@ func (w *watch) status(line []byte) {
 	if m := sampleText.FindSubmatch(line); m != nil {
 		w.now.Sample, _ = strconv.Atoi(string(m[1]))
 		w.now.Samples, _ = strconv.Atoi(string(m[2]))
+		w.countParts()
 		w.report(false)
 	} else if isStatus(string(line)) {
 		w.report(false)
