@@ -56,6 +56,8 @@ def refuse(scene, split):
     if render.engine != "CYCLES":
         raise Refused("only Cycles renders a frame in parts, and the scene's engine is %s: its effects reach across "
                       "the picture" % render.engine)
+    if not _layers(scene):
+        raise Refused("no view layer of the scene is rendered")
     if _sequencer(scene):
         raise Refused("the sequencer makes this scene's frames: they cannot be rendered in parts")
     if render.use_multiview and sum(v.use for v in render.views) > 1:

@@ -456,6 +456,8 @@ ask_with("catcher", samples, cube, "is_shadow_catcher", True)
 ask_with("own samples", samples, v, "samples", 3)
 ask_with("border", tiles, s.render, "use_border", True)
 ask_with("views", samples, s.render, "use_multiview", True)
+s.view_layers[1].use = False
+ask_with("layers", tiles, v, "use", False)
 ask_with("small", tiles, s.render, "resolution_percentage", 1)
 bpy.ops.object.gpencil_add(type="STROKE")
 ask("pencil", tiles)
@@ -479,6 +481,7 @@ func TestPartsThatWouldNotBeTheFrame(t *testing.T) {
 		"REFUSED own samples the view layer 'ViewLayer' has a number of samples of its own: split the frame by tiles",
 		"REFUSED border the scene renders a region of its own: split its frames by samples",
 		"REFUSED views the scene has several views: its frames cannot be rendered in parts",
+		"REFUSED layers no view layer of the scene is rendered",
 		"REFUSED small a frame of 0 × 0 pixels cannot be split into 2 × 1 tiles",
 		"REFUSED pencil the scene has grease pencil objects: its frames cannot be rendered in parts",
 		"REFUSED sequencer the sequencer makes this scene's frames: they cannot be rendered in parts",
