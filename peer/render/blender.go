@@ -41,7 +41,13 @@ type Config struct {
 	// MaxDisk is how many bytes of disk an attempt's folder may take; 0 is half of
 	// what is free when the attempt begins, and 64 GiB at most.
 	MaxDisk int64
-	Logger  *slog.Logger
+	// MaxMemory is how many bytes of memory an attempt's processes may take; 0 is nine
+	// tenths of the machine's. What they take of a GPU's is not counted.
+	MaxMemory int64
+	// MaxThreads is how many processes and threads an attempt may have; 0 is 1,024 and
+	// 16 for each core.
+	MaxThreads int
+	Logger     *slog.Logger
 }
 
 // Blender is the [Runner] that renders: one Blender process for an attempt,
@@ -137,12 +143,17 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	if confined {
 		tmp = "" // the sandbox takes all of its processes along
 	}
-	exit, err := supervise(ctx, cmd, tmp, func(r io.Reader) error { return w.read(ctx, r, log) })
+	most := b.bounds(limit)
+	exit, err := supervise(ctx, cmd, tmp, func(r io.Reader) error {
+		go most.watchProcesses(ctx, cmd.Process.Pid, tmp, stop)
+		return w.read(ctx, r, log)
+	})
 	if cerr := log.Close(); cerr != nil && err == nil {
 		b.cfg.Logger.Warn("Blender's log is incomplete", "attempt", a.ID, "err", cerr)
 	}
 	b.cfg.Logger.Debug("Blender has ended", "attempt", a.ID, "exit", exit, "seconds", time.Since(began).Seconds(), "err", err)
 
+	var over *overrun
 	switch cause := context.Cause(ctx); {
 	case err != nil && ctx.Err() == nil:
 		return w.judgeRead(err)
@@ -150,8 +161,8 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 		return nil // every image is here and whole: how Blender quits is its own affair
 	case errors.Is(cause, errTimeout):
 		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped %s because the attempt ran past %s", w.where(), a.allowed()))
-	case errors.Is(cause, errDisk):
-		return w.fail(lease.FailMachine, fmt.Sprintf("Blender was stopped because the attempt wrote more than the %.1f GiB it may take on this machine", float64(limit)/(1<<30)))
+	case errors.As(cause, &over):
+		return w.fail(over.kind, "Blender was stopped because "+over.reason)
 	case cause != nil:
 		return fmt.Errorf("%w: %w", ErrStopped, cause)
 	}
@@ -225,7 +236,7 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 	view := outside(dir, place)
 	var box *sandbox
 	if confined {
-		if box, err = newSandbox(exe, dir, place); err != nil {
+		if box, err = newSandbox(exe, dir, place, b.maxThreads()); err != nil {
 			return nil, &Error{Kind: lease.FailMachine, Reason: err.Error()}
 		}
 		view = box.view
@@ -251,9 +262,12 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 		line = append(box.prefix(), line...)
 		env = box.env()
 	}
-	line = append(limits(), line...)
+	line = append(limits(b.diskLimit()), line...)
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Dir, cmd.Env = dir.root, env
+	if box != nil {
+		cmd.ExtraFiles = box.files
+	}
 	return cmd, nil
 }
 
@@ -342,6 +356,9 @@ func supervise(ctx context.Context, cmd *exec.Cmd, tmp string, read func(io.Read
 	ownGroup(cmd)
 	err = cmd.Start()
 	w.Close()
+	for _, f := range cmd.ExtraFiles { // the sandbox has them now
+		f.Close()
+	}
 	if err != nil {
 		return 0, startError{err}
 	}
