@@ -179,8 +179,10 @@ func (a Attempt) allowed() string {
 
 // driverArgs is the driver's side of an attempt: see driver.py.
 type driverArgs struct {
-	Out     string          `json:"out"`
-	Scratch string          `json:"scratch"`
+	Out     string `json:"out"`
+	Scratch string `json:"scratch"`
+	// Root is the project's folder where nothing but guard.py keeps Blender in it.
+	Root    string          `json:"root,omitempty"`
 	Frames  []int32         `json:"frames"`
 	Remap   *remapArgs      `json:"remap,omitempty"`
 	Backend []lease.Backend `json:"backends,omitempty"`
@@ -247,6 +249,9 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 	}
 	if err := args.on(a.Device, a.Build); err != nil {
 		return nil, err
+	}
+	if box == nil {
+		args.Root = place.root
 	}
 	if view.remap {
 		args.Remap = &remapArgs{Root: view.files, Origin: place.manifest.Origin}

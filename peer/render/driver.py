@@ -160,7 +160,7 @@ def main():
         for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
             note(text)
     scene = choose_scene(args.get("scene"))
-    for text in guard.guard(bpy, args["scratch"], args.get("remap", {}).get("root")):
+    for text in guard.guard(bpy, args["scratch"], args.get("root")):
         note(text)
 
     render = scene.render

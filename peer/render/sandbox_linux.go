@@ -42,6 +42,7 @@ func trySandbox() (kind, reason string) {
 func (s *sandbox) try() (said []byte, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
+	s.add("--tmpfs", "/tmp") // where an attempt has a folder
 	line := append(s.prefix(), "true")
 	cmd := exec.CommandContext(ctx, line[0], line[1:]...)
 	cmd.Env, cmd.ExtraFiles = s.env(), s.files
