@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -22,7 +23,7 @@ import (
 
 // scripts is what runs inside Blender.
 //
-//go:embed driver.py guard.py remap.py devices.py collect.py samplescene.py
+//go:embed driver.py early.py guard.py remap.py devices.py collect.py samplescene.py
 var scripts embed.FS
 
 // The values of [Config.Sandbox].
@@ -262,6 +263,9 @@ func (b *Blender) command(a Attempt, dir attemptDir, place project, confined boo
 	// The exit code of a Python error must stand before -P, or it is 0.
 	line := []string{exe, "-b", "--factory-startup", "-noaudio", "-Y", "--python-exit-code", "3",
 		view.blend, "-P", filepath.Join(view.driver, "driver.py"), "--", filepath.Join(view.driver, "args.json")}
+	if box == nil { // before the file is opened
+		line = slices.Insert(line, slices.Index(line, view.blend), "-P", filepath.Join(view.driver, "early.py"))
+	}
 	env := environment(view.tmp)
 	if box != nil {
 		line = append(box.prefix(), line...)

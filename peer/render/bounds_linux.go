@@ -14,7 +14,7 @@ import (
 // ends with ctx. tmp is the folder for temporary files by which those are known that
 // hide, "" in a sandbox, where none can.
 func (m bounds) watchProcesses(ctx context.Context, pid int, tmp string, stop context.CancelCauseFunc) {
-	h := &herd{first: pid, tmp: tmp, known: map[string]bool{}}
+	h := &herd{first: pid, tmp: tmp, most: m.memory, known: map[string]bool{}}
 	every := lookEvery
 	if tmp != "" {
 		every = searchEvery
@@ -26,6 +26,7 @@ func (m bounds) watchProcesses(ctx context.Context, pid int, tmp string, stop co
 type herd struct {
 	first int
 	tmp   string
+	most  int64           // bytes of memory, above which a closer look is worth its time
 	proc  string          // a /proc that shows these processes and no other, "" if none is known
 	known map[string]bool // those that are the first to go
 }
@@ -33,7 +34,8 @@ type herd struct {
 func (h *herd) look() (t taken) {
 	seen := map[[2]uint64]bool{}
 	var private, shared, nameless int64
-	for _, dir := range h.list() {
+	dirs := h.list()
+	for _, dir := range dirs {
 		if !h.known[dir] {
 			h.known[dir] = true
 			goesFirst(dir)
@@ -62,7 +64,21 @@ func (h *herd) look() (t taken) {
 		}
 	}
 	t.memory = private + max(shared, nameless) // which is mapped, or open, or both
+	if t.memory > h.most && len(dirs) > 1 {
+		t.memory = proportional(dirs, "Pss_Anon") + max(proportional(dirs, "Pss_Shmem"), nameless)
+	}
 	return t
+}
+
+// proportional sums the memory of processes so that what several of them share counts
+// once: after a fork that is all of it.
+func proportional(dirs []string, kind string) (sum int64) {
+	for _, dir := range dirs {
+		if text, err := os.ReadFile(dir + "/smaps_rollup"); err == nil {
+			sum += statusValue(text, kind) << 10
+		}
+	}
+	return sum
 }
 
 // list is the folders of these processes in a /proc.

@@ -156,6 +156,7 @@ def main():
     with open(sys.argv[sys.argv.index("--") + 1], encoding="utf-8") as f:
         args = json.load(f)
     say("loaded", version=bpy.app.version_string)
+    guard.release()
     if args.get("remap"):
         for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
             note(text)

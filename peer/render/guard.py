@@ -68,16 +68,19 @@ def _inside(path, root):
     return (os.path.realpath(path) + os.sep).startswith(os.path.realpath(root) + os.sep)
 
 
-def _fluids(bpy, folder, root):
-    """Simulations write into their cache folder as they play."""
+def _fluid_domains(bpy):
     for ob in bpy.data.objects:
         for modifier in ob.modifiers:
-            if modifier.type != "FLUID" or modifier.fluid_type != "DOMAIN":
-                continue
-            where = bpy.path.abspath(modifier.domain_settings.cache_directory, library=ob.library)
-            if root and not _inside(where, root):
-                modifier.domain_settings.cache_directory = os.path.join(folder, "fluid")
-                yield "the fluid cache of %r is not part of the project" % ob.name
+            if modifier.type == "FLUID" and modifier.fluid_type == "DOMAIN":
+                yield ob, modifier.domain_settings
+
+
+def _fluids(bpy, folder, root):
+    """Simulations write into their cache folder as they play."""
+    for ob, domain in _fluid_domains(bpy):
+        if root and not _inside(bpy.path.abspath(domain.cache_directory, library=ob.library), root):
+            domain.cache_directory = os.path.join(folder, "fluid")
+            yield "the fluid cache of %r is not part of the project" % ob.name
 
 
 def _point_caches(bpy):
@@ -131,6 +134,26 @@ def _strangers(bpy, root):
         if not _inside(bpy.path.abspath(path, library=block.library), root):
             yield "%r is not part of the project: %s" % (owner.name, path)
             setattr(owner, name, os.path.join(root, "not part of the project"))
+
+
+_held = []
+
+
+def hold(bpy, folder, root):
+    """Keeps caches in folder while the file opens, until release: see early.py."""
+    for ob, domain in _fluid_domains(bpy):
+        if not _inside(bpy.path.abspath(domain.cache_directory, library=ob.library), root):
+            _held.append((domain, domain.cache_directory))
+            domain.cache_directory = os.path.join(folder, "fluid")
+    for _ in _names(bpy):
+        pass
+
+
+def release():
+    """Gives the file back the paths it had, for what is to look at all of them."""
+    for domain, path in _held:
+        domain.cache_directory = path
+    del _held[:]
 
 
 def guard(bpy, folder, root=None):

@@ -83,12 +83,22 @@ func newHostileFarm(t *testing.T) *hostileFarm {
 	said, err := exec.Command(real.Path, "-b", "--factory-startup", "-noaudio", "-Y", "--python-exit-code", "3",
 		"-P", "testdata/hostile.py", "--", f.folder, aims).CombinedOutput()
 	require.NoError(t, err, "%s", said)
+	f.clear(t) // of what Blender made as it was told these paths
 	for link, to := range map[string]string{"link.png": secret, "shadow.png": "/etc/shadow"} {
 		require.NoError(t, os.Symlink(to, filepath.Join(f.folder, link)))
 	}
 	require.NoError(t, syscall.Mkfifo(filepath.Join(f.folder, "pipe.png"), 0o600))
 	f.build = real
 	return f
+}
+
+// clear removes what fluid caches left.
+func (f *hostileFarm) clear(t *testing.T) {
+	t.Helper()
+	for _, dir := range []string{f.outside, f.etc + ".d"} {
+		require.NoError(t, os.RemoveAll(dir))
+	}
+	require.NoError(t, os.Mkdir(f.outside, 0o700))
 }
 
 // bounded is the farm's Blender within limits of the test's own, and, where trust is
@@ -102,7 +112,7 @@ func (f *hostileFarm) bounded(t *testing.T, trust bool) lease.Build {
 		flags = `$(printf '%s\n' "$@" | sed 's/^-Y$/-y/')`
 	}
 	path := filepath.Join(t.TempDir(), "blender")
-	line := "#!/bin/sh\nulimit -v 8000000; ulimit -f 1000000; ulimit -t 60\nexec " + real + " " + flags + "\n"
+	line := "#!/bin/sh\nulimit -v 8000000; ulimit -t 60\nexec " + real + " " + flags + "\n"
 	require.NoError(t, os.WriteFile(path, []byte(line), 0o755))
 	return lease.Build{Name: "Blender", Path: path}
 }
@@ -137,102 +147,126 @@ type hostileCase struct {
 
 func TestHostileFiles(t *testing.T) {
 	f := newHostileFarm(t)
-	before := tree(t, f.root)
-	tooMuch := "^Blender was stopped because it used more than the .* GiB of memory|^Blender ran out of memory"
-	tooLong := "^Blender was stopped .* because the attempt ran past"
-	tooBig := "^Blender was stopped because the attempt wrote more than"
-	cannotOpen := "^Blender could not open the file"
-	cases := map[string]hostileCase{
-		// What Blender's -Y and the guard stop.
+	const (
+		tooMuch    = "^Blender was stopped because it used more than the .* GiB of memory|^Blender ran out of memory"
+		tooLong    = "^Blender was stopped .* because the attempt ran past"
+		tooBig     = "^Blender was stopped because the attempt wrote more than"
+		cannotOpen = "^Blender could not open the file"
+		missing    = "pink: a texture is missing"
+	)
+	// What Blender's -Y and the guard stop: the sandbox has nothing to do.
+	stopped := map[string]hostileCase{
 		"text": {ends: endsWell}, "handler": {ends: endsWell}, "driver": {ends: endsWell}, "namespace": {ends: endsWell},
-		"freestyle": {ends: endsWell}, "outputs": {ends: endsWell}, "movie": {ends: endsWell}, "climb": {ends: endsWell}, "osl": {ends: endsWell},
-		"fluid": {ends: endsWell}, "endless": {ends: endsAny}, "library": {ends: endsWell},
-		// What only the sandbox stops: the same with the file's code running.
-		"text trusted": {trust: true, ends: endsWell}, "handler trusted": {trust: true, ends: endsWell}, "driver trusted": {trust: true, ends: endsWell},
-		"namespace trusted": {trust: true, ends: endsWell}, "freestyle_unguarded trusted": {trust: true, ends: endsAny},
-		"outputs_unguarded trusted": {trust: true, ends: endsAny}, "wall trusted": {trust: true, ends: endsWell},
+		"freestyle": {ends: endsWell}, "outputs": {ends: endsWell}, "movie": {ends: endsWell}, "climb": {ends: endsWell},
+		"osl": {ends: endsWell}, "fluid": {ends: endsWell},
 		// Files that are not the project's.
-		"link": {ends: endsWell, hue: "pink: a texture is missing"}, "shadow": {ends: endsWell, hue: "pink: a texture is missing"},
-		"absolute": {ends: endsWell, hue: "pink: a texture is missing"}, "climbing": {ends: endsWell, hue: "pink: a texture is missing"},
-		"zero": {ends: endsWell}, "stdin": {ends: endsWell}, "memory": {ends: endsWell},
+		"link": {ends: endsWell, hue: missing}, "shadow": {ends: endsWell, hue: missing},
+		"absolute": {ends: endsWell, hue: missing}, "climbing": {ends: endsWell, hue: missing},
+	}
+	f.run(t, "without a sandbox", SandboxOff, stopped)
+	f.run(t, "in the sandbox", SandboxAuto, stopped)
+	f.run(t, "bombs", SandboxAuto, map[string]hostileCase{
+		"faces":    {ends: string(lease.FailMemory), reason: tooMuch},
+		"levels":   {ends: string(lease.FailMemory), reason: tooMuch},
+		"huge":     {ends: endsBad, timeout: 6 * time.Second},
+		"doubling": {ends: endsBad, timeout: 6 * time.Second},
+		"deep":     {ends: endsAny},
+		"library":  {ends: endsWell},
+		// Devices and pipes that never end, or never begin.
+		"endless": {ends: endsAny}, "stdin": {ends: endsWell}, "memory": {ends: endsWell},
+		"zero": {ends: string(lease.FailTimeout), reason: tooLong, timeout: 4 * time.Second},
 		"pipe": {ends: string(lease.FailTimeout), reason: tooLong, timeout: 4 * time.Second},
-		// Bombs.
-		"faces":            {ends: string(lease.FailMemory), reason: tooMuch},
-		"levels":           {ends: string(lease.FailMemory), reason: tooMuch},
-		"huge":             {ends: endsBad, timeout: 8 * time.Second},
-		"doubling":         {ends: endsBad, timeout: 8 * time.Second},
-		"deep":             {ends: endsAny},
-		"forks trusted":    {trust: true, ends: string(lease.FailError), reason: "^Blender was stopped because it had more than the 150 processes and threads"},
-		"hoard trusted":    {trust: true, ends: string(lease.FailMemory), reason: tooMuch},
-		"nameless trusted": {trust: true, ends: string(lease.FailMemory), reason: tooMuch},
-		"unlinked trusted": {trust: true, ends: string(lease.FailMachine), reason: tooBig},
-		"shared trusted":   {trust: true, ends: string(lease.FailMachine), reason: tooBig},
 		// What is no .blend.
 		"cut": {ends: endsBad, reason: cannotOpen}, "garbage": {ends: endsBad}, "noise": {ends: endsBad, reason: cannotOpen},
 		"lengths": {ends: endsBad}, "empty": {ends: endsBad, reason: cannotOpen}, "packed": {ends: endsBad},
-	}
-	t.Run("files", func(t *testing.T) { // which ends when all have
-		for name, c := range cases {
-			t.Run(name, func(t *testing.T) {
+	})
+	// The same with the file's code running: what the sandbox itself stops.
+	f.run(t, "trusted", SandboxAuto, map[string]hostileCase{
+		"text": {trust: true, ends: endsWell}, "handler": {trust: true, ends: endsWell}, "driver": {trust: true, ends: endsWell},
+		"namespace": {trust: true, ends: endsWell}, "freestyle_unguarded": {trust: true, ends: endsAny},
+		"outputs_unguarded": {trust: true, ends: endsAny}, "wall": {trust: true, ends: endsWell},
+		"forks":    {trust: true, ends: string(lease.FailError), reason: "^Blender was stopped because it had more than the 150 processes and threads"},
+		"hoard":    {trust: true, ends: string(lease.FailMemory), reason: tooMuch},
+		"nameless": {trust: true, ends: string(lease.FailMemory), reason: tooMuch},
+		"unlinked": {trust: true, ends: string(lease.FailMachine), reason: tooBig},
+		"shared":   {trust: true, ends: string(lease.FailMachine), reason: tooBig},
+	})
+}
+
+// run renders each of the files, and looks then whether all is as it was.
+func (f *hostileFarm) run(t *testing.T, name, sandbox string, cases map[string]hostileCase) {
+	before := tree(t, f.root)
+	t.Run(name, func(t *testing.T) { // which ends when all have
+		for file, c := range cases {
+			t.Run(file, func(t *testing.T) {
 				t.Parallel()
-				file, _, _ := strings.Cut(name, " ")
-				if c.timeout == 0 {
-					c.timeout = 30 * time.Second
-				}
-				dir := t.TempDir()
-				b := NewBlender(Config{Dir: dir, MaxMemory: 800 << 20, MaxThreads: 150, MaxDisk: 256 << 20})
-				sink := &collectorSink{}
-				began := time.Now()
-				log, cleanup, err := b.Run(t.Context(), Attempt{
-					Project: f.root, Blend: "files/" + filepath.Base(f.folder) + "/" + file + ".blend", Build: f.bounded(t, c.trust), Frames: []int32{1}, Timeout: c.timeout,
-				}, sink)
-				took := time.Since(began)
-				said, _ := os.ReadFile(log)
-				t.Logf("%.1f s: %v", took.Seconds(), err)
-				e, isError := errors.AsType[*Error](err)
-				require.True(t, err == nil || isError, "%v", err)
-				switch c.ends {
-				case endsWell:
-					require.NoError(t, err, "%s", said)
-				case endsBad:
-					require.Error(t, err, "%s", said)
-				case endsAny:
-				default:
-					require.Error(t, err, "%s", said)
-					require.Equal(t, c.ends, string(e.Kind), "%v\n%s", err, said)
-				}
-				if c.reason != "" {
-					require.Regexp(t, c.reason, e.Reason)
-				}
-				if err == nil {
-					require.Len(t, sink.frames, 1)
-					if c.hue != "" {
-						require.Equal(t, c.hue, hue(pixels(t, sink.images[1]), 8, 8))
-					}
-				}
-				if file == "wall" {
-					requireWalls(t, said)
-				}
-				require.Less(t, took, c.timeout+5*time.Second)
-				require.Less(t, diskUse(dir), int64(1<<30))
-				cleanup()
-				left, err := os.ReadDir(dir)
-				require.NoError(t, err)
-				require.Empty(t, left)
+				f.render(t, sandbox, file, c)
 			})
 		}
 	})
+	require.NoFileExists(t, f.etc)
 	left, err := os.ReadDir(f.outside)
 	require.NoError(t, err)
-	require.Empty(t, left, "written outside of the attempts' folders")
-	require.NoFileExists(t, f.etc)
+	require.Empty(t, left, "%s: written outside of the attempts' folders", name)
 	require.NoDirExists(t, f.etc+".d")
-	require.Equal(t, before, tree(t, f.root), "the project is as it was")
+	require.Equal(t, before, tree(t, f.root), "%s: the project is as it was", name)
 	left, err = os.ReadDir(f.data)
 	require.NoError(t, err)
-	require.Len(t, left, 2, "the daemon's folder is as it was")
+	require.Len(t, left, 2, "%s: the daemon's folder is as it was", name)
 	// The kernel takes a sandbox's processes away in its own time.
-	require.Eventually(t, func() bool { return len(f.alive()) == 0 }, 10*time.Second, 10*time.Millisecond, "processes are left")
+	require.Eventually(t, func() bool { return len(f.alive()) == 0 }, 10*time.Second, 10*time.Millisecond, "%s: processes are left", name)
+}
+
+func (f *hostileFarm) render(t *testing.T, sandbox, file string, c hostileCase) {
+	if c.timeout == 0 {
+		c.timeout = 30 * time.Second
+	}
+	dir := t.TempDir()
+	b := NewBlender(Config{Dir: dir, Sandbox: sandbox, MaxMemory: 800 << 20, MaxThreads: 150, MaxDisk: 256 << 20})
+	sink := &collectorSink{}
+	began := time.Now()
+	log, cleanup, err := b.Run(t.Context(), Attempt{
+		Project: f.root, Blend: "files/" + filepath.Base(f.folder) + "/" + file + ".blend",
+		Build: f.bounded(t, c.trust), Frames: []int32{1}, Timeout: c.timeout,
+	}, sink)
+	took := time.Since(began)
+	said, _ := os.ReadFile(log)
+	t.Logf("%.1f s: %v", took.Seconds(), err)
+	e, isError := errors.AsType[*Error](err)
+	require.True(t, err == nil || isError, "%v", err)
+	switch c.ends {
+	case endsWell:
+		require.NoError(t, err, "%s", said)
+	case endsBad:
+		require.Error(t, err, "%s", said)
+	case endsAny:
+	default:
+		require.Error(t, err, "%s", said)
+		require.Equal(t, c.ends, string(e.Kind), "%v\n%s", err, said)
+	}
+	if c.reason != "" {
+		require.Regexp(t, c.reason, e.Reason)
+	}
+	if err == nil {
+		require.Len(t, sink.frames, 1)
+		if c.hue != "" {
+			require.Equal(t, c.hue, hue(pixels(t, sink.images[1]), 8, 8))
+		}
+	}
+	switch ran := bytes.Contains(said, []byte("\nPAYLOAD")); {
+	case !c.trust:
+		require.False(t, ran, "the file's code ran:\n%s", said)
+	case file == "wall":
+		requireWalls(t, said)
+	case e == nil: // a bomb does not speak
+		require.True(t, ran, "the file's code did not run:\n%s", said)
+	}
+	require.Less(t, took, c.timeout+5*time.Second)
+	require.Less(t, diskUse(dir), int64(1<<30))
+	cleanup()
+	left, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Empty(t, left)
 }
 
 // wallLine is a line of the file "wall": what it tried, and how that went.

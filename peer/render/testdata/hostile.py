@@ -21,7 +21,7 @@ import bpy
 here, places = sys.argv[sys.argv.index("--") + 1:]
 with open(places, encoding="utf-8") as f:
     to = json.load(f)
-WRITE = "for p in (%r, %r):\n    try: open(p, 'w').write('x')\n    except OSError: pass\n"
+WRITE = "print('\\nPAYLOAD', flush=True)\nfor p in (%r, %r):\n    try: open(p, 'w').write('x')\n    except OSError: pass\n"
 
 
 def touch(name):
@@ -105,11 +105,11 @@ save("handler")
 
 _, plane = scene()
 d = plane.driver_add("location", 0).driver
-d.type, d.expression = "SCRIPTED", "__import__('os').system('touch %s/driver %s') * 0.0" % (to["outside"], to["etc"])
+d.type, d.expression = "SCRIPTED", "__import__('os').system('echo; echo PAYLOAD; touch %s/driver %s') * 0.0" % (to["outside"], to["etc"])
 save("driver")
 
 _, plane = scene()
-text("go.py", "import bpy\ndef go():\n    __import__('os').system('touch %s/space %s')\n    return 0.0\n"
+text("go.py", "import bpy\ndef go():\n    __import__('os').system('echo; echo PAYLOAD; touch %s/space %s')\n    return 0.0\n"
      "bpy.app.driver_namespace['go'] = go\n" % (to["outside"], to["etc"]))
 d = plane.driver_add("location", 0).driver
 d.type, d.expression = "SCRIPTED", "go()"
@@ -138,7 +138,7 @@ def output(tree, base, slot, source):
 for name in ("outputs", "outputs_unguarded"):
     s, _ = scene()
     if name != "outputs":
-        text("go.py", NO_GUARD)
+        text("go.py", NO_GUARD + "print('\\nPAYLOAD', flush=True)\n")
     s.use_nodes = True
     layers = s.node_tree.nodes["Render Layers"].outputs[0]
     output(s.node_tree, to["outside"], "base", layers)
@@ -172,11 +172,11 @@ s.render.image_settings.file_format = "FFMPEG"
 s.render.filepath = to["outside"] + "/movie.mkv"
 save("movie")
 
-# A hundred million faces.
+# Fifty million faces, and far more.
 _, plane = scene()
-for _ in range(4):
+for count in (100, 100, 100, 50):
     m = plane.modifiers.new("many", "ARRAY")
-    m.count, m.show_viewport = 100, False
+    m.count, m.show_viewport = count, False
 save("faces")
 _, plane = scene()
 for _ in range(3):
@@ -407,7 +407,7 @@ status = dict(line.split(":\t") for line in open("/proc/self/status").read().spl
 wall("capabilities", lambda: "holds" if all(int(status[k], 16) == 0 for k in ("CapEff", "CapPrm", "CapBnd", "CapAmb")) else "open")
 wall("privileges", lambda: "holds" if status["NoNewPrivs"].strip() == "1" else "open")
 wall("open files", lambda: "holds" if __import__("resource").getrlimit(7)[1] <= 8192 else "open")
-wall("oom", lambda: open("/proc/self/oom_score_adj", "w").write("-1000") and None)
+wall("oom", lambda: os.write(os.open("/proc/self/oom_score_adj", os.O_WRONLY), b"-1000") < 0)
 wall("oom first", lambda: "holds" if int(open("/proc/self/oom_score_adj").read()) >= 900 else "open")
 
 if platform.machine() == "x86_64":
