@@ -5,6 +5,7 @@ import (
 	"context"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
@@ -98,7 +99,9 @@ func (h *herd) list() (dirs []string) {
 		}
 		h.proc = "" // what showed it has ended
 	}
-	for _, pid := range append(strays(h.first, h.tmp), h.first) {
+	pids := append(strays(h.first, h.tmp), h.first) // by mark and by parent: some twice
+	slices.Sort(pids)
+	for _, pid := range slices.Compact(pids) {
 		dirs = append(dirs, procDir(pid))
 	}
 	return dirs

@@ -168,14 +168,14 @@ func TestHostileFiles(t *testing.T) {
 	f.run(t, "bombs", SandboxAuto, map[string]hostileCase{
 		"faces":    {ends: string(lease.FailMemory), reason: tooMuch},
 		"levels":   {ends: string(lease.FailMemory), reason: tooMuch},
-		"huge":     {ends: endsBad, timeout: 6 * time.Second},
-		"doubling": {ends: endsBad, timeout: 6 * time.Second},
+		"huge":     {ends: endsBad, timeout: 5 * time.Second},
+		"doubling": {ends: endsBad, timeout: 5 * time.Second},
 		"deep":     {ends: endsAny},
 		"library":  {ends: endsWell},
 		// Devices and pipes that never end, or never begin.
 		"endless": {ends: endsAny}, "stdin": {ends: endsWell}, "memory": {ends: endsWell},
-		"zero": {ends: string(lease.FailTimeout), reason: tooLong, timeout: 4 * time.Second},
-		"pipe": {ends: string(lease.FailTimeout), reason: tooLong, timeout: 4 * time.Second},
+		"zero": {ends: string(lease.FailTimeout), reason: tooLong, timeout: 3 * time.Second},
+		"pipe": {ends: string(lease.FailTimeout), reason: tooLong, timeout: 3 * time.Second},
 		// What is no .blend.
 		"cut": {ends: endsBad, reason: cannotOpen}, "garbage": {ends: endsBad}, "noise": {ends: endsBad, reason: cannotOpen},
 		"lengths": {ends: endsBad}, "empty": {ends: endsBad, reason: cannotOpen}, "packed": {ends: endsBad},

@@ -3,9 +3,19 @@
 // image before it calls it a frame.
 //
 // It promises that whatever the .blend holds, nothing outside the attempt's
-// folder is written (where the machine has bubblewrap; elsewhere the guards are
+// folder is written (where the machine has a sandbox; elsewhere the guards are
 // Blender's own and [SandboxKind] says so), that a frame it reports is a whole image,
-// and that no Blender outlives its attempt.
+// that an attempt takes no more memory, disk and processes than [Config] allows, but
+// for what it takes between two looks, and that no Blender outlives its attempt.
+//
+// Without a sandbox, -Y and guard.py stop all that a .blend can ask for by what it
+// holds: its Python never runs, outputs and caches go to the attempt's folder, and
+// pictures outside of the project are not shown. What they cannot stop is a file that
+// takes over Blender itself through a mistake in how it reads files: that may then do
+// all that the daemon's user may, the network included. Nor do they stop what Blender
+// does as it opens a file: it reads the libraries the file names, wherever they lie,
+// and waits where one is a FIFO, until the attempt's time is over. A cache on disk
+// that is not baked is written to the cache folder of the project.
 //
 // It does not fetch projects, store frames or talk to the farm: package peer
 // does.

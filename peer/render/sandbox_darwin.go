@@ -105,10 +105,10 @@ func confinements(kind string) []Confinement {
 		return append(list,
 			Confinement{"writing files elsewhere", guarded},
 			Confinement{"reading this machine's files", ""},
-			Confinement{"the network", ""})
+			Confinement{"using the network", ""})
 	}
 	return append(list,
 		Confinement{"writing files elsewhere", "the sandbox's profile: only the attempt's folder can be written, and Metal's cache of Blender"},
 		Confinement{"reading this machine's files", "the sandbox's profile, for the folders of people and services: the system's own files can be read"},
-		Confinement{"the network", "the sandbox's profile"})
+		Confinement{"using the network", "the sandbox's profile"})
 }

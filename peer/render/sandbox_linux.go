@@ -85,7 +85,8 @@ type sandbox struct {
 	view     view
 }
 
-// newSandbox confines the Blender exe to an attempt. The project appears at its
+// newSandbox confines the Blender exe to an attempt that may have so many processes
+// and threads. The project appears at its
 // original absolute paths where they are free, so that nothing in it needs to be
 // rewritten.
 func newSandbox(exe string, dir attemptDir, p project, threads int) (*sandbox, error) {
@@ -263,9 +264,9 @@ func (s *sandbox) prefix() []string {
 	line := append([]string{s.bwrap}, s.args...)
 	line = append(line, "--remount-ro", "/", "--chdir", "/tmp", "--")
 	// In a user namespace of its own the limit counts what runs there alone, from
-	// Linux 5.14 on; before, it would count all that the user runs. Root has no such
-	// limit: there the look at the processes is all.
-	if prlimit, err := exec.LookPath("prlimit"); err == nil && s.threads > 0 && strings.HasPrefix(prlimit, "/usr/") && countsByNamespace() {
+	// Linux 5.14 on; before, it would count all that the user runs. The machine's root
+	// has no such limit in any namespace: there the look at the processes is all.
+	if prlimit, err := exec.LookPath("prlimit"); err == nil && s.threads > 0 && os.Getuid() != 0 && strings.HasPrefix(prlimit, "/usr/") && countsByNamespace() {
 		line = append(line, prlimit, fmt.Sprintf("--nproc=%d", s.threads+s.threads/4), "--")
 	}
 	return line
@@ -293,8 +294,8 @@ func confinements(kind string) []Confinement {
 		return []Confinement{
 			{"writing files elsewhere", guarded},
 			{"reading this machine's files", ""},
-			{"the network", ""},
-			{"other processes of the same user", ""},
+			{"using the network", ""},
+			{"reaching other programs", ""},
 			{"taking the memory", "a look every second at the processes that can be found"},
 			{"starting processes", "a look every second at the processes that can be found"},
 			{"taking the disk", "a look every few seconds, and a limit on each file"},
@@ -307,9 +308,9 @@ func confinements(kind string) []Confinement {
 	return []Confinement{
 		{"writing files elsewhere", "mounts: only the attempt's folder can be written"},
 		{"reading this machine's files", "mounts: programs, fonts and drivers alone are there"},
-		{"the network", "a network namespace"},
-		{"other processes of the same user", "a process namespace, which also ends whatever hides"},
-		{"attacks on the kernel", calls},
+		{"using the network", "a network namespace"},
+		{"reaching other programs", "a process namespace, which also ends whatever hides"},
+		{"attacking the kernel", calls},
 		{"taking the memory", look + "; and the kernel, out of memory, ends Blender first"},
 		{"starting processes", look + ", and for users other than root a limit"},
 		{"taking the disk", "a look every few seconds, and a limit on each file"},

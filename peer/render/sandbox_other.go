@@ -32,7 +32,7 @@ func confinements(string) []Confinement {
 	list := []Confinement{
 		{"writing files elsewhere", guarded},
 		{"reading this machine's files", ""},
-		{"the network", ""},
+		{"using the network", ""},
 		{"taking the disk", "a look every few seconds"},
 	}
 	if runtime.GOOS == "windows" {
@@ -40,7 +40,7 @@ func confinements(string) []Confinement {
 			Confinement{"taking the memory", "a job object's limit"},
 			Confinement{"starting processes", "a job object's limit"},
 			Confinement{"outliving the attempt or vizpeer", "a job object, which ends with its handle"},
-			Confinement{"the clipboard, other windows, shutting down", "a job object's limits"})
+			Confinement{"using the clipboard, changing settings, shutting down", "a job object's limits"})
 	}
 	return append(list,
 		Confinement{"taking the memory", "a look every second at the processes that can be found"},

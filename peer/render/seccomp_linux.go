@@ -10,9 +10,9 @@ import (
 )
 
 // seccomp is the filter of system calls in the sandbox, as the kernel takes it: it
-// refuses what no renderer, driver or library of theirs needs and through which
-// kernels have been broken or memory be taken that nothing counts. All else passes,
-// the calls that are new tomorrow too: it is a second wall, behind the namespaces.
+// refuses what no renderer, driver or library of theirs needs, and through which
+// kernels have been broken, or memory can be taken that nothing counts. All else
+// passes, tomorrow's new calls too: it is a second wall, behind the namespaces.
 var seccomp = assemble()
 
 // refused fail as if the process had no right to them, which it mostly has not.
