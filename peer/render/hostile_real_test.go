@@ -141,7 +141,6 @@ type hostileCase struct {
 	reason  string // a pattern of its reason
 	trust   bool   // Blender runs the file's code
 	timeout time.Duration
-	memory  int64
 	hue     string // of the frame
 }
 

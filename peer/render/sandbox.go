@@ -27,9 +27,9 @@ type Confinement struct {
 // it does not, in words for people.
 func Confinements(kind string) []Confinement {
 	return append([]Confinement{
-		{"running code in the file", "Blender's own -Y, and the guard: no scripts, drivers, handlers or Freestyle modules run"},
+		{"running code in the file", "Blender's -Y and the guard"},
 	}, confinements(kind)...)
 }
 
 // guarded is what can be said of writing where nothing but the guard confines Blender.
-const guarded = "the guard alone, which redirects the file's outputs and caches; no wall stands behind it"
+const guarded = "the guard, with no wall behind it"

@@ -95,7 +95,7 @@ func (s *sandbox) prefix() []string { return []string{sandboxExec, "-p", s.profi
 func (s *sandbox) env() []string { return environment(s.view.tmp) }
 
 func confinements(kind string) []Confinement {
-	const look = "a look every second at the processes that can be found"
+	const look = "a look every second"
 	list := []Confinement{
 		{"taking the memory", look},
 		{"starting processes", look},

@@ -296,9 +296,9 @@ func confinements(kind string) []Confinement {
 			{"reading this machine's files", ""},
 			{"using the network", ""},
 			{"reaching other programs", ""},
-			{"taking the memory", "a look every second at the processes that can be found"},
-			{"starting processes", "a look every second at the processes that can be found"},
-			{"taking the disk", "a look every few seconds, and a limit on each file"},
+			{"taking the memory", "a look every second"},
+			{"starting processes", "a look every second"},
+			{"taking the disk", "a look every few seconds, a limit on each file"},
 		}
 	}
 	calls := "a filter of system calls"
@@ -313,6 +313,6 @@ func confinements(kind string) []Confinement {
 		{"attacking the kernel", calls},
 		{"taking the memory", look + "; and the kernel, out of memory, ends Blender first"},
 		{"starting processes", look + ", and for users other than root a limit"},
-		{"taking the disk", "a look every few seconds, and a limit on each file"},
+		{"taking the disk", "a look every few seconds, a limit on each file"},
 	}
 }

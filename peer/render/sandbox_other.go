@@ -43,6 +43,6 @@ func confinements(string) []Confinement {
 			Confinement{"using the clipboard, changing settings, shutting down", "a job object's limits"})
 	}
 	return append(list,
-		Confinement{"taking the memory", "a look every second at the processes that can be found"},
-		Confinement{"starting processes", "a look every second at the processes that can be found"})
+		Confinement{"taking the memory", "a look every second"},
+		Confinement{"starting processes", "a look every second"})
 }
