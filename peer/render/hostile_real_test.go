@@ -182,8 +182,8 @@ func TestHostileFiles(t *testing.T) {
 	// The same with the file's code running: what the sandbox itself stops.
 	f.run(t, "trusted", SandboxAuto, map[string]hostileCase{
 		"text": {trust: true, ends: endsWell}, "handler": {trust: true, ends: endsWell}, "driver": {trust: true, ends: endsWell},
-		"namespace": {trust: true, ends: endsWell}, "freestyle_unguarded": {trust: true, ends: endsAny},
-		"outputs_unguarded": {trust: true, ends: endsAny}, "wall": {trust: true, ends: endsWell},
+		"namespace": {trust: true, ends: endsWell}, "freestyle_unguarded": {trust: true, ends: endsWell},
+		"outputs_unguarded": {trust: true, ends: endsWell}, "wall": {trust: true, ends: endsWell},
 		"forks":    {trust: true, ends: string(lease.FailError), reason: "^Blender was stopped because it had more than the 150 processes and threads"},
 		"hoard":    {trust: true, ends: string(lease.FailMemory), reason: tooMuch},
 		"nameless": {trust: true, ends: string(lease.FailMemory), reason: tooMuch},

@@ -89,7 +89,7 @@ def picture(path):
 
 # Python that waits for Blender to run it. Where it runs before the driver, it can put
 # the guard out of action too.
-NO_GUARD = "import sys, types\nm = types.ModuleType('guard')\nm.guard = lambda *a: []\n" \
+NO_GUARD = "import sys, types\nm = types.ModuleType('guard')\nm.guard = lambda *a: []\nm.release = m.hold = lambda *a: None\n" \
            "m.node_trees = lambda bpy: []\nsys.modules['guard'] = m\n"
 
 scene()
@@ -181,7 +181,7 @@ save("faces")
 _, plane = scene()
 for _ in range(3):
     m = plane.modifiers.new("fine", "SUBSURF")
-    m.render_levels = m.levels = 11
+    m.render_levels = m.levels = 6
     m.show_viewport = False
 save("levels")
 
