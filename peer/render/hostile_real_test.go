@@ -153,17 +153,19 @@ func TestHostileFiles(t *testing.T) {
 		cannotOpen = "^Blender could not open the file"
 		missing    = "pink: a texture is missing"
 	)
-	// What Blender's -Y and the guard stop: the sandbox has nothing to do.
-	stopped := map[string]hostileCase{
+	// What Blender's -Y and the guard stop: where that is all there is.
+	f.run(t, "scripts without a sandbox", SandboxOff, map[string]hostileCase{
 		"text": {ends: endsWell}, "handler": {ends: endsWell}, "driver": {ends: endsWell}, "namespace": {ends: endsWell},
-		"freestyle": {ends: endsWell}, "outputs": {ends: endsWell}, "movie": {ends: endsWell}, "climb": {ends: endsWell},
-		"osl": {ends: endsWell}, "fluid": {ends: endsWell},
-		// Files that are not the project's.
+		"freestyle": {ends: endsWell}, "osl": {ends: endsWell},
+	})
+	// Paths out of the project.
+	paths := map[string]hostileCase{
+		"outputs": {ends: endsWell}, "movie": {ends: endsWell}, "climb": {ends: endsWell}, "fluid": {ends: endsWell},
 		"link": {ends: endsWell, hue: missing}, "shadow": {ends: endsWell, hue: missing},
 		"absolute": {ends: endsWell, hue: missing}, "climbing": {ends: endsWell, hue: missing},
 	}
-	f.run(t, "without a sandbox", SandboxOff, stopped)
-	f.run(t, "in the sandbox", SandboxAuto, stopped)
+	f.run(t, "paths without a sandbox", SandboxOff, paths)
+	f.run(t, "paths", SandboxAuto, paths)
 	f.run(t, "bombs", SandboxAuto, map[string]hostileCase{
 		"faces":    {ends: string(lease.FailMemory), reason: tooMuch},
 		"levels":   {ends: string(lease.FailMemory), reason: tooMuch},
