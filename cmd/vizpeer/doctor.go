@@ -124,10 +124,28 @@ func (sandboxCheck) Name() string { return "sandbox" }
 
 func (sandboxCheck) Run(context.Context) (string, error) {
 	kind, reason := render.SandboxKind()
-	if kind == "" {
-		return "", concernf("Blender would run unconfined: %s", reason)
+	holds, open := confinementText(render.Confinements(kind))
+	switch {
+	case kind == "":
+		return "", concernf("Blender would run unconfined: %s. A hostile file is kept from %s. It is not kept from %s", reason, holds, open)
+	case open != "":
+		return fmt.Sprintf("Blender runs under %s. A hostile file is not kept from %s", kind, open), nil
 	}
 	return "Blender runs under " + kind, nil
+}
+
+// confinementText names what a hostile file is kept from, and by what, and what it is
+// not kept from.
+func confinementText(list []render.Confinement) (holds, open string) {
+	var held, free []string
+	for _, c := range list {
+		if c.By == "" {
+			free = append(free, c.Against)
+		} else {
+			held = append(held, fmt.Sprintf("%s (%s)", c.Against, c.By))
+		}
+	}
+	return strings.Join(held, ", "), strings.Join(free, ", ")
 }
 
 type folderCheck struct{ dir string }

@@ -18,7 +18,7 @@ import (
 
 // scripts is what runs inside Blender.
 //
-//go:embed driver.py parts.py pictures.py guard.py history.py remap.py devices.py collect.py samplescene.py
+//go:embed driver.py early.py parts.py pictures.py guard.py history.py remap.py devices.py collect.py samplescene.py
 var scripts embed.FS
 
 // The values of [Config.Sandbox].
@@ -45,10 +45,16 @@ type Config struct {
 	MaxIdle int
 	// MaxFrames is after how many frames a Blender makes place for a new one; 0 is 250.
 	MaxFrames int
-	// MaxMemory is how many bytes of memory a Blender that waits may take; 0 is half of
-	// the machine's.
+	// MaxIdleMemory is how many bytes of memory a Blender that waits may take; 0 is half
+	// of the machine's.
+	MaxIdleMemory int64
+	// MaxMemory is how many bytes of memory an attempt's processes may take; 0 is nine
+	// tenths of the machine's. What they take of a GPU's is not counted.
 	MaxMemory int64
-	Logger    *slog.Logger
+	// MaxThreads is how many processes and threads an attempt may have; 0 is 1,024 and
+	// 16 for each core.
+	MaxThreads int
+	Logger     *slog.Logger
 }
 
 // Blender is the [Runner] that renders. A Blender process loads its file once and
@@ -70,9 +76,9 @@ func NewBlender(cfg Config) *Blender {
 	}
 	b := &Blender{cfg: cfg, sessions: sessions{
 		linger: cmp.Or(cfg.Linger, linger), maxIdle: cmp.Or(cfg.MaxIdle, 1), maxFrames: cmp.Or(cfg.MaxFrames, maxFrames),
-		maxMemory: cfg.MaxMemory, memory: machineMemory,
+		maxMemory: cfg.MaxIdleMemory, memory: machineMemory,
 	}}
-	if cfg.MaxMemory == 0 {
+	if cfg.MaxIdleMemory == 0 {
 		total, _ := machineMemory()
 		b.sessions.maxMemory = total / 2
 	}
@@ -159,6 +165,7 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 		watched, done := context.WithCancel(ctx)
 		defer done()
 		go watchDisk(watched, limit, stop, s.dir.root, dir.root)
+		go b.bounds(limit).watchProcesses(watched, s.cmd.Process.Pid, s.tmp, stop)
 		r, err := newRequest(a, s, merged)
 		if err != nil {
 			return false, 0, err
@@ -190,7 +197,7 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	}
 	b.cfg.Logger.Debug("Blender has answered", "attempt", a.ID, "waits", waits, "exit", exit, "seconds", time.Since(w.began).Seconds(), "err", err)
 
-	err = b.verdict(context.Cause(ctx), w, exit, oomKills() > ooms, limit, err)
+	err = b.verdict(context.Cause(ctx), w, exit, oomKills() > ooms, err)
 	if e, ok := errors.AsType[*Error](err); ok && e.Kind == lease.FailMemory {
 		b.sessions.ranOut(key)
 	}
@@ -206,8 +213,9 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 
 // verdict says how an attempt ended that was stopped for the given cause, nil where it
 // was not.
-func (b *Blender) verdict(cause error, w *watch, exit int, oom bool, limit int64, err error) error {
+func (b *Blender) verdict(cause error, w *watch, exit int, oom bool, err error) error {
 	a := w.attempt
+	var over *overrun
 	switch {
 	case err != nil && cause == nil:
 		return w.judgeRead(err)
@@ -215,8 +223,8 @@ func (b *Blender) verdict(cause error, w *watch, exit int, oom bool, limit int64
 		return nil // every image is here and whole: how Blender goes on is its own affair
 	case errors.Is(cause, errTimeout):
 		return w.fail(lease.FailTimeout, fmt.Sprintf("Blender was stopped %s because the attempt ran past %s", w.where(), a.allowed()))
-	case errors.Is(cause, errDisk):
-		return w.fail(lease.FailMachine, fmt.Sprintf("Blender was stopped because the attempt wrote more than the %.1f GiB it may take on this machine", float64(limit)/(1<<30)))
+	case errors.As(cause, &over):
+		return w.fail(over.kind, "Blender was stopped because "+over.reason)
 	case cause != nil:
 		return fmt.Errorf("%w: %w", ErrStopped, cause)
 	case w.ended && a.finishes():

@@ -2,7 +2,6 @@ package render
 
 import (
 	"context"
-	"errors"
 	"io/fs"
 	"path/filepath"
 	"time"
@@ -13,13 +12,24 @@ import (
 // maxDisk bounds what an attempt may take of a disk that has room for more.
 const maxDisk = 64 << 30
 
-// diskEvery is how often an attempt's folders are measured. A file system has no
-// signal for "larger than", and a file may write for hours without a word from
-// Blender, so this is a watchdog of a clock: what is written between two looks can
-// exceed the limit.
-const diskEvery = 3 * time.Second
+// diskEvery is how often an attempt's folder is measured that is far below its limit,
+// and diskSoon the least time between two measurements; what no disk writes faster than
+// decides in between. A file system has no signal for "larger than", and a file may
+// write for hours without a word from Blender, so this is a watchdog of a clock: what
+// is written between two looks can exceed the limit.
+//
+// A file system of the attempt's own with a size would be a hard bound, but not a cheap
+// one: one in memory takes from the scenes what their temporary files need, one in a
+// file must be made and mounted by root. One file alone is bounded by [limits].
+const (
+	diskEvery = 3 * time.Second
+	diskSoon  = 100 * time.Millisecond
+	diskSpeed = 4 << 30 // bytes a second
+)
 
-var errDisk = errors.New("the attempt takes too much of the disk")
+// inodeSize is what a file is counted for besides its content: the disk space for
+// which a file system makes room for one file. A million empty files exhaust it too.
+const inodeSize = 16 << 10
 
 // diskLimit is how many bytes an attempt that begins now may take.
 func (b *Blender) diskLimit() int64 {
@@ -32,25 +42,26 @@ func (b *Blender) diskLimit() int64 {
 	return maxDisk
 }
 
-// watchDisk stops the attempt with errDisk when its folders take more than limit
-// bytes. It ends with ctx. What a process writes to a file that it has removed
-// already is not seen.
+// watchDisk stops the attempt when its folders take more than limit bytes. It ends
+// with ctx. What is written to a file that was removed already, [bounds] see.
 func watchDisk(ctx context.Context, limit int64, stop context.CancelCauseFunc, dirs ...string) {
-	tick := time.NewTicker(diskEvery)
-	defer tick.Stop()
 	for {
+		began := time.Now()
+		use := int64(0)
+		for _, dir := range dirs {
+			use += diskUse(dir)
+		}
+		if use > limit {
+			stop(overDisk(limit))
+			return
+		}
+		wait := time.Duration(float64(limit-use) / diskSpeed * float64(time.Second))
+		// A folder of very many files takes long to look at: most of the time is Blender's.
+		wait = min(max(wait, diskSoon, 10*time.Since(began)), diskEvery)
 		select {
 		case <-ctx.Done():
 			return
-		case <-tick.C:
-			use := int64(0)
-			for _, dir := range dirs {
-				use += diskUse(dir)
-			}
-			if use > limit {
-				stop(errDisk)
-				return
-			}
+		case <-time.After(wait):
 		}
 	}
 }
@@ -63,7 +74,7 @@ func diskUse(dir string) (sum int64) {
 			return nil
 		}
 		if info, err := e.Info(); err == nil {
-			sum += allocated(info)
+			sum += allocated(info) + inodeSize
 		}
 		return nil
 	})

@@ -60,6 +60,11 @@ class Requests:
         self.waiting = queue.Queue()
         self.id = None  # of the request that is answered now
         self.stop = None  # of the one that is to end
+        # A file may name /dev/stdin as a picture: there is nothing for it there.
+        self.input = os.dup(0)
+        null = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(null, 0)
+        os.close(null)
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self):
@@ -67,7 +72,7 @@ class Requests:
         try:
             while True:
                 # Not by sys.stdin, whose lock would be held when Blender quits.
-                piece = os.read(0, 1 << 16)
+                piece = os.read(self.input, 1 << 16)
                 if not piece:
                     return  # whoever asks is gone
                 lines = (rest + piece).split(b"\n")
@@ -223,11 +228,12 @@ class Session:
         self.args = args
         self.notes = []  # what every attempt is told
         self.device = None
+        guard.release()
         if args.get("remap"):
             for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
                 self.note(text)
         self.scene = scene = choose_scene(args.get("scene"))
-        for text in guard.guard(bpy, args["scratch"], args.get("remap", {}).get("root")):
+        for text in guard.guard(bpy, args["scratch"], args.get("root")):
             self.note(text)
 
         render = scene.render

@@ -102,6 +102,9 @@ func (p *process) live(started chan<- error, ended, tidy func()) {
 	if in, ok := p.cmd.Stdin.(*os.File); ok {
 		in.Close()
 	}
+	for _, f := range p.cmd.ExtraFiles { // the sandbox has them now
+		f.Close()
+	}
 	if err != nil && p.in != nil {
 		p.in.Close()
 	}

@@ -2,6 +2,7 @@ package render
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"os/exec"
 	"strconv"
@@ -77,22 +78,32 @@ func strays(parent int, tmp string) (found []int) {
 	return found
 }
 
-// limits is the command that bounds what a process may do to the machine: no
-// core dumps, and no file larger than any image.
-func limits() []string {
+// limits is the command that bounds what each process may do to the machine: no core
+// dumps, no file much larger than all that the attempt may write, nor than any image,
+// and no more open files than a scene of many textures needs.
+func limits(disk int64) []string {
 	path, err := exec.LookPath("prlimit")
 	if err != nil {
 		return nil
 	}
 	line := []string{path, "--core=0"}
-	var now unix.Rlimit
-	if unix.Getrlimit(unix.RLIMIT_FSIZE, &now) == nil && now.Max > maxFile { // a limit may only sink
-		line = append(line, "--fsize="+strconv.FormatInt(maxFile, 10))
+	for _, l := range []struct {
+		name  string
+		which int
+		most  int64
+	}{{"fsize", unix.RLIMIT_FSIZE, min(maxFile, disk+disk/4)}, {"nofile", unix.RLIMIT_NOFILE, maxOpen}} {
+		var now unix.Rlimit
+		if unix.Getrlimit(l.which, &now) == nil && now.Max > uint64(l.most) { // a limit may only sink
+			line = append(line, fmt.Sprintf("--%s=%d", l.name, l.most))
+		}
 	}
 	return append(line, "--")
 }
 
-const maxFile = 64 << 30
+const (
+	maxFile = 64 << 30
+	maxOpen = 8192
+)
 
 // oomKills counts the processes that this machine has killed for memory since it
 // started.

@@ -8,7 +8,7 @@ import "os/exec"
 // letting its number go.
 func awaitExit(*exec.Cmd) bool { return false }
 
-func limits() []string { return nil }
+func limits(int64) []string { return nil }
 
 func oomKills() int { return 0 }
 

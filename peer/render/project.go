@@ -42,6 +42,13 @@ func findProject(a Attempt) (project, error) {
 	if st, err := os.Stat(p.path()); err != nil || !st.Mode().IsRegular() {
 		return bad("the project holds no file %q", a.Blend)
 	}
+	// The store knows no symlinks: whoever made this folder did not take it from there.
+	if !p.holds(p.path()) || !p.holds(filepath.Join(root, filesDir)) {
+		return bad("a symlink leads the .blend %q out of the project", a.Blend)
+	}
+	if st, err := os.Lstat(filepath.Join(root, ManifestName)); err == nil && !st.Mode().IsRegular() {
+		return bad("the project's %s is not a regular file", ManifestName)
+	}
 	f, err := os.Open(filepath.Join(root, ManifestName))
 	if errors.Is(err, fs.ErrNotExist) {
 		// A bare folder: its paths are taken for this system's.
@@ -56,6 +63,17 @@ func findProject(a Attempt) (project, error) {
 		return bad("the project's %s is damaged: %v", ManifestName, err)
 	}
 	return p, nil
+}
+
+// holds tells whether path, which is below the project's folder, is there too after
+// all symlinks, or nowhere.
+func (p project) holds(path string) bool {
+	real, err := filepath.EvalSymlinks(path)
+	if err != nil {
+		return errors.Is(err, fs.ErrNotExist)
+	}
+	root, err := filepath.EvalSymlinks(p.root)
+	return err == nil && strings.HasPrefix(real, root+string(filepath.Separator))
 }
 
 // path is the .blend on this machine.

@@ -2,6 +2,7 @@ package render
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -63,5 +64,40 @@ json.dump([collect.project_path(p, s) for p, s in json.loads(os.environ["PATHS"]
 	require.NoError(t, json.Unmarshal(out, &got))
 	for i, p := range paths {
 		require.Equal(t, ProjectPath(p[0], p[1]), got[i], p[0])
+	}
+}
+
+func TestProjectUnderSymlinksIsRefused(t *testing.T) {
+	outside := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(outside, "a.blend"), []byte("BLENDER-v304"), 0o600))
+	inside := func(root string) error {
+		return errors.Join(os.Mkdir(filepath.Join(root, "files"), 0o700), os.WriteFile(filepath.Join(root, "files", "a.blend"), nil, 0o600))
+	}
+	for name, c := range map[string]struct {
+		link   func(root string) error
+		reason string
+	}{
+		"the .blend": {func(root string) error {
+			return errors.Join(os.Mkdir(filepath.Join(root, "files"), 0o700), os.Symlink(filepath.Join(outside, "a.blend"), filepath.Join(root, "files", "a.blend")))
+		}, "a symlink leads the .blend"},
+		"its folder": {func(root string) error { return os.Symlink(outside, filepath.Join(root, "files")) }, "a symlink leads the .blend"},
+		"the manifest": {func(root string) error {
+			return errors.Join(inside(root), os.Symlink("/dev/zero", filepath.Join(root, ManifestName)))
+		}, "is not a regular file"},
+		"nothing": {inside, ""},
+		"inside": {func(root string) error {
+			return errors.Join(inside(root), os.Rename(filepath.Join(root, "files"), filepath.Join(root, "b")), os.Symlink("b", filepath.Join(root, "files")))
+		}, ""},
+	} {
+		root := t.TempDir()
+		if err := c.link(root); err != nil {
+			t.Skip("no symlinks here: ", err)
+		}
+		_, err := findProject(Attempt{Project: root, Blend: "files/a.blend"})
+		if c.reason == "" {
+			require.NoError(t, err, name)
+			continue
+		}
+		require.ErrorContains(t, err, c.reason, name)
 	}
 }

@@ -3,11 +3,21 @@
 // image before it calls it a frame.
 //
 // It promises that whatever the .blend holds, nothing outside its Blender's folder is
-// written (where the machine has bubblewrap; elsewhere the guards are Blender's own and
-// [SandboxKind] says so), and that a frame it reports is a whole image. A Blender may
-// outlive its attempt for a moment, to render the next one of the same person at the
-// same project with the same settings: starting and loading take longer than many a
-// frame. None outlives this process.
+// written (where the machine has a sandbox; elsewhere the guards are Blender's own and
+// [SandboxKind] says so), that a frame it reports is a whole image, and that an attempt
+// takes no more memory, disk and processes than [Config] allows, but for what it takes
+// between two looks. A Blender may outlive its attempt for a moment, to render the next
+// one of the same person at the same project with the same settings: starting and
+// loading take longer than many a frame. None outlives this process.
+//
+// Without a sandbox, -Y and guard.py stop all that a .blend can ask for by what it
+// holds: its Python never runs, outputs and caches go to its Blender's folder, and
+// pictures outside of the project are not shown. What they cannot stop is a file that
+// takes over Blender itself through a mistake in how it reads files: that may then do
+// all that the daemon's user may, the network included. Nor do they stop what Blender
+// does as it opens a file: it reads the libraries the file names, wherever they lie,
+// and waits where one is a FIFO, until the attempt's time is over. A cache on disk
+// that is not baked is written to the cache folder of the project.
 //
 // It does not fetch projects, store frames or talk to the farm: package peer
 // does.

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -209,8 +210,10 @@ func (b *Blender) open(a Attempt, k sessionKey, place project) (_ *session, err 
 
 // driverArgs is what the driver does once, when the file is open: see driver.py.
 type driverArgs struct {
-	Out     string          `json:"out"`
-	Scratch string          `json:"scratch"`
+	Out     string `json:"out"`
+	Scratch string `json:"scratch"`
+	// Root is the project's folder where nothing but guard.py keeps Blender in it.
+	Root    string          `json:"root,omitempty"`
 	Persist bool            `json:"persist,omitempty"`
 	Remap   *remapArgs      `json:"remap,omitempty"`
 	Backend []lease.Backend `json:"backends,omitempty"`
@@ -267,7 +270,7 @@ func (b *Blender) command(a Attempt, s *session, place project, confined bool) (
 	view := outside(dir, place)
 	var box *sandbox
 	if confined {
-		if box, err = newSandbox(exe, dir, place); err != nil {
+		if box, err = newSandbox(exe, dir, place, b.maxThreads()); err != nil {
 			return nil, &Error{Kind: lease.FailMachine, Reason: err.Error()}
 		}
 		view = box.view
@@ -280,6 +283,9 @@ func (b *Blender) command(a Attempt, s *session, place project, confined bool) (
 	if err := args.on(a.Device, a.Build); err != nil {
 		return nil, err
 	}
+	if box == nil {
+		args.Root = place.root
+	}
 	if view.remap {
 		args.Remap = &remapArgs{Root: view.files, Origin: place.manifest.Origin}
 	}
@@ -289,14 +295,20 @@ func (b *Blender) command(a Attempt, s *session, place project, confined bool) (
 	// The exit code of a Python error must stand before -P, or it is 0.
 	line := []string{exe, "-b", "--factory-startup", "-noaudio", "-Y", "--python-exit-code", "3",
 		view.blend, "-P", filepath.Join(view.driver, "driver.py"), "--", filepath.Join(view.driver, "args.json")}
+	if box == nil { // before the file is opened
+		line = slices.Insert(line, slices.Index(line, view.blend), "-P", filepath.Join(view.driver, "early.py"))
+	}
 	env := environment(view.tmp)
 	if box != nil {
 		line = append(box.prefix(), line...)
 		env = box.env()
 	}
-	line = append(limits(), line...)
+	line = append(limits(b.diskLimit()), line...)
 	cmd := exec.Command(line[0], line[1:]...)
 	cmd.Dir, cmd.Env = dir.root, env
+	if box != nil {
+		cmd.ExtraFiles = box.files
+	}
 	return cmd, nil
 }
 

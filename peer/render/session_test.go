@@ -170,7 +170,7 @@ func TestBlenderIsReplaced(t *testing.T) {
 		fail bool
 	}{
 		"frames": {cfg: Config{MaxFrames: 2}, body: serves},
-		"memory": {cfg: Config{MaxMemory: 999}, body: serves},
+		"memory": {cfg: Config{MaxIdleMemory: 999}, body: serves},
 		"never":  {cfg: Config{Linger: -1}, body: serves},
 		"crash":  {body: `echo $$ >> $here/pids; loaded; kill -SEGV $$`, fail: true},
 		"fail":   {body: `echo $$ >> $here/pids; loaded; say '{"ev":"fail","kind":"error","reason":"no"}'; exit 3`, fail: true},
