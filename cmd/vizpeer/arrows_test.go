@@ -32,10 +32,11 @@ var arrows = map[string][]string{
 	"coord":           {"coord/sched", "lease", "authz"},
 	"peer/probe":      {"lease", "blobs", "authz", "peer/render"},
 	"peer/render":     {"peer/render/exr", "lease", "blobs", "authz"},
+	"peer/spot":       {},
 	"peer/render/exr": {},
 	"peer/httpapi":    {"lease", "blobs", "authz", "peer/render"},
 	"peer/farmtest":   {"peer", "peer/probe", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"peer":            {"peer/probe", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
+	"peer":            {"peer/probe", "peer/render", "peer/spot", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
 	"cmd/vizpeer":     {"peer", "peer/probe", "peer/render", "peer/httpapi", "lease", "authz"},
 }
 
