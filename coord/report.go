@@ -196,6 +196,15 @@ func (l *leader) mayHold(s *session, up Up) error {
 	switch {
 	case up.Hold != nil:
 		root, by = up.Hold.CID, lease.FrameOf(up.Hold.Job, up.Hold.Frame)
+		if l.isPiece(up.Hold) {
+			// Whoever renders the job may have it, and is no keeper for that.
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			if !s.told(root, by) {
+				return errUnasked
+			}
+			return nil
+		}
 	case up.Stock != nil:
 		by = lease.ProjectOf(up.Stock.Job)
 		l.c.Read(func(q *lease.State, _ *authz.Roster) {
@@ -212,6 +221,18 @@ func (l *leader) mayHold(s *session, up Up) error {
 		return errUnasked
 	}
 	return nil
+}
+
+// isPiece tells whether what a member holds is a piece of a frame.
+func (l *leader) isPiece(h *lease.Hold) (is bool) {
+	l.c.Read(func(q *lease.State, _ *authz.Roster) {
+		if j, ok := q.Job(h.Job); ok {
+			if at, ok := j.Place(h.Frame); ok {
+				_, is = j.Piece(at, h.CID)
+			}
+		}
+	})
+	return is
 }
 
 // outlook tells, of an attempt of s that failed, how much memory the machine had, if

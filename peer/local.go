@@ -216,14 +216,14 @@ func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submiss
 }
 
 // Open reads a frame or a log, from wherever in the farm it is.
-func (l local) Open(ctx context.Context, text string, by lease.Scope) (io.ReadSeekCloser, int64, error) {
+func (l local) Open(ctx context.Context, text string, by lease.Scope, size int64) (io.ReadSeekCloser, int64, error) {
 	c, err := blobs.ParseCID(text)
 	if err != nil {
 		return nil, 0, err
 	}
 	fetching, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
-	if err := l.bring(fetching, c, by, nil); err != nil {
+	if err := l.bring(fetching, c, by, size, nil); err != nil {
 		return nil, 0, err
 	}
 	return l.store.OpenFile(ctx, c)

@@ -309,7 +309,7 @@ func (c *chaos) frames(j *chaosJob, doc httpapi.Job) {
 		if m.ID != doc.Submitter && m.ID != f.Peer {
 			m = c.Peers[0] // the others have no right to it
 		}
-		r, _, err := m.Local().Open(c.t.Context(), f.CID, lease.FrameOf(j.id, f.Frame))
+		r, _, err := m.Local().Open(c.t.Context(), f.CID, lease.FrameOf(j.id, f.Frame), f.Size)
 		require.NoError(c.t, err, "frame %d is done and %s cannot get it", f.Frame, m.Name)
 		b, err := io.ReadAll(r)
 		require.NoError(c.t, err)

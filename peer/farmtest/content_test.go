@@ -67,7 +67,7 @@ func TestNoLeaseNoContent(t *testing.T) {
 		for _, frame := range j.Frames {
 			require.ErrorIs(t, fetch(t, idle, frame.CID), swarm.ErrNoSource)
 			require.False(t, has(t, idle, frame.CID))
-			_, _, err := idle.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, frame.Frame))
+			_, _, err := idle.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, frame.Frame), 0)
 			require.Error(t, err)
 		}
 	})

@@ -195,7 +195,7 @@ func TestDamageMetByAReaderIsMended(t *testing.T) {
 			spoil(t, m, "frame 1 of")
 		}
 		frame := j.Frames[0]
-		_, _, err := worker.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, 1))
+		_, _, err := worker.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, 1), 0)
 		require.ErrorIs(t, err, blobs.ErrCorrupt)
 		require.False(t, has(t, worker, frame.CID))
 		f.Within(time.Minute, "the farm knows", func() bool { return f.Job(id).Frames[0].Holders == 2 })

@@ -98,9 +98,10 @@ type Local interface {
 	Prepare(context.Context, authz.Principal, Submission) (lease.Spec, Findings, error)
 	// Open reads a frame or a log by its CID, fetching it from its holders where
 	// this machine lacks it, and answers its size in bytes. by says what it is of:
-	// other machines give it only where this one has a right to that. Whoever calls
-	// has checked that the caller may see it.
-	Open(ctx context.Context, cid string, by lease.Scope) (io.ReadSeekCloser, int64, error)
+	// other machines give it only where this one has a right to that. size is how many
+	// bytes it has, where that is known, else 0: what claims to be much larger is not
+	// fetched. Whoever calls has checked that the caller may see it.
+	Open(ctx context.Context, cid string, by lease.Scope, size int64) (io.ReadSeekCloser, int64, error)
 	Status(context.Context) Status
 	// Identity is this machine's ID and its farm's; it costs nothing.
 	Identity() (authz.PeerID, authz.FarmID)

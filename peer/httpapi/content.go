@@ -53,12 +53,12 @@ func (s *Server) frame(ctx context.Context, in *struct {
 	case in.Size != "" && in.Size != sizeFull && f.CID != "" && f.Thumb == "":
 		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d has no small picture: its machine could make none; ask for it without ?size", f.Frame))
 	case in.Size != "" && in.Size != sizeFull && f.CID != "":
-		return serveContent(&in.exchange, content{f.Thumb, -1, "image/jpeg", strings.TrimSuffix(path.Base(f.Name), path.Ext(f.Name)) + ".jpg"}, s.opener(ctx, f.Thumb, by))
+		return serveContent(&in.exchange, content{f.Thumb, -1, "image/jpeg", strings.TrimSuffix(path.Base(f.Name), path.Ext(f.Name)) + ".jpg"}, s.opener(ctx, f.Thumb, by, maxPreviewBytes))
 	}
 	if f.CID == "" {
 		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d is %s: it has no picture yet", f.Frame, f.State))
 	}
-	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, by))
+	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, by, f.Size))
 }
 
 // taskLog answers what Blender said in the latest attempt at a task that left a
@@ -79,15 +79,16 @@ func (s *Server) taskLog(ctx context.Context, in *struct {
 	}
 	for _, a := range slices.Backward(task.Attempts) {
 		if a.Log != "" {
-			return serveContent(&in.exchange, content{a.Log, -1, "text/plain; charset=utf-8", fmt.Sprintf("%s-%d.log", in.ID, in.Task)}, s.opener(ctx, a.Log, lease.LogOf(lease.TaskID{Job: in.ID, Index: in.Task})))
+			return serveContent(&in.exchange, content{a.Log, -1, "text/plain; charset=utf-8", fmt.Sprintf("%s-%d.log", in.ID, in.Task)}, s.opener(ctx, a.Log, lease.LogOf(lease.TaskID{Job: in.ID, Index: in.Task}), 0))
 		}
 	}
 	return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("task %d has no log yet: it comes when an attempt has ended", in.Task))
 }
 
 // opener opens content of the queue's, from wherever in the farm it is.
-func (s *Server) opener(ctx context.Context, cid string, by lease.Scope) func() (io.ReadSeekCloser, int64, error) {
-	return func() (io.ReadSeekCloser, int64, error) { return s.local.Open(ctx, cid, by) }
+// size is how many bytes it has, as far as is known: what has many more is not fetched.
+func (s *Server) opener(ctx context.Context, cid string, by lease.Scope, size int64) func() (io.ReadSeekCloser, int64, error) {
+	return func() (io.ReadSeekCloser, int64, error) { return s.local.Open(ctx, cid, by, size) }
 }
 
 // serveContent answers c with ranges and an ETag, and opens it only where its

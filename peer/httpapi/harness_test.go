@@ -289,7 +289,7 @@ func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (l
 	return spec, found, err
 }
 
-func (m *machine) Open(_ context.Context, cid string, _ lease.Scope) (io.ReadSeekCloser, int64, error) {
+func (m *machine) Open(_ context.Context, cid string, _ lease.Scope, _ int64) (io.ReadSeekCloser, int64, error) {
 	m.set(func(m *machine) { m.opened++ })
 	if cid != someCID {
 		return nil, 0, errors.New("no such content")
