@@ -146,7 +146,7 @@ const stillScene = `
 import bpy
 scene = bpy.context.scene
 scene.render.engine = 'CYCLES'
-scene.cycles.samples, scene.cycles.use_denoising, scene.cycles.use_adaptive_sampling = 256, False, False
+scene.cycles.samples, scene.cycles.use_denoising, scene.cycles.use_adaptive_sampling = 512, False, False
 scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 640, 360, 100
 scene.render.threads_mode, scene.render.threads = 'FIXED', 1
 scene.render.image_settings.file_format = 'PNG'
