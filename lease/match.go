@@ -88,6 +88,8 @@ type Capability struct {
 	Sandbox  string    `json:"sandbox,omitempty"`  // "bubblewrap", or "" where Blender runs unconfined
 	Version  string    `json:"version,omitempty"`  // vizpeer's
 	Draining bool      `json:"draining,omitempty"` // finishes what it has, takes no more
+	// Fetches tells that it fetches a Blender that the farm offers where a job needs it.
+	Fetches bool `json:"fetches,omitempty"`
 }
 
 // Limits of what a machine may say of itself.
