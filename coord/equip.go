@@ -1,6 +1,7 @@
 package coord
 
 import (
+	"maps"
 	"strings"
 	"time"
 
@@ -23,6 +24,12 @@ func (l *leader) equip() {
 	defer l.mu.Unlock()
 	// By the roster that the members have been sent, as they check it.
 	offers := l.members.Offers()
+	for _, s := range l.sessions {
+		maps.DeleteFunc(s.equipped, func(root string, _ bool) bool {
+			_, offered := l.members.Offered(root)
+			return !offered
+		})
+	}
 	if len(offers) == 0 {
 		return
 	}

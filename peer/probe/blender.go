@@ -149,6 +149,23 @@ const EnvBlender = "VIZPEER_BLENDER"
 // errSnap: a launcher that fits in no sandbox.
 var errSnap = errors.New("it is snap's launcher: give the program below /snap/blender/current")
 
+// One asks the Blender that a program, a folder or an application stands for, whatever
+// is known of it.
+func One(ctx context.Context, name string) (lease.Build, error) {
+	path, err := program(name)
+	if err != nil {
+		return lease.Build{}, fmt.Errorf("there is no Blender: %w", err)
+	}
+	if path, err = filepath.EvalSymlinks(path); err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return lease.Build{}, err
+	}
+	b, err := prober{sys: thisMachine{}}.ask(ctx, blender{Path: path})
+	return b.build(), err
+}
+
 // candidates lists the programs that may be Blenders, each once: those that the
 // owner names, and those that are found by themselves.
 func (p prober) candidates() (named, others []string) {
@@ -187,6 +204,11 @@ func (p prober) candidates() (named, others []string) {
 			if _, err := exec.LookPath(path); err == nil {
 				add(path)
 			}
+		}
+	}
+	for _, path := range p.cfg.Fetched {
+		if err := add(path); err != nil {
+			p.cfg.Logger.Warn("a Blender that came from the farm is gone, so this machine does not offer it", "path", path, "err", err)
 		}
 	}
 	return found[:count:count], found[count:]

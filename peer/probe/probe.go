@@ -32,6 +32,9 @@ type Config struct {
 	// Blender lists Blenders beside those that are found: programs, or folders or
 	// macOS applications that hold one.
 	Blender []string
+	// Fetched are programs of Blenders that the farm gave this machine. They come after
+	// its own.
+	Fetched []string
 	// Labels are the machine's labels.
 	Labels []string
 	// Slots is how many attempts run at once on the CPU; 0 is one.
