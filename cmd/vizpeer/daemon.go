@@ -234,6 +234,7 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		Labels:    s.labels,
 		Slots:     s.slots,
 		NoWork:    s.noWork,
+		NoFetch:   s.noFetch,
 		NoMDNS:    s.noMDNS,
 		Quota:     int64(s.cacheQuota),
 		High:      float64(s.cacheHigh),
