@@ -106,6 +106,21 @@ func fetchedBuilds(dir string, v *authz.View) map[string]string {
 	return programs
 }
 
+// Fetched lists the programs of the Blenders that the machine of a data folder has from
+// its farm.
+func Fetched(folder string) []string {
+	d := dataDir(folder)
+	m, err := d.membership()
+	if err != nil {
+		return nil // it has no farm
+	}
+	view, err := d.roster(m.Farm)
+	if err != nil {
+		return nil // whoever starts the peer is told
+	}
+	return programsOf(fetchedBuilds(d.path("blenders"), view))
+}
+
 // programsOf lists the programs of fetched Blenders in the order of their roots.
 func programsOf(fetched map[string]string) []string {
 	var list []string

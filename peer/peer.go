@@ -107,11 +107,7 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 	}
 	var fetched []string
 	if !cfg.NoFetch {
-		view, err := d.roster(m.Farm)
-		if err != nil {
-			return err
-		}
-		fetched = programsOf(fetchedBuilds(d.path("blenders"), view))
+		fetched = Fetched(cfg.DataDir)
 	}
 	can, err := look(ctx, fetched)
 	if err != nil {

@@ -9,17 +9,25 @@ import (
 	"path/filepath"
 
 	"vizpeer/lease"
+	"vizpeer/peer"
 	"vizpeer/peer/probe"
 )
 
-// blenders are the Blenders of this machine: those found by themselves, and
-// those at the paths in extra. What they offer is remembered in dir.
-func blenders(ctx context.Context, extra []string, dir string) ([]lease.Build, error) {
-	can, err := probe.Probe(ctx, probe.Config{Blender: extra, DataDir: dir})
+// hardware is what this machine can do, with the Blenders at the paths in extra and those
+// that dir's peer has from its farm, beside those found by themselves. What they offer is
+// remembered in dir.
+func hardware(ctx context.Context, extra []string, dir string) (lease.Capability, error) {
+	can, err := probe.Probe(ctx, probe.Config{Blender: extra, Fetched: peer.Fetched(dir), DataDir: dir})
 	if err != nil {
-		return nil, fmt.Errorf("look for Blender on this machine: %w", err)
+		return can, fmt.Errorf("look for Blender on this machine: %w", err)
 	}
-	return can.Builds, nil
+	return can, nil
+}
+
+// blenders are the Blenders of hardware.
+func blenders(ctx context.Context, extra []string, dir string) ([]lease.Build, error) {
+	can, err := hardware(ctx, extra, dir)
+	return can.Builds, err
 }
 
 // announceProbe tells a person why the first seconds of a command are silent:
