@@ -9,24 +9,23 @@ import (
 	"path/filepath"
 
 	"vizpeer/lease"
-	"vizpeer/peer"
 	"vizpeer/peer/probe"
 )
 
 // hardware is what this machine can do, with the Blenders at the paths in extra and those
-// that dir's peer has from its farm, beside those found by themselves. What they offer is
+// that came from the farm, beside those found by themselves. What they offer is
 // remembered in dir.
-func hardware(ctx context.Context, extra []string, dir string) (lease.Capability, error) {
-	can, err := probe.Probe(ctx, probe.Config{Blender: extra, Fetched: peer.Fetched(dir), DataDir: dir})
+func hardware(ctx context.Context, extra, fetched []string, dir string) (lease.Capability, error) {
+	can, err := probe.Probe(ctx, probe.Config{Blender: extra, Fetched: fetched, DataDir: dir})
 	if err != nil {
 		return can, fmt.Errorf("look for Blender on this machine: %w", err)
 	}
 	return can, nil
 }
 
-// blenders are the Blenders of hardware.
+// blenders are the Blenders of this machine's own.
 func blenders(ctx context.Context, extra []string, dir string) ([]lease.Build, error) {
-	can, err := hardware(ctx, extra, dir)
+	can, err := hardware(ctx, extra, nil, dir)
 	return can.Builds, err
 }
 

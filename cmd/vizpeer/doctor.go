@@ -107,7 +107,7 @@ type blenderCheck struct {
 func (*blenderCheck) Name() string { return "blender" }
 
 func (b *blenderCheck) Run(ctx context.Context) (string, error) {
-	can, err := hardware(ctx, b.extra, b.dir)
+	can, err := hardware(ctx, b.extra, peer.Fetched(b.dir), b.dir)
 	if err != nil {
 		return "", err
 	}

@@ -97,6 +97,9 @@ func content(ctx context.Context, b blender) string {
 	return ""
 }
 
+// maxKnown bounds what is remembered of Blenders that are not asked for now.
+const maxKnown = 64
+
 // blenders asks every Blender of the machine that it does not know yet.
 func (p prober) blenders(ctx context.Context, g gpus) []blender {
 	known := p.load()
@@ -133,8 +136,16 @@ func (p prober) blenders(ctx context.Context, g gpus) []blender {
 		}
 		found = append(found, now)
 	}
-	if ctx.Err() == nil && !slices.EqualFunc(known, found, blender.same) {
-		p.save(found)
+	keeps := slices.Clone(found)
+	for _, k := range known { // another command may know of more Blenders
+		if len(keeps) < maxKnown && !slices.ContainsFunc(keeps, func(f blender) bool { return f.Path == k.Path }) {
+			if st, err := os.Stat(k.Path); err == nil && st.Size() == k.Size && st.ModTime().Equal(k.Modified) {
+				keeps = append(keeps, k)
+			}
+		}
+	}
+	if ctx.Err() == nil && !slices.EqualFunc(known, keeps, blender.same) {
+		p.save(keeps)
 	}
 	return found
 }
@@ -143,7 +154,19 @@ var versionLine = regexp.MustCompile(`(?m)^([^\r\n]{1,60}?) (\d{1,3}\.\d{1,3}(?:
 
 // ask learns what the Blender at b.Path is and can do.
 func (p prober) ask(ctx context.Context, b blender) (blender, error) {
-	out, err := p.run(ctx, versionTime, b.Path, "--version")
+	dir, err := os.MkdirTemp("", "vizpeer-probe-")
+	if err != nil {
+		return b, err
+	}
+	defer os.RemoveAll(dir)
+	command := func(args ...string) (string, []string) {
+		if p.confine && p.foreign(b.Path) {
+			return p.confined(b.Path, dir, args)
+		}
+		return b.Path, args
+	}
+	path, args := command("--version")
+	out, err := p.run(ctx, versionTime, path, args...)
 	if err != nil {
 		return b, fmt.Errorf("ask it for its version: %w", err)
 	}
@@ -153,16 +176,12 @@ func (p prober) ask(ctx context.Context, b blender) (blender, error) {
 	}
 	b.Name = string(m[1])
 
-	dir, err := os.MkdirTemp("", "vizpeer-probe-")
-	if err != nil {
-		return b, err
-	}
-	defer os.RemoveAll(dir)
 	file, answer := filepath.Join(dir, "probe.py"), filepath.Join(dir, "answer.json")
 	if err := os.WriteFile(file, script, 0o600); err != nil {
 		return b, err
 	}
-	if _, err := p.run(ctx, scriptTime, b.Path, "-b", "--factory-startup", "-noaudio", "--python-exit-code", "3", "-P", file, "--", answer); err != nil {
+	path, args = command("-b", "--factory-startup", "-noaudio", "--python-exit-code", "3", "-P", file, "--", answer)
+	if _, err := p.run(ctx, scriptTime, path, args...); err != nil {
 		return b, fmt.Errorf("ask it what it can do: %w", err)
 	}
 	text, err := os.ReadFile(answer)

@@ -90,6 +90,8 @@ type prober struct {
 	cfg    Config
 	sys    system
 	places []string // patterns of where Blenders are
+	// confine tells that Blenders from the farm are asked in a sandbox.
+	confine bool
 }
 
 func (p prober) probe(ctx context.Context) lease.Capability {
@@ -115,6 +117,7 @@ func (p prober) probe(ctx context.Context) lease.Capability {
 		c.FreeDisk = free
 	}
 	c.Sandbox, _ = render.SandboxKind()
+	p.confine = c.Sandbox != ""
 
 	gpus := p.gpus(ctx, c)
 	describe(&c, gpus.list, p.blenders(ctx, gpus))
