@@ -88,7 +88,7 @@ func (r *Roster) withdraw(root string) ([]Event, error) {
 func (o Offer) Validate() error {
 	word := func(text string, max int) bool { // a name for programs
 		return text != "" && len(text) <= max && !strings.ContainsFunc(text, func(r rune) bool {
-			return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("._-", r)
+			return (r < '0' || r > '9') && (r < 'A' || r > 'Z') && (r < 'a' || r > 'z') && !strings.ContainsRune("._+-", r)
 		})
 	}
 	switch {

@@ -179,13 +179,13 @@ func (o outlook) fetching(j *lease.Job) string {
 			}
 		}
 	}
-	switch n := len(names); {
-	case n == 0:
+	if len(names) == 0 {
 		return ""
-	case n > 1:
-		names[0] = fmt.Sprintf("%s or one of %d others", names[0], n-1)
 	}
-	return fmt.Sprintf("it waits until %s has fetched %s %s, which the farm offers", names[0], what.Name, what.Version)
+	if more := len(names) - 3; more > 0 {
+		names = append(names[:3], fmt.Sprintf("one of %d more", more))
+	}
+	return fmt.Sprintf("it waits until %s has fetched %s %s, which the farm offers", strings.Join(names, " or "), what.Name, what.Version)
 }
 
 // lacking says what a job with nothing but waiting tasks lacks.
