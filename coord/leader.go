@@ -86,9 +86,10 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	c.has.Leads()
 	c.slog.Info("leading the queue", "term", term)
 	defer l.revoke()
-	old, barred := time.NewTicker(time.Hour), time.NewTicker(time.Minute)
+	old, barred, equip := time.NewTicker(time.Hour), time.NewTicker(time.Minute), time.NewTicker(equipPeriod)
 	defer old.Stop()
 	defer barred.Stop()
+	defer equip.Stop()
 	for {
 		select {
 		case <-l.wake:
@@ -97,6 +98,8 @@ func (c *Coordinator) lead(ctx context.Context) error {
 			l.forget()
 		case <-barred.C:
 			l.forgive()
+		case <-equip.C:
+			l.equip()
 		case <-ctx.Done():
 			return nil
 		}

@@ -147,6 +147,7 @@ type Down struct {
 	Kept     *Kept       `json:"kept,omitempty"`
 	Ended    *Ended      `json:"ended,omitempty"`
 	Prefetch *Prefetch   `json:"prefetch,omitempty"`
+	Equip    *Equip      `json:"equip,omitempty"`
 	Ack      *Ack        `json:"ack,omitempty"`
 }
 
@@ -259,6 +260,12 @@ type Prefetch struct {
 	Job  lease.JobID `json:"job"`
 	CID  string      `json:"cid"`
 	From []Addr      `json:"from"`
+}
+
+// Equip asks the member to fetch a Blender that the farm offers: a job waits for it. The
+// member goes by its own roster, and may decline.
+type Equip struct {
+	Root string `json:"root"`
 }
 
 // Ack answers a report or a question. Code is "" when the report's command was

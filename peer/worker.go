@@ -57,6 +57,8 @@ type attempt struct {
 	// over tells that Blender has ended and only the report is under way: the
 	// slot is free, and the leader may know it before the report is answered.
 	over bool
+	// blender is the program that it runs; "" before that is chosen.
+	blender string
 }
 
 var (
@@ -85,6 +87,18 @@ func (w *worker) reports() []lease.Report {
 		out = append(out, a.order.Report)
 	}
 	return out
+}
+
+// runsFrom tells whether an attempt runs a Blender from a folder.
+func (w *worker) runsFrom(folder string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.attempts {
+		if inFolder(a.blender, folder) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *worker) runs(id lease.ID) bool {
@@ -392,6 +406,9 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 		return made{}, fmt.Errorf("this machine's %s does not serve the job", o.Device)
 	}
 	build, _ := o.Spec.Needs.Build(can)
+	w.mu.Lock()
+	a.blender = build.Path
+	w.mu.Unlock()
 	if err := w.pin(ctx, root, o.Task.Job); err != nil {
 		return made{}, err
 	}

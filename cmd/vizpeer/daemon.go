@@ -227,14 +227,14 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		return peer.Config{}, err
 	}
 	return peer.Config{
-		DataDir:   dir,
-		P2PListen: s.p2pListen,
-		APIListen: s.apiListen,
-		Blender:   s.blender,
-		Labels:    s.labels,
-		Slots:     s.slots,
-		NoWork:    s.noWork,
-
+		DataDir:    dir,
+		P2PListen:  s.p2pListen,
+		APIListen:  s.apiListen,
+		Blender:    s.blender,
+		Labels:     s.labels,
+		Slots:      s.slots,
+		NoWork:     s.noWork,
+		NoFetch:    s.noFetch,
 		SpotNotice: s.spotNotice,
 		NoMDNS:     s.noMDNS,
 		Quota:      int64(s.cacheQuota),

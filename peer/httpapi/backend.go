@@ -43,6 +43,12 @@ type Queue interface {
 	// Label sets the labels that a machine is granted, and answers what it is now. It
 	// is an admin's.
 	Label(ctx context.Context, p authz.Principal, id authz.PeerID, labels []string) (Peer, error)
+	// Blenders lists those that machines have or may fetch, the latest first.
+	Blenders(context.Context, authz.Principal) ([]Blender, error)
+	// Offer lets all machines fetch and run a Blender, and Withdraw ends that. They are
+	// an admin's; the first offer of a root stands until it is withdrawn.
+	Offer(context.Context, authz.Principal, NewOffer) (Blender, error)
+	Withdraw(ctx context.Context, p authz.Principal, root string) (Blender, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
 	// Events follows what the principal may see. It never blocks the leader: a

@@ -73,7 +73,7 @@ type Root struct {
 
 // Pin is why a root is kept.
 type Pin struct {
-	Holder string    `json:"holder" doc:"user:NAME; job:ID for a project, frames:ID for a frame or a log; upload:NAME for a day after an upload"`
+	Holder string    `json:"holder" doc:"user:NAME; job:ID for a project, frames:ID for a frame or a log; upload:NAME for a day after an upload; blender:CID for a Blender that the farm offers"`
 	Since  time.Time `json:"since"`
 }
 

@@ -143,6 +143,26 @@ func (f *farm) Label(_ context.Context, p authz.Principal, id authz.PeerID, labe
 	return Peer{ID: id, Granted: labels}, f.call("label", p)
 }
 
+func (f *farm) Blenders(_ context.Context, p authz.Principal) ([]Blender, error) {
+	err := f.call("blenders", p)
+	if p.Role == authz.Viewer {
+		return nil, err
+	}
+	return []Blender{{Name: "Blender", Version: lease.Version{Major: 4, Minor: 2, Patch: 3}, OS: "linux", Arch: "amd64", Machines: []string{}}}, err
+}
+
+func (f *farm) Offer(_ context.Context, p authz.Principal, o NewOffer) (Blender, error) {
+	err := f.call("offer", p)
+	return Blender{Name: o.Name, Version: o.Version, Machines: []string{}, Offer: &Offered{Root: o.Root, By: p.User}}, err
+}
+
+func (f *farm) Withdraw(_ context.Context, p authz.Principal, root string) (Blender, error) {
+	if err := f.call("withdraw", p); err != nil || root != someCID {
+		return Blender{}, errors.Join(err, ErrNotFound)
+	}
+	return Blender{Machines: []string{}}, nil
+}
+
 func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }

@@ -37,6 +37,7 @@ var (
 	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
 	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
 	managers   = rule{who: "admins", allows: authz.Principal.MayManageMachines}
+	suppliers  = rule{who: "admins", allows: authz.Principal.MayOffer}
 )
 
 // route is one line of the API.
@@ -97,6 +98,9 @@ func routes() []*route {
 		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},
 		{post, "/v1/peers/{id}/undrain", atLeader, managers, "undrain-peer", "Let a machine that is drained take work again", 0, "", bind(drain(false))},
 		{put, "/v1/peers/{id}/labels", atLeader, managers, "label-peer", "Set the labels that a machine is granted, such as those that mean a licence", 0, "", bind((*Server).label)},
+		{get, "/v1/blenders", atLeader, people, "list-blenders", "The Blenders that machines of the farm have, and those that they may fetch", 0, "", bind((*Server).blenders)},
+		{post, "/v1/blenders", atLeader, suppliers, "offer-blender", "Let all machines fetch and run a Blender whose folder was stored before", http.StatusCreated, "", bind((*Server).offer)},
+		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
 		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
