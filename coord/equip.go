@@ -9,9 +9,10 @@ import (
 	"vizpeer/lease"
 )
 
-// equipPeriod is how often the leader looks whether machines should fetch a Blender: it
-// is a matter of minutes anyway, and looking costs a match of each job with each machine.
-const equipPeriod = 2 * time.Second
+// equipPause is how long after something happened the leader looks whether machines
+// should fetch a Blender: it is a matter of minutes anyway, and looking costs a match of
+// each job with each machine.
+const equipPause = 2 * time.Second
 
 // maxEquipped bounds the wants that are looked at: jobs that want the same are one.
 const maxEquipped = 64

@@ -86,7 +86,8 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	c.has.Leads()
 	c.slog.Info("leading the queue", "term", term)
 	defer l.revoke()
-	old, barred, equip := time.NewTicker(time.Hour), time.NewTicker(time.Minute), time.NewTicker(equipPeriod)
+	old, barred, equip := time.NewTicker(time.Hour), time.NewTicker(time.Minute), time.NewTimer(equipPause)
+	looks := true // equip runs
 	defer old.Stop()
 	defer barred.Stop()
 	defer equip.Stop()
@@ -94,11 +95,16 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		select {
 		case <-l.wake:
 			l.turn()
+			if !looks {
+				equip.Reset(equipPause)
+				looks = true
+			}
 		case <-old.C:
 			l.forget()
 		case <-barred.C:
 			l.forgive()
 		case <-equip.C:
+			looks = false
 			l.equip()
 		case <-ctx.Done():
 			return nil
