@@ -1,0 +1,187 @@
+package render
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/lease"
+)
+
+// treeSink keeps the files that attempts give as they would stand in the output folder.
+type treeSink struct {
+	collectorSink
+	files map[string][]byte
+}
+
+func (s *treeSink) Frame(ctx context.Context, f Frame) error {
+	if s.files == nil {
+		s.files = map[string][]byte{}
+	}
+	b, err := os.ReadFile(f.Path)
+	if err != nil {
+		return err
+	}
+	s.files[f.Name] = b
+	if f.Extra == "" {
+		return s.collectorSink.Frame(ctx, f)
+	}
+	beside, err := filesBelow(f.Extra)
+	if err != nil {
+		return err
+	}
+	for name, b := range beside {
+		s.files[name] = b
+	}
+	return s.collectorSink.Frame(ctx, f)
+}
+
+// filesBelow reads all files below dir, by their slash paths in it.
+func filesBelow(dir string) (map[string][]byte, error) {
+	files := map[string][]byte{}
+	err := filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		rel, err := filepath.Rel(dir, path)
+		if err != nil {
+			return err
+		}
+		files[filepath.ToSlash(rel)], err = os.ReadFile(path)
+		return err
+	})
+	return files, err
+}
+
+// severalFiles makes a file whose frames have several files each. What Blender would
+// write into them of time and place is left out, so that equal pictures are equal files.
+const severalFiles = `
+import bpy, os
+home, blend = os.environ["SCENE_HOME"], os.environ["SCENE_BLEND"]
+bpy.ops.wm.read_factory_settings(use_empty=False)
+s = bpy.context.scene
+r = s.render
+r.engine = "CYCLES"
+s.cycles.samples, s.cycles.use_denoising = 2, False
+r.resolution_x, r.resolution_y, r.resolution_percentage = 32, 18, 100
+for name in dir(r):
+    if name.startswith("use_stamp_"):
+        setattr(r, name, False)
+r.filepath = home + "/render/shot_####_x"
+s.view_layers[0].use_pass_normal = True
+s.use_nodes = True
+tree = s.node_tree
+layers = [n for n in tree.nodes if n.type == "R_LAYERS"][0]
+
+def output(base, slots, kind="PNG"):
+    node = tree.nodes.new("CompositorNodeOutputFile")
+    node.base_path = base
+    node.format.file_format = kind
+    node.file_slots.clear()
+    node.layer_slots.clear()
+    for slot in slots:
+        (node.layer_slots if kind == "OPEN_EXR_MULTILAYER" else node.file_slots).new(slot)
+    for n, socket in enumerate(node.inputs):
+        tree.links.new(layers.outputs[("Image", "Alpha", "Normal")[n % 3]], socket)
+    return node
+`
+
+func makeScene(t *testing.T, build lease.Build, home, python string) (blend string) {
+	t.Helper()
+	blend = filepath.Join(t.TempDir(), "several.blend")
+	path := filepath.Join(t.TempDir(), "make.py")
+	require.NoError(t, os.WriteFile(path, []byte(severalFiles+python+"\nbpy.ops.wm.save_as_mainfile(filepath=blend)\n"), 0o600))
+	cmd := exec.Command(build.Path, "-b", "--factory-startup", "-noaudio", "-Y", "--python-exit-code", "3", "-P", path)
+	cmd.Env = append(os.Environ(), "SCENE_HOME="+home, "SCENE_BLEND="+blend)
+	said, err := cmd.CombinedOutput()
+	require.NoError(t, err, "%s", said)
+	return blend
+}
+
+// renderTimes is what Cycles writes into a picture, asked or not.
+var renderTimes = regexp.MustCompile(`\d\d:\d\d\.\d\d`)
+
+// requireSamePicture compares pixels, or all bytes but for the times of rendering.
+func requireSamePicture(t *testing.T, want, got []byte, name string) {
+	t.Helper()
+	if bytes.HasPrefix(want, pngMagic) {
+		requireSamePixels(t, want, got)
+		return
+	}
+	timeless := func(b []byte) []byte { return renderTimes.ReplaceAll(b, []byte("00:00.00")) }
+	require.True(t, bytes.Equal(timeless(want), timeless(got)), "%s is as plain Blender's", name)
+}
+
+// A frame comes with all the files that plain Blender writes for it, the same, at the
+// places where that writes them.
+func TestFramesHaveAllTheirFiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("renders in many ways")
+	}
+	build := realBlender(t)
+	views := "r.use_multiview = True; r.image_settings.views_format = 'INDIVIDUAL'\n"
+	for _, c := range []struct {
+		name, python string
+		files        []string // that each frame has; %04d is its number
+	}{
+		{"views", views, []string{"shot_%04d_x_L.png", "shot_%04d_x_R.png"}},
+		{"views in EXR", views + "r.image_settings.file_format = 'OPEN_EXR'", []string{"shot_%04d_x_L.exr", "shot_%04d_x_R.exr"}},
+		{"nodes", `
+output(home + "/render/passes", ["sub/image", "al pha_####_b"])
+output(home + "/render/", ["beside", "deep/er/"], "OPEN_EXR")
+output(home + "/else where/all", ["Image", "Alpha"], "OPEN_EXR_MULTILAYER")
+output(home + "/other/passes/", ["again"])
+`, []string{"shot_%04d_x.png", "passes/sub/image%04d.png", "passes/al pha_%04d_b.png", "beside%04d.exr", "deep/er/%04d.exr", "else where/all%04d.exr", "passes_2/again%04d.png"}},
+		{"nodes with views", views + `output(home + "/render/passes/", ["image"])`,
+			[]string{"shot_%04d_x_L.png", "shot_%04d_x_R.png", "passes/image%04d_L.png", "passes/image%04d_R.png"}},
+		{"a JPEG beside an EXR", "r.image_settings.file_format = 'OPEN_EXR'; r.image_settings.use_preview = True",
+			[]string{"shot_%04d_x.exr", "shot_%04d_x.jpg"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			home := t.TempDir()
+			blend := makeScene(t, build, home, c.python)
+			out, err := exec.Command(build.Path, "-b", "--factory-startup", "-noaudio", "-Y", blend, "-f", "7,12").CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			want, err := filesBelow(home)
+			require.NoError(t, err)
+			require.NoError(t, os.RemoveAll(home))
+
+			for _, sandbox := range []string{SandboxAuto, SandboxOff} {
+				sink := &treeSink{}
+				a := bare(t, blend)
+				a.Build, a.Frames = build, []int32{7, 12}
+				log, cleanup, err := NewBlender(Config{Dir: t.TempDir(), Sandbox: sandbox}).Run(t.Context(), a, sink)
+				text, _ := os.ReadFile(log)
+				cleanup()
+				require.NoError(t, err, "%s", text)
+				require.Len(t, want, 2*len(c.files))
+				require.Len(t, sink.files, 2*len(c.files))
+				for _, pattern := range c.files {
+					for _, frame := range a.Frames {
+						name := strings.Replace(pattern, "%04d", fmt.Sprintf("%04d", frame), 1)
+						plain := "render/" + name
+						for place, folder := range map[string]string{"else where/": "", "passes_2/": "other/passes/"} {
+							if rest, ok := strings.CutPrefix(name, place); ok {
+								plain = cmp.Or(folder, place) + rest
+							}
+						}
+						require.Contains(t, want, plain)
+						require.Contains(t, sink.files, name)
+						requireSamePicture(t, want[plain], sink.files[name], name)
+					}
+				}
+				require.NoDirExists(t, home, "nothing is written where the file says")
+			}
+		})
+	}
+}
