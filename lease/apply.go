@@ -284,12 +284,15 @@ func (a *applying) taken(j *Job, r Report, results []Result) {
 	}
 }
 
+// maxDepth is how many folders deep a file beside a frame may lie.
+const maxDepth = 12
+
 // CheckExtra tells what is wrong with the place of a file beside a frame, a slash path
 // below the job's output folder. As with the frame itself, a machine that renders
 // chooses the name, and must not choose that of another file.
 func CheckExtra(place string, frame int32) error {
 	switch dir, name := path.Split(place); {
-	case !inside(place):
+	case !inside(place) || strings.Count(place, "/") > maxDepth:
 		return fmt.Errorf("it is not a path below the output folder")
 	case strings.HasPrefix(place, ".") || strings.Contains(place, "/.") || strings.ContainsAny(dir, ":\n\r"):
 		return fmt.Errorf("it is in a folder that is hidden, or that not every system can have")
