@@ -6,10 +6,12 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 
@@ -181,6 +183,89 @@ output(home + "/other/passes/", ["again"])
 					}
 				}
 				require.NoDirExists(t, home, "nothing is written where the file says")
+			}
+		})
+	}
+}
+
+// Whatever a file says of where its files go, they are below the output folder or
+// nowhere, and have names of pictures.
+func TestHostileOutputs(t *testing.T) {
+	if testing.Short() {
+		t.Skip("renders in many ways")
+	}
+	build := realBlender(t)
+	many := fmt.Sprintf(`output(home + "/render", ["s%%d_" %% n for n in range(%d)])`, lease.MaxExtra+1)
+	for _, c := range []struct {
+		name, python string
+		files        []string // but for the main one
+		reason       string
+	}{
+		{"folders", `
+output("/etc/", ["a"])
+output("/etc", ["c"])
+output(home + "/render/../../..", ["up"])
+output("../..", ["climbs"])
+output("//../../", ["relative"])
+output("", ["none"])
+output(home + "/render/.ssh/", ["key"])
+output("C:\\Users\\ann\\out\\", ["windows"])
+output("/", ["root"])
+`, []string{"etc/a0007.png", "etc/c0007.png", "?/up0007.png", "?/climbs0007.png", "?/relative0007.png", "none0007.png", "_ssh/key0007.png", "out/windows0007.png", "?/root0007.png"}, ""},
+		{"slots", `
+output(home + "/render/", ["../../up", "/etc/absolute", "run.sh", ".bashrc", "a/../../b", "c:\\d", "con", "....//e", "sub/"])
+`, []string{"up0007.png", "etc/absolute0007.png", "run.sh0007.png", "_bashrc0007.png", "a/b0007.png", "c_/d0007.png", "_con0007.png", "e0007.png", "sub/0007.png"}, ""},
+		{"multilayer", `
+output("/etc/passwd", ["Image"], "OPEN_EXR_MULTILAYER")
+output("../../x.sh", ["Image"], "OPEN_EXR_MULTILAYER")
+`, []string{"etc/passwd0007.exr", "?/x.sh0007.exr"}, ""},
+		{"views", `
+r.use_multiview = True
+r.image_settings.views_format = "INDIVIDUAL"
+r.views[0].file_suffix, r.views[1].file_suffix = "/../../l", "\\..\\r.sh"
+output(home + "/render/", ["a"])
+`, []string{"?"}, ""},
+		{"too many", many, nil, fmt.Sprintf("frame 7 has more than %d files beside its picture", lease.MaxExtra)},
+		{"no extension", `r.use_file_extension = False; output(home + "/render/", ["run.sh", "b"])`, []string{"run.sh0007.png", "b0007.png"}, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			home := t.TempDir()
+			blend := makeScene(t, build, home, c.python)
+			require.NoError(t, os.RemoveAll(home))
+			for _, sandbox := range []string{SandboxAuto, SandboxOff} {
+				dir := t.TempDir()
+				sink := &treeSink{}
+				a := bare(t, blend)
+				a.Build, a.Frames = build, []int32{7}
+				before, err := filesBelow(a.Project)
+				require.NoError(t, err)
+				log, cleanup, err := NewBlender(Config{Dir: dir, Sandbox: sandbox}).Run(t.Context(), a, sink)
+				text, _ := os.ReadFile(log)
+				cleanup()
+				if c.reason != "" {
+					require.ErrorContains(t, err, c.reason)
+				} else {
+					require.NoError(t, err, "%s", text)
+				}
+				names := slices.Sorted(maps.Keys(sink.files))
+				t.Log(names)
+				for _, want := range c.files {
+					if place, ok := strings.CutPrefix(want, "?"); ok {
+						require.True(t, slices.ContainsFunc(names, func(n string) bool { return strings.HasSuffix(n, place) }), "%s in %v", want, names)
+					} else {
+						require.Contains(t, names, want)
+					}
+				}
+				for _, name := range names {
+					require.NoError(t, lease.CheckExtra(name, 7), name)
+				}
+				after, err := filesBelow(a.Project)
+				require.NoError(t, err)
+				require.Len(t, after, len(before), "nothing is written into the project")
+				require.NoDirExists(t, home)
+				for _, outside := range []string{"/etc/a0007.png", "/etc/c0007.png", "/etc/absolute0007.png", "/etc/passwd0007.exr", "/root0007.png"} {
+					require.NoFileExists(t, outside)
+				}
 			}
 		})
 	}

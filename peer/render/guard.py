@@ -69,7 +69,7 @@ class _Places:
         self.taken = {"": self.home}
 
     def inside(self, path):
-        return (_normal(self.bpy, path) + "/").startswith(self.home.rstrip("/") + "/")
+        return not path or (_normal(self.bpy, path) + "/").startswith(self.home.rstrip("/") + "/")
 
     def of(self, path):
         full = _normal(self.bpy, path) if path else self.home
