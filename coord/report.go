@@ -164,7 +164,7 @@ func (l *leader) committed(s *session, r report) {
 		// What is held is answered; that it is also written comes as a second report,
 		// and a folder that cannot be written must not hold up other orders.
 		for _, write := range []bool{false, true} {
-			l.answered(s, KeepID{Job: up.Hold.Job, Frame: up.Hold.Frame, CID: up.Hold.CID, Write: write})
+			l.answered(s, KeepID{Job: up.Hold.Job, Frame: up.Hold.Frame, CID: up.Hold.CID, Extra: up.Hold.Extra, Write: write})
 		}
 	case up.Stock != nil:
 		l.c.Read(func(q *lease.State, _ *authz.Roster) {
@@ -200,7 +200,9 @@ func (l *leader) mayHold(s *session, up Up) error {
 			// Whoever renders the job may have it, and is no keeper for that.
 			l.mu.Lock()
 			defer l.mu.Unlock()
-			if !s.told(root, by) {
+			told := false
+			l.c.Read(func(q *lease.State, _ *authz.Roster) { told = s.told(q, root, by) })
+			if !told {
 				return errUnasked
 			}
 			return nil
@@ -264,6 +266,12 @@ func resultsMakeSense(results []lease.Result) error {
 	for _, r := range results {
 		if _, err := cid.Decode(r.CID); err != nil {
 			return fmt.Errorf("%w: frame %d: %q is no CID", lease.ErrInvalid, r.Frame, r.CID[:min(len(r.CID), 64)])
+		}
+		if r.Extra == "" {
+			continue
+		}
+		if _, err := cid.Decode(r.Extra); err != nil {
+			return fmt.Errorf("%w: frame %d: %q is no CID", lease.ErrInvalid, r.Frame, r.Extra[:min(len(r.Extra), 64)])
 		}
 	}
 	return nil

@@ -302,6 +302,13 @@ func (l local) Files(ctx context.Context, p authz.Principal, text string) iter.S
 			yield(httpapi.ProjectFile{}, err)
 			return
 		}
+		l.files(ctx, c)(yield)
+	}
+}
+
+// files reads the files of a folder, one after another.
+func (l local) files(ctx context.Context, c cid.Cid) iter.Seq2[httpapi.ProjectFile, error] {
+	return func(yield func(httpapi.ProjectFile, error) bool) {
 		for e, err := range l.store.List(ctx, c) {
 			if err != nil {
 				yield(httpapi.ProjectFile{}, err)

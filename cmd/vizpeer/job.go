@@ -407,13 +407,16 @@ func (c *cli) jobFrames() *cobra.Command {
 				names := cl.names(cmd.Context())
 				rows := make([][]any, len(job.Frames))
 				for i, f := range job.Frames {
-					size, seconds := "", ""
+					size, seconds, beside := "", "", ""
 					if f.CID != "" {
 						size, seconds = bytesText(f.Size), fmt.Sprintf("%.1f s", f.Seconds)
 					}
-					rows[i] = []any{f.Frame, f.State, f.Name, size, seconds, nameOf(names, f.Peer), f.Holders}
+					if f.ExtraFiles > 0 {
+						beside = fmt.Sprintf("%s, %s", count(f.ExtraFiles, "file"), bytesText(f.ExtraSize))
+					}
+					rows[i] = []any{f.Frame, f.State, f.Name, size, beside, seconds, nameOf(names, f.Peer), f.Holders}
 				}
-				c.table([]string{"FRAME", "STATE", "NAME", "SIZE", "TIME", "PEER", "HOLDERS"}, rows)
+				c.table([]string{"FRAME", "STATE", "NAME", "SIZE", "BESIDE IT", "TIME", "PEER", "HOLDERS"}, rows)
 			})
 		},
 	}
@@ -439,6 +442,11 @@ func (c *cli) fetchFrames(ctx context.Context, cl *client, job httpapi.Job, dir 
 		}
 		if err := fetchFrame(ctx, cl, root, job.ID, f); err != nil {
 			return err
+		}
+		if f.Extra != "" {
+			if err := fetchExtra(ctx, cl, root, job.ID, f); err != nil {
+				return fmt.Errorf("what is beside frame %d: %w", f.Frame, err)
+			}
 		}
 		written = append(written, filepath.Join(dir, f.Name))
 	}
@@ -471,6 +479,16 @@ func fetchFrame(ctx context.Context, cl *client, root *os.Root, id lease.JobID, 
 		return fmt.Errorf("frame %d could not be fetched whole: %w", f.Frame, err)
 	}
 	return root.Rename(part, f.Name)
+}
+
+// fetchExtra writes what Blender wrote beside a frame, at its places below root.
+func fetchExtra(ctx context.Context, cl *client, root *os.Root, id lease.JobID, f httpapi.Frame) error {
+	body, err := cl.open(ctx, jobPath(id, "/frames/"+strconv.Itoa(int(f.Frame))+"/extra"))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return unpack(root, body, true)
 }
 
 func (c *cli) jobLogs() *cobra.Command {

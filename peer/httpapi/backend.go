@@ -108,6 +108,9 @@ type Local interface {
 	// bytes it has, where that is known, else 0: what claims to be much larger is not
 	// fetched. Whoever calls has checked that the caller may see it.
 	Open(ctx context.Context, cid string, by lease.Scope, size int64) (io.ReadSeekCloser, int64, error)
+	// OpenFolder does the same with what is beside a frame. A file's Body is valid until
+	// the next one.
+	OpenFolder(ctx context.Context, cid string, by lease.Scope) (iter.Seq2[ProjectFile, error], error)
 	Status(context.Context) Status
 	// Identity is this machine's ID and its farm's; it costs nothing.
 	Identity() (authz.PeerID, authz.FarmID)

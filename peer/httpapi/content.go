@@ -61,6 +61,31 @@ func (s *Server) frame(ctx context.Context, in *struct {
 	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, by, f.Size))
 }
 
+// frameExtra answers what is beside a frame.
+func (s *Server) frameExtra(ctx context.Context, in *struct {
+	exchange
+	ID    lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Frame int32       `path:"frame"`
+}) (*huma.StreamResponse, error) {
+	c := callerOf(ctx)
+	q, err := s.part(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	f, err := q.Frame(ctx, c.Principal, in.ID, in.Frame)
+	if err != nil {
+		return nil, err
+	}
+	if f.Extra == "" {
+		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d is %s: there is nothing beside its picture", f.Frame, f.State))
+	}
+	files, err := s.local.OpenFolder(ctx, f.Extra, lease.FrameOf(in.ID, f.Frame))
+	if err != nil {
+		return nil, err
+	}
+	return s.sendTar(ctx, &in.exchange, f.Extra, files), nil
+}
+
 // taskLog answers what Blender said in the latest attempt at a task that left a
 // log.
 func (s *Server) taskLog(ctx context.Context, in *struct {

@@ -317,6 +317,15 @@ func (m *machine) Open(_ context.Context, cid string, _ lease.Scope, _ int64) (i
 	return nopSeekCloser{strings.NewReader(picture)}, int64(len(picture)), nil
 }
 
+func (m *machine) OpenFolder(_ context.Context, cid string, _ lease.Scope) (iter.Seq2[ProjectFile, error], error) {
+	if cid != someCID {
+		return nil, errors.New("no such content")
+	}
+	return func(yield func(ProjectFile, error) bool) {
+		yield(ProjectFile{Path: "passes/0001.png", Size: int64(len(picture)), Body: strings.NewReader(picture)}, nil)
+	}, nil
+}
+
 type nopSeekCloser struct{ io.ReadSeeker }
 
 func (nopSeekCloser) Close() error { return nil }

@@ -72,6 +72,7 @@ func routes() []*route {
 		{post, "/v1/projects", here, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
 		{post, "/v1/jobs", here, submitters, "submit-job", "Submit a job; its output folder is on this machine", http.StatusCreated, "", bind((*Server).submit)},
 		{get, "/v1/jobs/{id}/frames/{frame}", here, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
+		{get, "/v1/jobs/{id}/frames/{frame}/extra", here, people, "frame-extra", "What Blender wrote beside the picture of a finished frame, other views and what File Output nodes write: a tar, with the places below the job's output folder", 0, tarType, bind((*Server).frameExtra)},
 		{get, "/v1/jobs/{id}/logs", here, people, "task-log", "Blender's output in the latest attempt at a task that left one", 0, "text/plain", bind((*Server).taskLog)},
 
 		{get, "/v1/blobs", here, people, "list-blobs", "The content that this machine holds, a Root a line: all of it for an admin, what one has pinned oneself for others", 0, linesType, bind((*Server).roots)},

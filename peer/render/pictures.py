@@ -70,20 +70,24 @@ def _as_jpeg(image):
     image.quality = QUALITY
 
 
-def thumb(bpy, scene, path, out):
+def thumb(bpy, scene, path, out, view=""):
     """Makes a JPEG of the frame that was just rendered, where package render cannot.
 
-    path is the frame's file; the picture comes from Blender's memory, in full size.
+    path is the frame's file, view the suffix of the view that it shows; the picture comes
+    from Blender's memory, in full size.
     Answers the name of a file below out, or "".
     """
     if scene.render.image_settings.file_format in SHOWN:
         return ""
-    name = os.path.splitext(os.path.basename(path))[0] + "_thumb.jpg"
+    stem = os.path.splitext(os.path.basename(path))[0] + "_thumb"
+    name = stem + ".jpg"
     try:
         with Changes() as changes:
             keep(changes, scene.render.image_settings)
             _as_jpeg(scene.render.image_settings)
             bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
+        if view and not os.path.exists(os.path.join(out, name)):
+            name = stem + view + ".jpg"
         return name if os.path.getsize(os.path.join(out, name)) > 0 else ""
     except Exception as e:  # whatever it is, the frame is there
         print("vizpeer: no small picture: %s" % e)

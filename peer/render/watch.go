@@ -48,9 +48,10 @@ type watch struct {
 	tileSamples int
 
 	loaded bool
-	heard  bool // Blender answers
-	ended  bool // it has answered, and waits
-	odd    bool // something spoke as the driver does
+	heard  bool    // Blender answers
+	ended  bool    // it has answered, and waits
+	odd    bool    // something spoke as the driver does
+	extra  []event // what was written beside the frame under way
 	failed *event
 	spoilt string // a line of Blender's after which its images are wrong; see spoils
 	tail   tail
@@ -126,6 +127,8 @@ func (w *watch) event(ctx context.Context, ev event) error {
 	case "start":
 		w.now.Frame, w.now.Sample, w.now.Samples = ev.Frame, 0, 0
 		w.phase(phaseRendering)
+	case "extra":
+		return w.beside(ev)
 	case "frame":
 		return w.frame(ctx, ev)
 	case "piece":
@@ -163,6 +166,10 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
 	}
 	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
+	var err error
+	if f.Extra, err = w.takeExtra(f); err != nil {
+		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
+	}
 	f.Thumb = w.thumb(ev, path)
 	if err := w.sink.Frame(ctx, f); err != nil {
 		return w.fail(lease.FailMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
