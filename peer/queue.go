@@ -605,7 +605,7 @@ func tell(j *lease.Job, ev *httpapi.Event) {
 		if ev.Task != nil && int(*ev.Task) < len(j.Tasks) {
 			ev.Frames, ev.Units = extent(j, &j.Tasks[*ev.Task])
 		}
-	case lease.PieceRendered, lease.PieceGone:
+	case lease.PieceRendered, lease.PieceGone, lease.FrameResult, lease.FrameLost, lease.JobSubmitted:
 		ev.UnitsDone, ev.UnitsTotal = units(j)
 	}
 }

@@ -381,8 +381,8 @@ type Event struct {
 	Frames   string          `json:"frames,omitempty"`  // of the task that the event is about, as in Task
 	Units    *lease.Span     `json:"units,omitempty"`   // of a frame that is split, which the event is about
 	Preview  *Preview        `json:"preview,omitempty"` // the latest picture of what is being rendered
-	// UnitsDone and UnitsTotal are the job's as it now is, of events about pieces: they
-	// overlap and take each other's place, so that adding them up would be wrong.
+	// UnitsDone and UnitsTotal are the job's as it now is, in events that may change
+	// them: pieces take each other's place, so that adding them up would be wrong.
 	UnitsDone  int `json:"units_done,omitempty"`
 	UnitsTotal int `json:"units_total,omitempty"`
 }
