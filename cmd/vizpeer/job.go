@@ -161,7 +161,7 @@ func (c *cli) showJob(job httpapi.Job, now string) {
 	}
 	split := splitText(job.Split)
 	if job.UnitsTotal > 0 {
-		split += fmt.Sprintf(" (%d of %d rendered)", job.UnitsDone, job.UnitsTotal)
+		split += fmt.Sprintf(" (%d of %s rendered)", job.UnitsDone, count(job.UnitsTotal, unitNoun(job.Split.By)))
 	}
 	movie := ""
 	if m := job.Movie; m != nil {
