@@ -206,6 +206,15 @@ func (j *Job) Unrendered() int { return len(j.Frames) - j.rendered + j.again }
 // Uncovered is the same of units, where the job splits its frames.
 func (j *Job) Uncovered() int { return j.uncovered }
 
+// Covered is the number of units of the frame at a place that are rendered, where the job
+// splits its frames.
+func (j *Job) Covered(place int) int32 {
+	if !j.Splits() || place == j.movie() {
+		return 0
+	}
+	return j.Units - j.gaps[place]
+}
+
 // Done is the number of frames that are rendered and held by enough machines.
 func (j *Job) Done() int { return j.rendered - j.undone }
 

@@ -232,6 +232,9 @@ func (a *applying) takePieces(j *Job, r Report, results []PieceResult, machines 
 // replaced is why a piece counts no more where nothing of it is lost.
 const replaced = "a larger piece holds it"
 
+// NobodyHolds is the Reason of a [PieceGone] whose units have to be rendered again.
+const NobodyHolds = "nobody holds it any more"
+
 // gone tells that a piece counts no more.
 func (a *applying) gone(j *Job, place int32, p Piece, why string) {
 	frame := j.numbers[place]
@@ -326,7 +329,7 @@ func (a *applying) piecesUnheld(j *Job, place int32, p authz.PeerID, cid string)
 			o.Under = held(o.Under)
 			if loses(o) {
 				if o.Holders = without(slices.Clone(o.Holders), p); len(o.Holders) == 0 {
-					a.gone(j, place, o, "nobody holds it any more")
+					a.gone(j, place, o, NobodyHolds)
 					left = append(left, o.Under...)
 					continue
 				}

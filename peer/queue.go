@@ -119,6 +119,7 @@ func summary(j *lease.Job) httpapi.JobSummary {
 		},
 		FramesTotal: j.Pictures(), FramesDone: min(j.Done(), j.Pictures()),
 	}
+	s.UnitsDone, s.UnitsTotal = units(j)
 	if !j.Started.IsZero() {
 		s.StartedAt = &j.Started
 	}
@@ -126,6 +127,15 @@ func summary(j *lease.Job) httpapi.JobSummary {
 		s.EndedAt = &j.Ended
 	}
 	return s
+}
+
+// units counts the units of a job's frames, where those are divided.
+func units(j *lease.Job) (done, total int) {
+	if !j.Splits() {
+		return 0, 0
+	}
+	total = int(j.Units) * j.Pictures()
+	return total - j.Uncovered(), total
 }
 
 func (q queue) Job(_ context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (out httpapi.Job, err error) {
@@ -183,7 +193,7 @@ func failures(j *lease.Job) map[lease.FailKind]int {
 }
 
 func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
-	out := httpapi.Frame{Frame: j.Numbers()[place], State: t.State}
+	out := httpapi.Frame{Frame: j.Numbers()[place], State: t.State, UnitsDone: j.Covered(place)}
 	f := j.Frames[place]
 	if f == nil {
 		return out
@@ -237,6 +247,26 @@ func (q queue) Tasks(_ context.Context, p authz.Principal, id lease.JobID) (out 
 	return out, err
 }
 
+func (q queue) TasksOf(_ context.Context, p authz.Principal, id lease.JobID, number int32) (out []httpapi.Task, err error) {
+	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+		j, err := visible(s, p, id)
+		if err != nil {
+			return err
+		}
+		place, ok := j.Place(number)
+		if !ok {
+			return httpapi.ErrNotFound
+		}
+		for i := range j.Tasks {
+			if t := &j.Tasks[i]; int(t.Lo) <= place && place < int(t.Hi) {
+				out = append(out, task(j, int32(i), known))
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
 func (q queue) Task(_ context.Context, p authz.Principal, id lease.JobID, i int32) (out httpapi.Task, err error) {
 	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
 		j, err := visible(s, p, id)
@@ -254,13 +284,8 @@ func (q queue) Task(_ context.Context, p authz.Principal, id lease.JobID, i int3
 
 func task(j *lease.Job, i int32, known coord.Knowledge) httpapi.Task {
 	t := &j.Tasks[i]
-	out := httpapi.Task{Index: i, Frames: span(j.TaskFrames(t)), State: t.State, Tries: t.Fails, Attempts: slices.Clone(t.Attempts)}
-	switch {
-	case j.Makes(t):
-		out.Frames = "movie"
-	case t.Part():
-		out.Units = &t.Span
-	}
+	out := httpapi.Task{Index: i, State: t.State, Tries: t.Fails, Attempts: slices.Clone(t.Attempts)}
+	out.Frames, out.Units = extent(j, t)
 	if n := len(t.Attempts); n > 0 {
 		out.Peer = t.Attempts[n-1].Peer
 	}
@@ -270,6 +295,19 @@ func task(j *lease.Job, i int32, known coord.Knowledge) httpapi.Task {
 		}
 	}
 	return out
+}
+
+// extent is what a task is about: its frames in words, and the units where it is a part
+// of one.
+func extent(j *lease.Job, t *lease.Task) (frames string, units *lease.Span) {
+	if j.Makes(t) {
+		return "movie", nil
+	}
+	if t.Part() {
+		s := t.Span // a state may change it
+		units = &s
+	}
+	return span(j.TaskFrames(t)), units
 }
 
 // span writes a task's frames as a list of ranges.
@@ -551,5 +589,24 @@ func (q queue) event(e coord.Event) httpapi.Event {
 			out.PeerName = m.Name
 		}
 	}
+	q.coord.Read(func(s *lease.State, _ *authz.Roster) {
+		if j, ok := s.Job(e.Job); ok {
+			tell(j, &out)
+		}
+	})
 	return out
+}
+
+// tell adds to an event what the state knows of its task and its units. That is as it is
+// now: a reader who is late, or reads old events again, hears of the present sooner.
+func tell(j *lease.Job, ev *httpapi.Event) {
+	switch ev.Type {
+	case lease.TaskGranted, lease.TaskRequeued, lease.TaskEnded:
+		// A task may have been cut off another when it was granted: nobody else knows it.
+		if ev.Task != nil && int(*ev.Task) < len(j.Tasks) {
+			ev.Frames, ev.Units = extent(j, &j.Tasks[*ev.Task])
+		}
+	case lease.PieceRendered, lease.PieceGone, lease.FrameResult, lease.FrameLost, lease.JobSubmitted:
+		ev.UnitsDone, ev.UnitsTotal = units(j)
+	}
 }

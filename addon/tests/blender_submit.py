@@ -257,6 +257,28 @@ class AddOn(unittest.TestCase):
         bpy.ops.wm.open_mainfile(filepath=self.sample.blend)
         self.assertEqual([row.name for row in bpy.context.window_manager.vizpeer.jobs], ["jtest2", "jtest1"])
 
+    def test_the_picture_of_the_selected_job(self):
+        image = bpy.data.images.new("small", 32, 16)
+        image.file_format, image.filepath_raw = "JPEG", os.path.join(self.root, "small.jpg")
+        image.save()
+        with open(image.filepath_raw, "rb") as f:
+            data = f.read()
+        job = self.peer.add_job(name="still", frames_total=1, frames=[{"frame": 7}], split={"by": "samples"}, units_total=512)
+        self.peer.answers["GET /v1/jobs/%s/frames/7" % job["id"]] = (200, data)
+        self.pump.seen()
+        self.until(lambda: self.pump.model.picture)
+        self.assertEqual(self.pump.model.picture, (job["id"], 7, data))
+        self.assertEqual(self.pump.picture(job["id"])[1], "Frame 7")
+        self.assertEqual(self.pump.picture("jother"), (0, ""))
+        shown = self.pump._previews["picture"]
+        self.assertEqual(shown.image_size[0], 2 * shown.image_size[1])
+        self.assertEqual([name for name in os.listdir(bpy.app.tempdir) if name.endswith(".jpg")], [])
+        from vizpeer import pictures
+
+        self.pump.model.picture = pictures.Picture(job["id"], 7, b"no picture")
+        self.pump._load()
+        self.assertEqual(self.pump.picture(job["id"])[1], "Frame 7")
+
     def test_the_data_folder_of_the_preferences(self):
         del os.environ["VIZPEER_DATA_DIR"]
         bpy.context.preferences.addons["vizpeer"].preferences.data_folder = self.peer.folder

@@ -115,8 +115,25 @@ def network():
     job("street_day_v3", "running", 13, 60)
     job("character_closeup", "queued", 0, 250, tier="high")
     job("of somebody else", "running", 1, 2, owner="bob")
+    still = job("product_still", "running", 0, 1, frames=[{"frame": 7}], split={"by": "samples"}, units_done=312, units_total=512)
+    peer.answers["GET /v1/jobs/%s/frames/7" % still["id"]] = (200, picture())
     settings().render_on = "NETWORK"
     settings().output = "//frames/"
+
+
+def picture():
+    """A JPEG, as a peer answers it."""
+    image = bpy.data.images.new("still", 320, 180)
+    image.generated_type, image.file_format, image.filepath_raw = "COLOR_GRID", "JPEG", os.path.join(root, "still.jpg")
+    image.save()
+    bpy.data.images.remove(image)
+    with open(os.path.join(root, "still.jpg"), "rb") as f:
+        return f.read()
+
+
+def still():
+    state = bpy.context.window_manager.vizpeer
+    state.job = [row.name for row in state.jobs].index("jtest6")
 
 
 def failed_job():
@@ -175,12 +192,13 @@ ALL = {cls.__name__ for cls in panel.CLASSES}
 STEPS = [
     (set_up, lambda: True, None),
     (only_ours, lambda: "RENDER_PT_vizpeer" in drawn, "local"),
-    (network, lambda: len(bpy.context.window_manager.vizpeer.jobs) == 5 and not ALL - set(drawn), "shot"),
+    (network, lambda: len(bpy.context.window_manager.vizpeer.jobs) == 6 and not ALL - set(drawn), "shot"),
+    (still, lambda: pump.picture("jtest6")[0], "picture"),
     (failed_job, lambda: "RENDER_PT_vizpeer_jobs" in drawn, "failed"),
     (files, lambda: "RENDER_PT_vizpeer_files" in drawn, None),
     (refused, lambda: "inverted" in model.notice[1], "missing"),
     (sending, halfway, "sending"),
-    (submitted, lambda: model.submission is None and len(model.jobs) == 6, "submitted"),
+    (submitted, lambda: model.submission is None and len(model.jobs) == 7, "submitted"),
     (leaderless, lambda: model.farm is not None and model.farm.warning, "leaderless"),
     (nobody, lambda: model.offline, "nobody"),
 ]

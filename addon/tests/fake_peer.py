@@ -127,7 +127,7 @@ class FakePeer:
                 self.event("job.ended", job=job["id"], state="cancelled")
                 return 200, {}
             if (method, path) == ("GET", "/v1/jobs/%s" % job["id"]):
-                return 200, dict(job, output=job.get("output", ""), submitter="12D3KooWSelf", frames=[])
+                return 200, dict(job, output=job.get("output", ""), submitter="12D3KooWSelf", frames=job.get("frames", []))
         return problem(404, "nothing is called %s" % path)
 
 

@@ -7,7 +7,7 @@ import unittest
 
 import bare  # noqa: F401
 from fake_peer import FakePeer, problem
-from vizpeer import client, jobs
+from vizpeer import client, jobs, pictures
 
 
 class WithPeer(unittest.TestCase):
@@ -163,6 +163,30 @@ class Following(WithPeer):
         link.cancel("../../x?y")
         self.until(lambda: "..%2F..%2Fx%3Fy" in self.model.notice[1])
 
+    def test_the_picture_of_the_job_that_is_looked_at(self):
+        job = self.peer.add_job(frames=[{"frame": 1, "cid": "x"}, {"frame": 2, "cid": "y"}, {"frame": 3}])
+        path = "GET /v1/jobs/%s/frames/" % job["id"]
+        self.peer.answers[path + "2"] = (200, jpeg(64, 48) + b"two")
+        self.peer.answers[path + "3"] = (200, jpeg(64, 48) + b"three")
+        link = self.follow()
+        self.until(lambda: self.model.jobs_known)
+        self.assertIsNone(self.model.picture, "nobody asked for one")
+        link.show(job["id"])
+        self.until(lambda: self.model.picture)
+        self.assertEqual(self.model.picture, (job["id"], 2, jpeg(64, 48) + b"two"))
+        # What is rendered meanwhile is shown as it grows; other jobs' news are not.
+        self.peer.event("task.progress", job="other", frame=1, preview={"cid": "p"})
+        self.peer.event("task.progress", job=job["id"], frame=3)
+        self.peer.event("task.progress", job=job["id"], frame=3, preview={"cid": "p"})
+        self.until(lambda: self.model.picture.frame == 3)
+        # What is no picture, or too large a one, changes nothing.
+        for frame, answer in ((1, (200, jpeg(64, 4800))), (4, (404, b"{}")), (5, (200, jpeg(8, 8)))):
+            self.peer.answers["%s%d" % (path, frame)] = answer
+            self.peer.event("frame.rendered", job=job["id"], frame=frame)
+            while self.peer.arrived.get(timeout=15) != tuple(("%s%d" % (path, frame)).split()):
+                pass
+        self.until(lambda: self.model.picture.frame == 5)
+
     def test_without_a_leader_the_farm_is_still_shown(self):
         for path in ("/v1/farm", "/v1/jobs", "/v1/peers", "/v1/events"):
             self.peer.answers["GET " + path] = problem(503, "no coordinator can be reached")
@@ -188,7 +212,48 @@ class Following(WithPeer):
         self.assertEqual(self.model.jobs["j2"][6:9], (2**31 - 1, 0, 0))
 
 
+def jpeg(width, height):
+    """What a JPEG of this size begins with."""
+    return (
+        b"\xff\xd8\xff\xe0\x00\x10JFIF\0\1\1\0\0\1\0\1\0\0\xff\xc2\x00\x11\x08"
+        + height.to_bytes(2, "big")
+        + width.to_bytes(2, "big")
+        + b"\x03\1\x22\0\2\x11\1\3\x11\1"
+    )
+
+
+class Pictures(unittest.TestCase):
+    def test_sizes(self):
+        self.assertEqual(pictures.size(jpeg(320, 180)), (320, 180))
+        for data in (b"", b"\xff\xd8", b"\x89PNG", jpeg(320, 180)[:24], b"\xff\xd8\xff\xe0\0\0" * 9, b"\xff\xd8\xff\xc4" * 9):
+            self.assertEqual(pictures.size(data), (0, 0), data)
+
+    def test_which_frame_to_see(self):
+        frame = lambda n, **more: dict(more, frame=n)
+        for want, frames in (
+            (None, []),
+            (None, "many"),
+            (None, [frame("x", cid="c"), 7, frame(True)]),
+            (7, [frame(7)]),
+            (None, [frame(7), frame(8)]),
+            (8, [frame(7, cid="c"), frame(8, cid="c"), frame(9)]),
+            (9, [frame(7, cid="c", state="done", units_done=4), frame(9, state="queued", units_done=2), frame(10)]),
+        ):
+            self.assertEqual(pictures.latest({"frames": frames}), want, frames)
+
+
 class Words(unittest.TestCase):
+    def test_amounts(self):
+        still = {"id": "j", "frames_total": 1, "units_done": 312, "units_total": 512, "split": {"by": "samples"}}
+        for want, job in (
+            ("312 of 512 samples", still),
+            ("312 of 512 tiles", dict(still, split={"by": "tiles"})),
+            ("1 of 1 frame", dict(still, frames_done=1)),
+            ("3 of 24 frames", dict(still, frames_total=24, frames_done=3)),
+            ("0 of 2 frames", {"id": "j", "frames_total": 2, "units_total": "x", "split": 3}),
+        ):
+            self.assertEqual(jobs.amount(jobs.jobs_of({"jobs": [job]})[0]), want)
+
     def test_roles(self):
         model = jobs.Model()
         job = jobs.jobs_of({"jobs": [{"id": "j", "owner": "bob"}]})[0]

@@ -201,6 +201,24 @@ class Client:
         finally:
             self._drop(link)
 
+    def fetch(self, path, limit, seconds=ANSWER_SECONDS):
+        """The bytes that a GET of a picture answers, at most limit of them."""
+        link = self._link()
+        try:
+            with self._problems():
+                self._connect(link)
+                link.sock.settimeout(seconds)
+                link.request("GET", self._url.path + path, headers=self._headers({"Accept": "image/jpeg"}))
+                response = link.getresponse()
+                data = self._read(response, seconds)
+                if response.status != 200:
+                    raise self._refusal(response.status, data)
+                if len(data) > limit:
+                    raise Problem("vizpeer's picture is larger than the %d KiB that the add-on reads" % (limit >> 10))
+                return data
+        finally:
+            self._drop(link)
+
     def upload(self, path, content_type, chunks):
         """POSTs chunks as they are made, and returns the answer.
 

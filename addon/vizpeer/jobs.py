@@ -16,7 +16,7 @@ import threading
 import time
 import urllib.parse
 
-from . import client, sent, upload
+from . import client, pictures, sent, upload
 
 MAX_JOBS = 1000  # that the panel lists, the newest first
 ENDED = ("done", "failed", "cancelled")
@@ -26,7 +26,7 @@ SETTLE_SECONDS = 0.3
 BACKOFF_SECONDS = (1, 2, 4, 8, 15, 30)
 PROGRESS_SECONDS = 0.2
 
-Job = collections.namedtuple("Job", "id name state reason tier owner done total failed created")
+Job = collections.namedtuple("Job", "id name state reason tier owner done total failed created units units_total by")
 Progress = collections.namedtuple("Progress", "phase sent total eta")
 Farm = collections.namedtuple("Farm", "line warning user role peer")
 
@@ -47,6 +47,7 @@ class Model:
         self.missing = []
         self.unsaved = []
         self.checked = ""  # what the last look at the files found, in words
+        self.picture = None  # the pictures.Picture that came last
         self.outputs = []  # folders to open, asked for by the artist
         self.last_job = ""
 
@@ -109,6 +110,9 @@ class Model:
 
     def _on_notice(self, notice):
         self.notice = notice
+
+    def _on_picture(self, picture):
+        self.picture = picture
 
     def _on_output(self, folder):
         self.outputs.append(folder)
@@ -244,6 +248,7 @@ class Link:
         self._lock = threading.Lock()
         self._client = None
         self._stopping = False
+        self._shown = ""  # the job whose picture is wanted
         self._thread = threading.Thread(target=self._run, name="vizpeer-link", daemon=True)
 
     def start(self):
@@ -263,6 +268,12 @@ class Link:
 
     def refresh(self):
         self._inbox.put(("refresh", None))
+
+    def show(self, job):
+        """From now on, the picture of this job is wanted; "" for none."""
+        if job != self._shown:
+            self._shown = job
+            self._inbox.put(("picture", (job, None)))
 
     def cancel(self, job):
         self._inbox.put(("cancel", job))
@@ -312,6 +323,8 @@ class Link:
             target=self._read, args=(api, opened), name="vizpeer-events", daemon=True
         )
         reader.start()
+        show = pictures.Show(api, self._post)
+        show.start()
         try:
             # The stream is open before the first look, so that nothing falls between the two.
             error = opened.get()
@@ -323,12 +336,17 @@ class Link:
             if error is not None:
                 raise error
             self._look(api, everything=True)
+            if self._shown:
+                show.want(self._shown)
             while True:
                 kind, value = self._inbox.get()
                 if kind == "event":
                     self._look(api, everything=self._settle([value]))
                 elif kind == "refresh":
                     self._look(api, everything=True)
+                elif kind == "picture":
+                    if value[0] and value[0] == self._shown:
+                        show.want(*value)
                 elif kind in ("cancel", "output"):
                     self._do(api, kind, value)
                 elif kind == "closed" and value[0] is api:
@@ -338,16 +356,21 @@ class Link:
                 elif kind == "stop":
                     raise client.Stopped()
         finally:
+            show.stop()
             api.close()
 
     def _read(self, api, opened):
         """The events' own thread: hands them to the link, and says when they end."""
         error = None
         try:
-            for kind, _ in api.events():
+            for kind, event in api.events():
                 if kind == "open":
                     opened.put(None)
-                elif kind != "task.progress":
+                    continue
+                if event.get("job") == self._shown and (kind == "frame.rendered" or event.get("preview")):
+                    frame = event.get("frame")  # the movie, which has a number too, has a picture as well
+                    self._inbox.put(("picture", (self._shown, frame if isinstance(frame, int) else None)))
+                if kind != "task.progress":
                     self._inbox.put(("event", kind))
         except (client.Problem, client.Stopped) as lost:
             error = lost
@@ -498,10 +521,20 @@ def jobs_of(doc):
                 total=_number(item.get("frames_total")),
                 failed=_number(tasks.get("failed")),
                 created=_text(item.get("created_at")),
+                units=_number(item.get("units_done")),
+                units_total=_number(item.get("units_total")),
+                by=_text(item["split"].get("by")) if isinstance(item.get("split"), dict) else "",
             )
         )
     jobs.sort(key=lambda job: job.created, reverse=True)
     return jobs[:MAX_JOBS]
+
+
+def amount(job, between=" of "):
+    """How much of a job is there: "3 of 24 frames", of one frame in parts "312 of 512 samples"."""
+    if job.units_total and job.total == 1 and not job.done:
+        return "%d%s%d %s" % (job.units, between, job.units_total, "tiles" if job.by == "tiles" else "samples")
+    return "%d%s%d frame%s" % (job.done, between, job.total, "" if job.total == 1 else "s")
 
 
 def _text(value, limit=200):

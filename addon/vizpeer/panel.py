@@ -8,6 +8,7 @@ import bpy
 from . import client, frames, jobs, operators, pump
 
 MAX_LISTED = 8  # missing files that are shown
+PICTURE_SCALE = 9.0  # of a job's picture, in rows: Blender's own pictures of this kind have 256 pixels
 
 STATE_ICONS = {
     "queued": "SORTTIME",
@@ -220,7 +221,7 @@ class VIZPEER_UL_jobs(bpy.types.UIList):
         split.label(text=job.state.capitalize())
         right = split.row()
         right.alignment = "RIGHT"
-        right.label(text="%d / %d" % (job.done, job.total))
+        right.label(text=jobs.amount(job, " / "))
 
     def draw_filter(self, context, layout):
         row = layout.row()
@@ -261,12 +262,17 @@ class RENDER_PT_vizpeer_jobs(_NetworkPanel, bpy.types.Panel):
             if model.jobs_known and not model.jobs:
                 write(layout.column(), context, "No jobs yet")
             return
-        text = "%s: %s, %d of %d frames done" % (job.id, job.state, job.done, job.total)
+        text = "%s: %s, %s done" % (job.id, job.state, jobs.amount(job))
         if job.failed:
             text += ", %d task%s failed" % (job.failed, "" if job.failed == 1 else "s")
         write(layout.column(), context, text)
         if job.reason:
             write(layout.column(), context, client.clean(job.reason, 400), "INFO", alert=job.state == "failed")
+        icon, caption = pump.picture(job.id)
+        if icon:
+            column = layout.column(align=True)
+            column.template_icon(icon_value=icon, scale=PICTURE_SCALE)
+            column.label(text=caption)
 
 
 CLASSES = (

@@ -6,13 +6,17 @@ queue; it runs only while a submission is under way or the panel is being drawn.
 The farm is followed only for as long as somebody can see the panel.
 """
 
+import os
+import tempfile
 import time
 
 import bpy
+import bpy.utils.previews
 
-from . import client, jobs
+from . import client, jobs, pictures
 
 TICK_SECONDS = 0.25
+MOVIE_FRAME = 1048575  # stands for the movie of a job
 # A panel that is visible is redrawn at least this often …
 REDRAW_SECONDS = 5.0
 # … so one that was not drawn for this long is not visible.
@@ -63,6 +67,53 @@ def link():
     return _link
 
 
+# What Blender has loaded of the picture that came last, and where it is.
+_previews = None
+_loaded = None
+
+
+def picture(job):
+    """The icon of what there is to see of a job, and its caption; (0, "") for nothing."""
+    shown = model.picture
+    if shown is None or shown.job != job or _loaded is not shown:
+        return 0, ""
+    image = _previews.get("picture")
+    return (image.icon_id if image is not None else 0), caption(shown.frame)
+
+
+def caption(frame):
+    return "Movie" if frame == MOVIE_FRAME else "Frame %d" % frame
+
+
+def _load():
+    """Hands the latest picture to Blender, which reads it from a file."""
+    global _previews, _loaded
+    if model.picture is _loaded:
+        return
+    _loaded = model.picture
+    if _previews is None:
+        _previews = bpy.utils.previews.new()
+    _previews.clear()
+    if _loaded is None:
+        return
+    handle, path = tempfile.mkstemp(prefix="vizpeer-", suffix=".jpg", dir=bpy.app.tempdir or None)
+    try:
+        with os.fdopen(handle, "wb") as f:
+            f.write(_loaded.data)
+        len(_previews.load("picture", path, "IMAGE").image_pixels)  # now, and not when it is drawn: the file goes
+    except (OSError, RuntimeError):
+        pass  # a full disk is told where it matters more
+    finally:
+        os.remove(path)
+
+
+def _shown():
+    """The job whose picture is wanted, the selected one; "" for none."""
+    state = bpy.context.window_manager.vizpeer
+    job = model.jobs.get(state.jobs[state.job].name) if 0 <= state.job < len(state.jobs) else None
+    return job.id if job is not None and job.total <= pictures.MAX_FRAMES else ""
+
+
 def submit(collected, snapshot, job):
     """Starts a submission; the model tells how it goes."""
     _read_preferences()
@@ -90,6 +141,7 @@ def tick(wait=0.0):
     global _asked
     news = model.drain(wait)
     if news:
+        _load()
         _list_jobs()
         if model.last_job and model.submission is None:
             _select(model.last_job)
@@ -98,7 +150,7 @@ def tick(wait=0.0):
     now = time.monotonic()
     visible = now - _seen < UNSEEN_SECONDS
     if visible:
-        link()
+        link().show(_shown())
     elif not bpy.app.background:
         unlink()
     if news or now - _asked > REDRAW_SECONDS:
@@ -157,8 +209,12 @@ def _redraw():
 
 def stop():
     """Ends every thread and the timer."""
+    global _previews, _loaded
     if bpy.app.timers.is_registered(tick):
         bpy.app.timers.unregister(tick)
     if model.submission is not None:
         model.submission.cancel()
     unlink()
+    if _previews is not None:
+        bpy.utils.previews.remove(_previews)
+        _previews, _loaded = None, None

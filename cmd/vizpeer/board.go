@@ -55,11 +55,17 @@ func (b *lineBoard) show(f *follower, ev *httpapi.Event) {
 		if ev.Frame == nil {
 			return
 		}
+		if *ev.Frame == lease.MovieFrame || f.job.Split.On() {
+			fmt.Fprintln(b.cli.errOut, plain(eventText(*ev, f.job.Split.By)))
+			return
+		}
 		fmt.Fprintf(b.cli.errOut, "%3d of %s  frame %-4d %-10s %5.1f s  %s\n",
 			f.rendered, count(len(f.frames), "frame"), *ev.Frame, plain(f.worker(ev.Peer, ev.PeerName).name), ev.Seconds, timesText(f))
+	case lease.PieceRendered:
+		fmt.Fprintln(b.cli.errOut, plain(pieceText(*ev, f)))
 	case lease.TaskRequeued:
 		if ev.Task != nil {
-			fmt.Fprintln(b.cli.errOut, plain(eventText(*ev)))
+			fmt.Fprintln(b.cli.errOut, plain(eventText(*ev, f.job.Split.By)))
 		}
 	}
 }
@@ -122,8 +128,13 @@ func (b *bars) show(f *follower, _ *httpapi.Event) {
 			mpb.PrependDecorators(b.text(func() string { return b.head })),
 			mpb.AppendDecorators(b.text(func() string { return b.tail })))
 	}
-	b.total.SetTotal(int64(len(f.frames)), false)
-	b.total.SetCurrent(int64(f.rendered))
+	if f.job.UnitsTotal > 0 {
+		b.total.SetTotal(int64(f.job.UnitsTotal), false)
+		b.total.SetCurrent(int64(f.units()))
+	} else {
+		b.total.SetTotal(int64(len(f.frames)), false)
+		b.total.SetCurrent(int64(f.rendered))
+	}
 	for _, id := range f.order {
 		if b.workers[id] == nil {
 			b.workers[id] = b.progress.New(1, mpb.NopStyle(),
@@ -134,7 +145,13 @@ func (b *bars) show(f *follower, _ *httpapi.Event) {
 
 // tailText is what stands behind the job's bar.
 func tailText(f *follower) string {
-	tail := fmt.Sprintf(" %d of %s", f.rendered, count(len(f.frames), "frame"))
+	tail := " " + progressText(f.job.JobSummary, f.rendered, len(f.frames), f.units())
+	if n := f.busy(); n > 0 && f.job.UnitsTotal > 0 {
+		tail += ", " + count(n, "machine")
+	}
+	if now := f.nowText(); now != "" {
+		tail += ", " + now
+	}
 	if times := timesText(f); times != "" {
 		tail += ", " + times
 	}
@@ -144,7 +161,7 @@ func tailText(f *follower) string {
 	switch {
 	case f.job.OutputError != "":
 		tail += ", frames cannot be written"
-	case f.job.State == lease.JobDone && f.job.Output != "" && f.delivered < len(f.frames):
+	case f.job.State == lease.JobDone && f.job.Output != "" && !f.written():
 		tail += ", waiting for the rest to be written"
 	case !f.job.State.Ended() && strings.HasPrefix(f.job.Reason, "it waits"):
 		tail += ", waiting for a machine"
@@ -170,6 +187,9 @@ func (b *bars) close() {
 // line is one machine's line: its name, its frames so far and what it does now.
 func (w *workerView) line() string {
 	var s strings.Builder
+	if w.by != "" {
+		return w.partLine()
+	}
 	fmt.Fprintf(&s, "%-12s %3d frame", plain(w.name), w.frames)
 	if w.frames != 1 {
 		s.WriteByte('s')
@@ -177,11 +197,7 @@ func (w *workerView) line() string {
 	if w.task < 0 {
 		return s.String()
 	}
-	noun := "frame"
-	if strings.ContainsAny(w.list, "-,") {
-		noun = "frames"
-	}
-	fmt.Fprintf(&s, "   task %d (%s %s)", w.task, noun, plain(w.list))
+	fmt.Fprintf(&s, "   task %d (%s)", w.task, plain(workText(w.list, nil, "")))
 	if p := w.progress; p != nil {
 		if p.Phase != "fetching" { // Blender does not run yet, so no frame is its present one
 			fmt.Fprintf(&s, "  frame %d", p.Frame)
@@ -192,6 +208,25 @@ func (w *workerView) line() string {
 		case p.Phase != "":
 			fmt.Fprintf(&s, "  %s", plain(p.Phase))
 		}
+	}
+	return s.String()
+}
+
+// partLine is line of a job that splits its frames: which units of which frame the
+// machine renders.
+func (w *workerView) partLine() string {
+	var s strings.Builder
+	fmt.Fprintf(&s, "%-12s", plain(w.name))
+	if w.task < 0 {
+		return strings.TrimRight(s.String(), " ")
+	}
+	fmt.Fprintf(&s, " %s", plain(workText(w.list, w.part, w.by)))
+	switch p := w.progress; {
+	case p == nil:
+	case w.part != nil && p.Samples > 0:
+		fmt.Fprintf(&s, "  %d %%", 100*min(p.Sample, p.Samples)/p.Samples)
+	case p.Phase != "" && !w.merges():
+		fmt.Fprintf(&s, "  %s", plain(p.Phase))
 	}
 	return s.String()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -23,7 +22,7 @@ type follower struct {
 	peers  map[authz.PeerID]*workerView
 	order  []authz.PeerID // in the order they were first seen
 
-	rendered, delivered int     // frames, counted along: a job may have a million
+	rendered, delivered int     // frames but not the movie, counted along: a job may have a million
 	seconds             float64 // spent on those in results, for the mean
 	results             int
 
@@ -48,6 +47,13 @@ type workerView struct {
 	list     string           // that task's frames
 	progress *render.Progress // nil until the first report
 	began    time.Time        // when it began the frame that it renders now
+
+	// Of a job that splits its frames:
+	by    lease.SplitBy
+	part  *lease.Span     // which units of a frame it renders; nil for none
+	given map[int32]int32 // how many of them it gave, by where its pieces begin
+	first float64         // units of the part that were there when this was first read
+	speed float64         // units in a second, as last measured; 0 where that is not known
 }
 
 // reset takes a fresh answer of the API.
@@ -59,7 +65,8 @@ func (f *follower) reset(job httpapi.Job, tasks []httpapi.Task) {
 		f.peers = make(map[authz.PeerID]*workerView)
 	}
 	for _, w := range f.peers {
-		w.frames, w.task, w.progress, w.began = 0, -1, nil, time.Time{}
+		w.frames, w.by = 0, job.Split.By
+		w.free()
 	}
 	f.rendered, f.delivered, f.seconds, f.results = 0, 0, 0, 0
 	for i := range job.Frames {
@@ -82,8 +89,9 @@ func (f *follower) reset(job httpapi.Job, tasks []httpapi.Task) {
 		f.tasks[t.Index] = t
 		if t.State == lease.TaskLeased && t.Peer != "" {
 			w := f.worker(t.Peer, "")
-			w.task, w.list = t.Index, t.Frames
+			w.take(t, time.Time{})
 			w.report(t.Progress, f.now())
+			w.first = w.reached()
 		}
 	}
 }
@@ -94,13 +102,16 @@ func (f *follower) apply(ev httpapi.Event) {
 	// Whoever keeps frames or submitted the job is no worker of it.
 	var w *workerView
 	switch ev.Type {
-	case lease.TaskGranted, lease.TaskProgress, lease.FrameResult:
+	case lease.TaskGranted, lease.TaskProgress, lease.FrameResult, lease.PieceRendered:
 		if ev.Peer != "" {
 			w = f.worker(ev.Peer, ev.PeerName)
 		}
 		if !f.job.State.Ended() {
 			f.job.Reason = "" // it waits no longer
 		}
+	}
+	if ev.UnitsTotal > 0 {
+		f.job.UnitsDone, f.job.UnitsTotal = ev.UnitsDone, ev.UnitsTotal
 	}
 	switch ev.Type {
 	case lease.JobStarted:
@@ -111,12 +122,15 @@ func (f *follower) apply(ev httpapi.Event) {
 	case lease.TaskGranted:
 		if t := f.task(ev); t != nil && w != nil {
 			t.State, t.Peer = lease.TaskLeased, ev.Peer
-			w.task, w.list, w.progress, w.began = t.Index, t.Frames, nil, f.now()
+			w.take(t, f.now())
 		}
 	case lease.TaskProgress:
 		if w != nil && ev.Task != nil {
-			if t := f.task(ev); t != nil {
-				w.task, w.list = t.Index, t.Frames
+			if t := f.task(ev); t != nil && w.task != t.Index {
+				w.take(t, time.Time{})
+				w.report(ev.Progress, f.now())
+				w.first = w.reached()
+				return
 			}
 			w.report(ev.Progress, f.now())
 		}
@@ -124,13 +138,20 @@ func (f *follower) apply(ev httpapi.Event) {
 		if t := f.task(ev); t != nil {
 			t.State = lease.TaskState(ev.State)
 			if holder := f.peers[t.Peer]; holder != nil && holder.task == t.Index {
-				holder.task, holder.progress = -1, nil
+				holder.free()
 			}
+		}
+	case lease.PieceRendered:
+		if w != nil && ev.Units != nil && ev.Task != nil && w.task == *ev.Task && w.part != nil {
+			w.given[ev.Units.From] = max(w.given[ev.Units.From], ev.Units.Len())
 		}
 	case lease.FrameResult:
 		if fr := f.frame(ev); fr != nil && !finished(fr.State) {
 			f.move(fr, lease.TaskRendered)
 			fr.Peer, fr.Seconds = ev.Peer, ev.Seconds
+			if fr == f.job.Movie {
+				return
+			}
 			f.seconds += ev.Seconds
 			f.results++
 			if w != nil {
@@ -148,7 +169,9 @@ func (f *follower) apply(ev httpapi.Event) {
 	case lease.FrameWritten:
 		if fr := f.frame(ev); fr != nil && !fr.Delivered {
 			fr.Delivered = true
-			f.delivered++
+			if fr != f.job.Movie {
+				f.delivered++
+			}
 			f.job.OutputError = "" // there is room again
 		}
 	case lease.FrameLost:
@@ -156,6 +179,43 @@ func (f *follower) apply(ev httpapi.Event) {
 			f.move(fr, lease.TaskQueued)
 		}
 	}
+}
+
+// take makes a task the machine's present one; began is when, where that is known.
+func (w *workerView) take(t *httpapi.Task, began time.Time) {
+	w.task, w.list, w.part, w.progress, w.began = t.Index, t.Frames, t.Units, nil, began
+	w.given, w.first = map[int32]int32{}, 0
+}
+
+// free tells that the machine renders nothing of the job now.
+func (w *workerView) free() {
+	w.task, w.list, w.part, w.progress, w.began, w.given, w.first = -1, "", nil, nil, time.Time{}, nil, 0
+}
+
+// merges tells whether the machine puts the parts of a frame together.
+func (w *workerView) merges() bool {
+	return w.task >= 0 && w.by != "" && w.part == nil && w.list != movieWord
+}
+
+// reached is how many units of its part the machine has rendered, as far as it says.
+func (w *workerView) reached() float64 {
+	p := w.progress
+	switch {
+	case w.part == nil || p == nil || p.Samples <= 0:
+		return 0
+	case w.by == lease.ByTiles:
+		return float64(w.part.Len()) * float64(p.Sample) / float64(p.Samples)
+	}
+	return float64(p.Sample)
+}
+
+// under is how many units the machine has rendered that no piece holds yet.
+func (w *workerView) under() float64 {
+	given := 0.0
+	for _, n := range w.given {
+		given += float64(n)
+	}
+	return max(0, w.reached()-max(given, w.first))
 }
 
 func (w *workerView) report(text json.RawMessage, now time.Time) {
@@ -170,6 +230,9 @@ func (w *workerView) report(text json.RawMessage, now time.Time) {
 		w.began = now.Add(-seconds(p.Elapsed / float64(max(0, p.Done)+1)))
 	}
 	w.progress = &p
+	if spent := now.Sub(w.began).Seconds(); spent > 1 && w.reached() > 0 {
+		w.speed = w.reached() / spent
+	}
 }
 
 // rendering tells whether a phase is part of a frame's own time: what comes
@@ -195,7 +258,7 @@ func (w *workerView) share(now time.Time, mean float64) (part float64, ok bool) 
 func (f *follower) worker(id authz.PeerID, name string) *workerView {
 	w := f.peers[id]
 	if w == nil {
-		w = &workerView{name: id.Short(), task: -1}
+		w = &workerView{name: id.Short(), task: -1, by: f.job.Split.By}
 		f.peers[id] = w
 		f.order = append(f.order, id)
 	}
@@ -209,12 +272,24 @@ func (f *follower) task(ev httpapi.Event) *httpapi.Task {
 	if ev.Task == nil {
 		return nil
 	}
-	return f.tasks[*ev.Task]
+	t := f.tasks[*ev.Task]
+	if ev.Frames == "" {
+		return t
+	}
+	if t == nil { // it was cut off another since all was read
+		t = &httpapi.Task{Index: *ev.Task}
+		f.tasks[t.Index] = t
+	}
+	t.Frames, t.Units = ev.Frames, ev.Units
+	return t
 }
 
 func (f *follower) frame(ev httpapi.Event) *httpapi.Frame {
-	if ev.Frame == nil {
+	switch {
+	case ev.Frame == nil:
 		return nil
+	case *ev.Frame == lease.MovieFrame:
+		return f.job.Movie
 	}
 	return f.frames[*ev.Frame]
 }
@@ -222,6 +297,10 @@ func (f *follower) frame(ev httpapi.Event) *httpapi.Frame {
 func finished(s lease.TaskState) bool { return s == lease.TaskRendered || s == lease.TaskDone }
 
 func (f *follower) move(fr *httpapi.Frame, to lease.TaskState) {
+	if fr == f.job.Movie {
+		fr.State = to
+		return
+	}
 	if finished(fr.State) {
 		f.rendered--
 	}
@@ -238,6 +317,9 @@ func (f *follower) move(fr *httpapi.Frame, to lease.TaskState) {
 // has given two frames, the time that one frame takes, spread over the machines
 // that render, weighs the more.
 func (f *follower) left(now time.Time) (d time.Duration, ok bool) {
+	if f.job.UnitsTotal > 0 {
+		return f.unitsLeft(now)
+	}
 	var mean, parts, spentOnParts float64
 	if f.results > 0 {
 		mean = f.seconds / float64(f.results)
@@ -270,6 +352,46 @@ func (f *follower) left(now time.Time) (d time.Duration, ok bool) {
 	return seconds(trust*byPace + (1-trust)*byFrame), true
 }
 
+// units is how many units of all frames are rendered, with those of which the farm does
+// not hold a piece yet.
+func (f *follower) units() float64 {
+	n := float64(f.job.UnitsDone)
+	for _, w := range f.peers {
+		n += w.under()
+	}
+	return min(n, float64(f.job.UnitsTotal))
+}
+
+// unitsLeft is left of a job that splits its frames. Its machines render until nothing
+// is left, so that how fast they are together says it best, from the beginning.
+func (f *follower) unitsLeft(now time.Time) (d time.Duration, ok bool) {
+	done := f.units()
+	open := float64(f.job.UnitsTotal) - done
+	if f.job.StartedAt == nil || done <= 0 || open <= 0 {
+		return 0, false
+	}
+	speed := 0.0
+	for _, w := range f.peers {
+		if w.part != nil {
+			speed += w.speed
+		}
+	}
+	if speed > 0 {
+		return seconds(open / speed), true
+	}
+	return seconds(now.Sub(*f.job.StartedAt).Seconds() / done * open), true
+}
+
+// busy counts the machines that render the job now.
+func (f *follower) busy() (n int) {
+	for _, w := range f.peers {
+		if w.task >= 0 {
+			n++
+		}
+	}
+	return n
+}
+
 func seconds(s float64) time.Duration { return time.Duration(max(0, s) * float64(time.Second)) }
 
 // elapsed is how long the job has been going; ok is false before it started.
@@ -281,13 +403,11 @@ func (f *follower) elapsed(now time.Time) (d time.Duration, ok bool) {
 }
 
 // idle tells whether no machine renders the job now.
-func (f *follower) idle() bool {
-	for _, w := range f.peers {
-		if w.task >= 0 {
-			return false
-		}
-	}
-	return true
+func (f *follower) idle() bool { return f.busy() == 0 }
+
+// written tells whether all that the job gives is in its folder.
+func (f *follower) written() bool {
+	return f.delivered == len(f.frames) && (f.job.Movie == nil || f.job.Movie.Delivered)
 }
 
 // settled tells whether nothing more is to come: the job has ended, and if it
@@ -299,7 +419,7 @@ func (f *follower) settled() bool {
 	if f.job.State != lease.JobDone || f.job.Output == "" {
 		return true
 	}
-	return !slices.ContainsFunc(f.job.Frames, func(fr httpapi.Frame) bool { return !fr.Delivered })
+	return f.written()
 }
 
 // lookAgain is how often a job is read anew whose trouble makes no event: it
@@ -359,7 +479,7 @@ func (cl *client) follow(ctx context.Context, id lease.JobID, show func(f *follo
 			if show != nil {
 				show(&f, &ev)
 			}
-			if ev.Type == lease.JobEnded || f.job.State.Ended() && f.delivered == len(f.frames) {
+			if ev.Type == lease.JobEnded || f.job.State.Ended() && f.written() {
 				return read()
 			}
 			if f.now().Sub(looked) > lookAgain {
@@ -412,8 +532,12 @@ func (t *teller) show(f *follower, ev *httpapi.Event) {
 		}
 	}
 	t.once(undelivered(f.job))
-	if f.late && f.job.State == lease.JobDone && f.delivered < len(f.frames) && f.job.OutputError == "" {
-		t.once(fmt.Sprintf("job %s is done; still waiting for %s to be written to %s", f.job.ID, count(len(f.frames)-f.delivered, "frame"), f.job.Output))
+	if f.late && f.job.State == lease.JobDone && !f.written() && f.job.OutputError == "" {
+		what := "the movie"
+		if n := len(f.frames) - f.delivered; n > 0 {
+			what = count(n, "frame")
+		}
+		t.once(fmt.Sprintf("job %s is done; still waiting for %s to be written to %s", f.job.ID, what, f.job.Output))
 	}
 }
 

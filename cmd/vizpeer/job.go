@@ -1,15 +1,9 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"fmt"
-	"io"
 	"net/url"
-	"os"
-	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -22,7 +16,7 @@ import (
 
 func (c *cli) jobCommand() *cobra.Command {
 	return c.group(&cobra.Command{Use: "job", Short: "List, show, follow and control jobs"},
-		c.jobLs(), c.jobShow(), c.jobWhy(), c.jobWatch(), c.jobWait(), c.jobFrames(), c.jobLogs(),
+		c.jobLs(), c.jobShow(), c.jobWhy(), c.jobWatch(), c.jobWait(), c.jobTasks(), c.jobFrames(), c.jobPreview(), c.jobLogs(),
 		c.jobVerb(httpapi.Cancel, "Cancel a job; its finished frames stay"),
 		c.jobVerb(httpapi.Pause, "Grant nothing more of a job; what is being rendered goes on"),
 		c.jobVerb(httpapi.Resume, "End a pause"),
@@ -47,12 +41,21 @@ func (c *cli) jobLs() *cobra.Command {
 			return c.print(orEmpty(jobs), func() {
 				rows := make([][]any, len(jobs))
 				for i, j := range jobs {
-					rows[i] = []any{j.ID, j.Name, j.State, j.Tier, fmt.Sprintf("%d/%d", j.FramesDone, j.FramesTotal), ago(j.CreatedAt, time.Now()), j.Reason}
+					rows[i] = []any{j.ID, j.Name, j.State, j.Tier, framesCell(j), ago(j.CreatedAt, time.Now()), j.Reason}
 				}
 				c.table([]string{"ID", "NAME", "STATE", "TIER", "FRAMES", "CREATED", "REASON"}, rows)
 			})
 		},
 	}
+}
+
+// framesCell is how much of a job is there, in a column: of one frame that is split its
+// parts tell more than it does.
+func framesCell(j httpapi.JobSummary) string {
+	if j.UnitsTotal > 0 && j.FramesTotal == 1 && j.FramesDone == 0 {
+		return fmt.Sprintf("%d/%d %ss", j.UnitsDone, j.UnitsTotal, unitNoun(j.Split.By))
+	}
+	return fmt.Sprintf("%d/%d", j.FramesDone, j.FramesTotal)
 }
 
 // The list of jobs says in what state they are; why one waits, or its frames are
@@ -110,14 +113,14 @@ func (c *cli) jobShow() *cobra.Command {
 			return c.print(job, func() {
 				// Who renders is an extra: without it the rest is still worth showing.
 				tasks, _ := cl.tasks(cmd.Context(), job.ID)
-				c.showJob(job, renderers(tasks, cl.names(cmd.Context())))
+				c.showJob(job, renderers(tasks, job.Split.By, cl.names(cmd.Context())))
 			})
 		},
 	}
 }
 
 // renderers lists who renders now, a line's worth.
-func renderers(tasks []httpapi.Task, names map[authz.PeerID]string) string {
+func renderers(tasks []httpapi.Task, by lease.SplitBy, names map[authz.PeerID]string) string {
 	var words []string
 	for _, t := range tasks {
 		if t.State != lease.TaskLeased {
@@ -131,7 +134,7 @@ func renderers(tasks []httpapi.Task, names map[authz.PeerID]string) string {
 		if n := len(t.Attempts); n > 0 && t.Attempts[n-1].Device != "" {
 			who += " " + string(t.Attempts[n-1].Device)
 		}
-		words = append(words, fmt.Sprintf("%s (task %d)", who, t.Index))
+		words = append(words, fmt.Sprintf("%s (task %d: %s)", who, t.Index, workText(t.Frames, t.Units, by)))
 	}
 	return strings.Join(words, ", ")
 }
@@ -156,6 +159,16 @@ func (c *cli) showJob(job httpapi.Job, now string) {
 			delivered++
 		}
 	}
+	split := splitText(job.Split)
+	if job.UnitsTotal > 0 {
+		split += fmt.Sprintf(" (%d of %s rendered)", job.UnitsDone, count(job.UnitsTotal, unitNoun(job.Split.By)))
+	}
+	movie := ""
+	if m := job.Movie; m != nil {
+		if movie = string(m.State); m.Name != "" {
+			movie += fmt.Sprintf(", %s, %s", m.Name, bytesText(m.Size))
+		}
+	}
 	off := ""
 	if job.Parting != nil && (!job.State.Ended() || len(job.Parting.Reasons) > 0) {
 		off = partingText(*job.Parting)
@@ -168,7 +181,7 @@ func (c *cli) showJob(job httpapi.Job, now string) {
 	}
 	c.facts("id", job.ID, "name", job.Name, "state", job.State, "reason", job.Reason, "tier", job.Tier,
 		"owner", job.Owner, "frames", fmt.Sprintf("%s (%d of %d rendered)", job.FrameList, rendered, len(job.Frames)),
-		"each split into", splitText(job.Split), "tasks", tasks, "failed tries", failuresText(job.Failures), "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
+		"each split into", split, "movie", movie, "tasks", tasks, "failed tries", failuresText(job.Failures), "rendering now", now, "output", output, "output error", undelivered(job), "replicas", job.Replicas,
 		"created", job.CreatedAt.Local().Format(time.DateTime), "took", took(job.JobSummary), "project", job.Project, "this machine may be switched off", off)
 	if job.Log != "" {
 		fmt.Fprintf(c.out, "\nBlender's last lines:\n%s\n", plainLines(strings.TrimSpace(job.Log)))
@@ -223,6 +236,7 @@ func (c *cli) jobWatch() *cobra.Command {
 func (c *cli) watch(ctx context.Context, cl *client, id lease.JobID) error {
 	first := true
 	t := teller{board: noBoard{c}}
+	var f follower // what the events add up to
 	return cl.events(ctx, jobQuery(id), listener{
 		opened: func() error {
 			job, err := cl.job(ctx, id)
@@ -230,12 +244,17 @@ func (c *cli) watch(ctx context.Context, cl *client, id lease.JobID) error {
 				return err
 			}
 			if first && !c.json {
-				fmt.Fprintf(c.out, "%s  job %s is %s, %d of %s done\n", time.Now().Format(time.TimeOnly), plain(job.Name), job.State, job.FramesDone, count(job.FramesTotal, "frame"))
+				fmt.Fprintf(c.out, "%s  job %s is %s, %s done\n", time.Now().Format(time.TimeOnly), plain(job.Name), job.State, summaryText(job.JobSummary))
 			}
 			t.show(&follower{job: job}, nil)
 			if job.State.Ended() {
 				return c.ended(job, first)
 			}
+			tasks, err := cl.tasks(ctx, id)
+			if err != nil {
+				return err
+			}
+			f.reset(job, tasks)
 			first = false
 			return nil
 		},
@@ -250,8 +269,13 @@ func (c *cli) watch(ctx context.Context, cl *client, id lease.JobID) error {
 			if ev.Job != id {
 				return nil
 			}
+			f.apply(ev)
 			err := c.print(ev, func() {
-				if line := eventText(ev); line != "" {
+				line := eventText(ev, f.job.Split.By)
+				if ev.Type == lease.PieceRendered {
+					line = pieceText(ev, &f)
+				}
+				if line != "" {
 					fmt.Fprintf(c.out, "%s  %s\n", ev.Time.Local().Format(time.TimeOnly), plain(line))
 				}
 			})
@@ -271,7 +295,7 @@ func (c *cli) ended(job httpapi.Job, shown bool) error {
 	}
 	if err := c.print(ev, func() {
 		if !shown {
-			fmt.Fprintf(c.out, "%s  %s\n", ev.Time.Local().Format(time.TimeOnly), plain(eventText(ev)))
+			fmt.Fprintf(c.out, "%s  %s\n", ev.Time.Local().Format(time.TimeOnly), plain(eventText(ev, job.Split.By)))
 		}
 	}); err != nil {
 		return err
@@ -282,7 +306,7 @@ func (c *cli) ended(job httpapi.Job, shown bool) error {
 func jobQuery(id lease.JobID) string { return "?job=" + url.QueryEscape(string(id)) }
 
 // eventText is an event in words; "" for what is too small for a line.
-func eventText(ev httpapi.Event) string {
+func eventText(ev httpapi.Event, by lease.SplitBy) string {
 	who := ev.PeerName
 	if who == "" {
 		who = ev.Peer.Short()
@@ -294,9 +318,12 @@ func eventText(ev httpapi.Event) string {
 	task, frame := "", ""
 	if ev.Task != nil {
 		task = fmt.Sprintf("task %d", *ev.Task)
+		if ev.Frames != "" {
+			task += " (" + workText(ev.Frames, ev.Units, by) + ")"
+		}
 	}
 	if ev.Frame != nil {
-		frame = fmt.Sprintf("frame %d", *ev.Frame)
+		frame = frameText(*ev.Frame)
 	}
 	switch ev.Type {
 	case lease.JobSubmitted:
@@ -321,7 +348,19 @@ func eventText(ev httpapi.Event) string {
 	case lease.TaskEnded:
 		return fmt.Sprintf("%s %s%s", task, ev.State, because)
 	case lease.FrameResult:
-		return fmt.Sprintf("%s rendered by %s in %.1f s", frame, who, ev.Seconds)
+		verb := "rendered"
+		switch {
+		case ev.Frame != nil && *ev.Frame == lease.MovieFrame:
+			verb = "made"
+		case by != "":
+			verb = "merged"
+		}
+		return fmt.Sprintf("%s %s by %s in %.1f s", frame, verb, who, ev.Seconds)
+	case lease.PieceGone:
+		if ev.Units == nil || ev.Reason != lease.NobodyHolds {
+			return "" // nothing is lost
+		}
+		return fmt.Sprintf("%s of %s were lost%s", unitsText(*ev.Units, by), frame, because)
 	case lease.FrameKept:
 		return frame + " is kept"
 	case lease.FrameWritten:
@@ -330,6 +369,22 @@ func eventText(ev httpapi.Event) string {
 		return frame + " was lost with its only holder" + because
 	}
 	return ""
+}
+
+// pieceText tells of a piece, and how far the job is with it.
+func pieceText(ev httpapi.Event, f *follower) string {
+	if ev.Units == nil || ev.Frame == nil || f.job.UnitsTotal == 0 {
+		return ""
+	}
+	line := fmt.Sprintf("%s of %s by %s: %s", unitsText(*ev.Units, f.job.Split.By), frameText(*ev.Frame), f.worker(ev.Peer, ev.PeerName).name,
+		progressText(f.job.JobSummary, f.rendered, len(f.frames), f.units()))
+	if n := f.busy(); n > 0 {
+		line += ", " + count(n, "machine")
+	}
+	if times := timesText(f); times != "" {
+		line += ", " + times
+	}
+	return line
 }
 
 func (c *cli) jobWait() *cobra.Command {
@@ -376,6 +431,9 @@ func (c *cli) summary(job httpapi.Job) {
 		return
 	}
 	line := fmt.Sprintf("job %s is done: %s", job.ID, count(len(job.Frames), "frame"))
+	if job.Movie != nil {
+		line += " and a movie"
+	}
 	if t := took(job.JobSummary); t != "" {
 		line += " in " + t
 	}
@@ -383,192 +441,4 @@ func (c *cli) summary(job httpapi.Job) {
 		line += ", written to " + job.Output
 	}
 	fmt.Fprintln(c.out, plain(line))
-}
-
-func (c *cli) jobFrames() *cobra.Command {
-	var dir string
-	cmd := &cobra.Command{
-		Use:   "frames ID",
-		Short: "List a job's frames, or fetch the finished ones with --output",
-		Args:  takes("ID"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			job, err := cl.job(cmd.Context(), lease.JobID(args[0]))
-			if err != nil {
-				return err
-			}
-			if dir != "" {
-				return c.fetchFrames(cmd.Context(), cl, job, dir)
-			}
-			return c.print(orEmpty(job.Frames), func() {
-				names := cl.names(cmd.Context())
-				rows := make([][]any, len(job.Frames))
-				for i, f := range job.Frames {
-					size, seconds, beside := "", "", ""
-					if f.CID != "" {
-						size, seconds = bytesText(f.Size), fmt.Sprintf("%.1f s", f.Seconds)
-					}
-					if f.ExtraFiles > 0 {
-						beside = fmt.Sprintf("%s, %s", count(f.ExtraFiles, "file"), bytesText(f.ExtraSize))
-					}
-					rows[i] = []any{f.Frame, f.State, f.Name, size, beside, seconds, nameOf(names, f.Peer), f.Holders}
-				}
-				c.table([]string{"FRAME", "STATE", "NAME", "SIZE", "BESIDE IT", "TIME", "PEER", "HOLDERS"}, rows)
-			})
-		},
-	}
-	cmd.Flags().StringVar(&dir, "output", "", "folder to write the finished frames to")
-	return cmd
-}
-
-// fetchFrames writes the finished frames of a job into dir. A frame's name
-// comes from the farm: it is opened below dir and nowhere else.
-func (c *cli) fetchFrames(ctx context.Context, cl *client, job httpapi.Job, dir string) error {
-	if err := makeOutput(dir, "--output"); err != nil {
-		return err
-	}
-	root, err := os.OpenRoot(dir)
-	if err != nil {
-		return fmt.Errorf("the output folder cannot be opened: %w", err)
-	}
-	defer root.Close()
-	written := []string{}
-	for _, f := range job.Frames {
-		if f.CID == "" || f.Name == "" {
-			continue
-		}
-		if err := fetchFrame(ctx, cl, root, job.ID, f); err != nil {
-			return err
-		}
-		if f.Extra != "" {
-			if err := fetchExtra(ctx, cl, root, job.ID, f); err != nil {
-				return fmt.Errorf("what is beside frame %d: %w", f.Frame, err)
-			}
-		}
-		written = append(written, filepath.Join(dir, f.Name))
-	}
-	return c.print(map[string]any{"job": job.ID, "written": written}, func() {
-		fmt.Fprintf(c.out, "%d of %s written to %s\n", len(written), count(len(job.Frames), "frame"), dir)
-	})
-}
-
-func fetchFrame(ctx context.Context, cl *client, root *os.Root, id lease.JobID, f httpapi.Frame) (err error) {
-	body, err := cl.open(ctx, jobPath(id, "/frames/"+strconv.Itoa(int(f.Frame))))
-	if err != nil {
-		return fmt.Errorf("frame %d: %w", f.Frame, err)
-	}
-	defer body.Close()
-	part := f.Name + ".part" // a broken transfer must not look like a frame
-	file, err := root.Create(part)
-	if err != nil {
-		return fmt.Errorf("frame %d cannot be written: %w", f.Frame, err)
-	}
-	defer func() {
-		if err != nil {
-			_ = root.Remove(part)
-		}
-	}()
-	_, err = io.Copy(file, body)
-	if closed := file.Close(); err == nil {
-		err = closed
-	}
-	if err != nil {
-		return fmt.Errorf("frame %d could not be fetched whole: %w", f.Frame, err)
-	}
-	return root.Rename(part, f.Name)
-}
-
-// fetchExtra writes what Blender wrote beside a frame, at its places below root.
-func fetchExtra(ctx context.Context, cl *client, root *os.Root, id lease.JobID, f httpapi.Frame) error {
-	body, err := cl.open(ctx, jobPath(id, "/frames/"+strconv.Itoa(int(f.Frame))+"/extra"))
-	if err != nil {
-		return err
-	}
-	defer body.Close()
-	return unpack(root, body, true)
-}
-
-func (c *cli) jobLogs() *cobra.Command {
-	var task int32
-	cmd := &cobra.Command{
-		Use:   "logs ID",
-		Short: "Print what Blender said, in the latest attempt at each task",
-		Args:  takes("ID"),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			id := lease.JobID(args[0])
-			tasks, err := cl.tasks(cmd.Context(), id)
-			if err != nil {
-				return err
-			}
-			wanted := logged(tasks)
-			if cmd.Flags().Changed("task") {
-				at := slices.IndexFunc(wanted, func(l taskLog) bool { return l.Task == task })
-				if at < 0 { // the peer says why there is none
-					wanted, at = []taskLog{{Task: task}}, 0
-				}
-				wanted = wanted[at : at+1]
-			}
-			return c.printLogs(cmd.Context(), cl, id, wanted)
-		},
-	}
-	cmd.Flags().Int32Var(&task, "task", 0, "only this task's log")
-	return cmd
-}
-
-// taskLog is a line of `job logs --json`: a log and how the attempt ended that left
-// it.
-type taskLog struct {
-	Task    int32          `json:"task"`
-	Outcome lease.Outcome  `json:"outcome,omitempty"`
-	Kind    lease.FailKind `json:"kind,omitempty"` // where it failed
-	Reason  string         `json:"reason,omitempty"`
-	Log     string         `json:"log"`
-}
-
-// logged lists the tasks that have a log, which is the latest attempt's that left one.
-func logged(tasks []httpapi.Task) (logs []taskLog) {
-	for _, t := range tasks {
-		for _, a := range slices.Backward(t.Attempts) {
-			if a.Log != "" {
-				logs = append(logs, taskLog{Task: t.Index, Outcome: a.Outcome, Kind: a.Kind, Reason: a.Reason})
-				break
-			}
-		}
-	}
-	return logs
-}
-
-// printLogs fetches the text of logs and prints them.
-func (c *cli) printLogs(ctx context.Context, cl *client, id lease.JobID, logs []taskLog) error {
-	for i := range logs {
-		text, err := cl.read(ctx, jobPath(id, fmt.Sprintf("/logs?task=%d", logs[i].Task)))
-		if err != nil {
-			return err
-		}
-		logs[i].Log = string(text)
-	}
-	return c.print(orEmpty(logs), func() {
-		for _, l := range logs {
-			if len(logs) > 1 || l.Outcome == lease.OutcomeFailed {
-				fmt.Fprintln(c.out, plain(l.head()))
-			}
-			fmt.Fprintln(c.out, plainLines(strings.TrimRight(l.Log, "\n")))
-		}
-	})
-}
-
-// head is the line above a log.
-func (l taskLog) head() string {
-	head := fmt.Sprintf("--- task %d", l.Task)
-	if l.Outcome != lease.OutcomeFailed {
-		return head
-	}
-	return fmt.Sprintf("%s, failed (%s): %s", head, cmp.Or(l.Kind, lease.FailError), l.Reason)
 }

@@ -20,49 +20,50 @@ import (
 
 // What a role may reach at all. A route that is not here fails the test below.
 var reach = map[string][]string{
-	"GET /healthz":                           {"", "root", "ann", "vic", "box"},
-	"GET /readyz":                            {"", "root", "ann", "vic", "box"},
-	"GET /openapi.json":                      {"", "root", "ann", "vic", "box"},
-	"GET /v1/status":                         {"root", "ann", "vic", "box"},
-	"GET /v1/auth/whoami":                    {"root", "ann", "vic", "box"},
-	"GET /v1/farm":                           {"root", "ann", "vic", "box"},
-	"GET /v1/jobs":                           {"root", "ann", "vic"},
-	"GET /v1/jobs/{id}":                      {"root", "ann", "vic"},
-	"GET /v1/jobs/{id}/tasks":                {"root", "ann", "vic"},
-	"GET /v1/jobs/{id}/logs":                 {"root", "ann", "vic"},
-	"GET /v1/jobs/{id}/frames/{frame}":       {"root", "ann", "vic"},
-	"GET /v1/jobs/{id}/frames/{frame}/extra": {"root", "ann", "vic"},
-	"GET /v1/events":                         {"root", "ann", "vic"},
-	"POST /v1/projects":                      {"root", "ann"},
-	"POST /v1/jobs":                          {"root", "ann"},
-	"POST /v1/jobs/{id}/cancel":              {"root", "ann"},
-	"POST /v1/jobs/{id}/pause":               {"root", "ann"},
-	"POST /v1/jobs/{id}/resume":              {"root", "ann"},
-	"POST /v1/jobs/{id}/retry":               {"root", "ann"},
-	"POST /v1/jobs/{id}/priority":            {"root", "ann"},
-	"POST /v1/jobs/{id}/more":                {"root", "ann"},
-	"GET /v1/jobs/{id}/why":                  {"root", "ann", "vic"},
-	"GET /v1/peers":                          {"root", "ann", "vic", "box"},
-	"POST /v1/peers/{id}/drain":              {"root"},
-	"POST /v1/peers/{id}/undrain":            {"root"},
-	"PUT /v1/peers/{id}/labels":              {"root"},
-	"GET /v1/blenders":                       {"root", "ann", "vic"},
-	"POST /v1/blenders":                      {"root"},
-	"POST /v1/blenders/{cid}/withdraw":       {"root"},
-	"GET /v1/blobs":                          {"root", "ann", "vic"},
-	"POST /v1/blobs":                         {"root", "ann"},
-	"GET /v1/blobs/stat":                     {"root", "ann", "vic"},
-	"POST /v1/blobs/gc":                      {"root", "ann"},
-	"POST /v1/blobs/verify":                  {"root", "ann"},
-	"GET /v1/blobs/{cid}":                    {"root", "ann", "vic"},
-	"POST /v1/blobs/{cid}/fetch":             {"root", "ann", "vic"},
-	"POST /v1/blobs/{cid}/pin":               {"root", "ann"},
-	"POST /v1/blobs/{cid}/unpin":             {"root", "ann"},
-	"POST /v1/tickets":                       {"root"},
-	"POST /v1/queue/jobs":                    {"root", "ann"},
-	"GET /v1/queue/jobs/{id}/frames/{f}":     {"root", "ann", "vic"},
-	"GET /v1/queue/jobs/{id}/tasks/{tsk}":    {"root", "ann", "vic"},
-	"GET /v1/queue/principal":                {"root", "ann", "vic", "box"},
+	"GET /healthz":                             {"", "root", "ann", "vic", "box"},
+	"GET /readyz":                              {"", "root", "ann", "vic", "box"},
+	"GET /openapi.json":                        {"", "root", "ann", "vic", "box"},
+	"GET /v1/status":                           {"root", "ann", "vic", "box"},
+	"GET /v1/auth/whoami":                      {"root", "ann", "vic", "box"},
+	"GET /v1/farm":                             {"root", "ann", "vic", "box"},
+	"GET /v1/jobs":                             {"root", "ann", "vic"},
+	"GET /v1/jobs/{id}":                        {"root", "ann", "vic"},
+	"GET /v1/jobs/{id}/tasks":                  {"root", "ann", "vic"},
+	"GET /v1/jobs/{id}/logs":                   {"root", "ann", "vic"},
+	"GET /v1/jobs/{id}/frames/{frame}":         {"root", "ann", "vic"},
+	"GET /v1/jobs/{id}/frames/{frame}/extra":   {"root", "ann", "vic"},
+	"GET /v1/events":                           {"root", "ann", "vic"},
+	"POST /v1/projects":                        {"root", "ann"},
+	"POST /v1/jobs":                            {"root", "ann"},
+	"POST /v1/jobs/{id}/cancel":                {"root", "ann"},
+	"POST /v1/jobs/{id}/pause":                 {"root", "ann"},
+	"POST /v1/jobs/{id}/resume":                {"root", "ann"},
+	"POST /v1/jobs/{id}/retry":                 {"root", "ann"},
+	"POST /v1/jobs/{id}/priority":              {"root", "ann"},
+	"POST /v1/jobs/{id}/more":                  {"root", "ann"},
+	"GET /v1/jobs/{id}/why":                    {"root", "ann", "vic"},
+	"GET /v1/peers":                            {"root", "ann", "vic", "box"},
+	"POST /v1/peers/{id}/drain":                {"root"},
+	"POST /v1/peers/{id}/undrain":              {"root"},
+	"PUT /v1/peers/{id}/labels":                {"root"},
+	"GET /v1/blenders":                         {"root", "ann", "vic"},
+	"POST /v1/blenders":                        {"root"},
+	"POST /v1/blenders/{cid}/withdraw":         {"root"},
+	"GET /v1/blobs":                            {"root", "ann", "vic"},
+	"POST /v1/blobs":                           {"root", "ann"},
+	"GET /v1/blobs/stat":                       {"root", "ann", "vic"},
+	"POST /v1/blobs/gc":                        {"root", "ann"},
+	"POST /v1/blobs/verify":                    {"root", "ann"},
+	"GET /v1/blobs/{cid}":                      {"root", "ann", "vic"},
+	"POST /v1/blobs/{cid}/fetch":               {"root", "ann", "vic"},
+	"POST /v1/blobs/{cid}/pin":                 {"root", "ann"},
+	"POST /v1/blobs/{cid}/unpin":               {"root", "ann"},
+	"POST /v1/tickets":                         {"root"},
+	"POST /v1/queue/jobs":                      {"root", "ann"},
+	"GET /v1/queue/jobs/{id}/frames/{f}":       {"root", "ann", "vic"},
+	"GET /v1/queue/jobs/{id}/tasks/{tsk}":      {"root", "ann", "vic"},
+	"GET /v1/queue/principal":                  {"root", "ann", "vic", "box"},
+	"GET /v1/queue/jobs/{id}/frames/{f}/tasks": {"root", "ann", "vic"},
 }
 
 func TestEveryRouteHasARule(t *testing.T) {
@@ -288,6 +289,9 @@ func TestBadRequests(t *testing.T) {
 			{"climbing job", "GET", "/v1/jobs/..%2F..%2Fprincipal/frames/1", nil, nil, 422, CodeInvalid, "path.id"},
 			{"frame without picture", "GET", "/v1/jobs/jann/frames/7", nil, nil, 404, CodeNotFound, "frame 7 is queued"},
 			{"log of no task", "GET", "/v1/jobs/jann/logs", nil, nil, 422, CodeInvalid, "query.task"},
+			{"log of no number", "GET", "/v1/jobs/jann/logs?frame=x", nil, nil, 422, CodeInvalid, "query.frame"},
+			{"no log of a frame", "GET", "/v1/jobs/jann/logs?frame=6", nil, nil, 404, CodeNotFound, "no log tells of frame 6 yet"},
+			{"no log of a frame in a task", "GET", "/v1/jobs/jann/logs?frame=1&task=1", nil, nil, 404, CodeNotFound, "no log of task 1 tells of frame 1"},
 			{"no log", "GET", "/v1/jobs/jann/logs?task=4", nil, nil, 404, CodeNotFound, "task 4 has no log yet"},
 			{"bad event id", "GET", "/v1/events", nil, []string{"Last-Event-ID", "-1"}, 422, CodeInvalid, "Last-Event-ID"},
 			{"uses", "POST", "/v1/tickets", Invitation{Uses: 10001}, nil, 422, CodeInvalid, "body.uses"},
@@ -372,6 +376,14 @@ func TestContent(t *testing.T) {
 		r = m.do(t, "ann", "GET", "/v1/jobs/jann/logs?task=0", nil)
 		require.Equal(t, picture, string(r.body))
 		require.Equal(t, "text/plain; charset=utf-8", r.Header.Get("Content-Type"))
+
+		// A log that tells no frames apart may be about each of them, and one that is gone
+		// does not hide the others.
+		for _, query := range []string{"frame=1", "frame=1&task=0"} {
+			r = m.do(t, "ann", "GET", "/v1/jobs/jann/logs?"+query, nil)
+			require.Equal(t, "--- frame 1, task 0, attempt 1 of 3\nits log cannot be had now: the machines that hold it are away\n--- frame 1, task 0, attempt 2 of 3\n"+picture+"\n", string(r.body))
+			require.Equal(t, "text/plain; charset=utf-8", r.Header.Get("Content-Type"))
+		}
 	}
 	require.Equal(t, "application/octet-stream", imageType("x.html"))
 	require.Equal(t, "image/x-exr", imageType("0001.EXR"))

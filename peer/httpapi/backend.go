@@ -28,6 +28,8 @@ type Queue interface {
 	// reading of the whole job.
 	Frame(context.Context, authz.Principal, lease.JobID, int32) (Frame, error)
 	Tasks(context.Context, authz.Principal, lease.JobID) ([]Task, error)
+	// TasksOf lists those of Tasks that are about a frame.
+	TasksOf(context.Context, authz.Principal, lease.JobID, int32) ([]Task, error)
 	// Task is one of Tasks, by its index.
 	Task(context.Context, authz.Principal, lease.JobID, int32) (Task, error)
 	// Control does to a job what its owner or an admin wants, and answers what it is

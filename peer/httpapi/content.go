@@ -8,7 +8,6 @@ import (
 	"mime"
 	"net/http"
 	"path"
-	"slices"
 	"strings"
 	"time"
 
@@ -84,30 +83,6 @@ func (s *Server) frameExtra(ctx context.Context, in *struct {
 		return nil, err
 	}
 	return s.sendTar(ctx, &in.exchange, f.Extra, files), nil
-}
-
-// taskLog answers what Blender said in the latest attempt at a task that left a
-// log.
-func (s *Server) taskLog(ctx context.Context, in *struct {
-	exchange
-	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
-	Task int32       `query:"task" required:"true" minimum:"0" doc:"the task's index"`
-}) (*huma.StreamResponse, error) {
-	c := callerOf(ctx)
-	q, err := s.part(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	task, err := q.Task(ctx, c.Principal, in.ID, in.Task)
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range slices.Backward(task.Attempts) {
-		if a.Log != "" {
-			return serveContent(&in.exchange, content{a.Log, -1, "text/plain; charset=utf-8", fmt.Sprintf("%s-%d.log", in.ID, in.Task)}, s.opener(ctx, a.Log, lease.LogOf(lease.TaskID{Job: in.ID, Index: in.Task}), 0))
-		}
-	}
-	return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("task %d has no log yet: it comes when an attempt has ended", in.Task))
 }
 
 // opener opens content of the queue's, from wherever in the farm it is.

@@ -185,6 +185,7 @@ func (t *farmTransport) try(r *http.Request) (*http.Response, error) {
 type queuePart interface {
 	Submit(context.Context, authz.Principal, lease.Spec) (Submitted, error)
 	Frame(context.Context, authz.Principal, lease.JobID, int32) (Frame, error)
+	TasksOf(context.Context, authz.Principal, lease.JobID, int32) ([]Task, error)
 	Task(context.Context, authz.Principal, lease.JobID, int32) (Task, error)
 }
 
@@ -216,6 +217,12 @@ func (q *remoteQueue) Submit(ctx context.Context, _ authz.Principal, spec lease.
 func (q *remoteQueue) Frame(ctx context.Context, _ authz.Principal, job lease.JobID, frame int32) (out Frame, err error) {
 	err = q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("jobs/%s/frames/%d", url.PathEscape(string(job)), frame))
 	return out, err
+}
+
+func (q *remoteQueue) TasksOf(ctx context.Context, _ authz.Principal, job lease.JobID, frame int32) ([]Task, error) {
+	var out TaskList
+	err := q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("jobs/%s/frames/%d/tasks", url.PathEscape(string(job)), frame))
+	return out.Tasks, err
 }
 
 func (q *remoteQueue) Task(ctx context.Context, _ authz.Principal, job lease.JobID, task int32) (out Task, err error) {

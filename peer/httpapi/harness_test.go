@@ -96,6 +96,15 @@ func (f *farm) Tasks(_ context.Context, p authz.Principal, id lease.JobID) ([]Ta
 	return []Task{{Index: 0, Frames: "1-5", State: lease.TaskQueued}}, f.see("tasks", p, id)
 }
 
+func (f *farm) TasksOf(_ context.Context, p authz.Principal, id lease.JobID, n int32) ([]Task, error) {
+	err := f.see("tasks of", p, id)
+	if n > 5 {
+		return nil, err
+	}
+	t, _ := f.Task(context.Background(), p, id, 0)
+	return []Task{t, {Index: 1}}, err
+}
+
 func (f *farm) Task(_ context.Context, p authz.Principal, id lease.JobID, i int32) (Task, error) {
 	t := Task{Index: i, State: lease.TaskLeased}
 	if i == 0 {

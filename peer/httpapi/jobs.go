@@ -136,6 +136,12 @@ func (s *Server) frameInfo(ctx context.Context, in *frameInput) (*answer[Frame],
 	return answerWith(s.queue.Frame(ctx, callerOf(ctx).Principal, in.ID, in.Frame))
 }
 
+// frameTasks tells another peer which tasks are about one frame.
+func (s *Server) frameTasks(ctx context.Context, in *frameInput) (*answer[TaskList], error) {
+	tasks, err := s.queue.TasksOf(ctx, callerOf(ctx).Principal, in.ID, in.Frame)
+	return answerWith(TaskList{list(tasks)}, err)
+}
+
 // taskInfo tells another peer about one task.
 func (s *Server) taskInfo(ctx context.Context, in *taskInput) (*answer[Task], error) {
 	return answerWith(s.queue.Task(ctx, callerOf(ctx).Principal, in.ID, in.Task))

@@ -151,6 +151,8 @@ type JobSummary struct {
 	// is about.
 	FramesTotal int        `json:"frames_total"`
 	FramesDone  int        `json:"frames_done"`
+	UnitsTotal  int        `json:"units_total,omitempty" doc:"samples or tiles of all frames, where those are divided; absent where they are not"`
+	UnitsDone   int        `json:"units_done,omitempty" doc:"of units_total, those that are rendered and held by a machine"`
 	CreatedAt   time.Time  `json:"created_at"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`
 	EndedAt     *time.Time `json:"ended_at,omitempty"`
@@ -204,6 +206,8 @@ type Frame struct {
 	// not finished.
 	Split    lease.Split `json:"split,omitzero"`
 	Previews []Preview   `json:"previews,omitempty"`
+	// UnitsDone is how many of its units are rendered, where it is divided.
+	UnitsDone int32 `json:"units_done,omitempty"`
 	// Delivered tells that the frame was written to the job's output folder.
 	Delivered bool `json:"delivered,omitempty"`
 }
@@ -379,6 +383,11 @@ type Event struct {
 	Seconds  float64         `json:"seconds,omitempty"`
 	Progress json.RawMessage `json:"progress,omitempty"`
 	Thumb    string          `json:"thumb,omitempty"`   // CID of a small JPEG of a frame
+	Frames   string          `json:"frames,omitempty"`  // of the task that the event is about, as in Task
 	Units    *lease.Span     `json:"units,omitempty"`   // of a frame that is split, which the event is about
 	Preview  *Preview        `json:"preview,omitempty"` // the latest picture of what is being rendered
+	// UnitsDone and UnitsTotal are the job's as it now is, in events that may change
+	// them: pieces take each other's place, so that adding them up would be wrong.
+	UnitsDone  int `json:"units_done,omitempty"`
+	UnitsTotal int `json:"units_total,omitempty"`
 }

@@ -73,7 +73,7 @@ func routes() []*route {
 		{post, "/v1/jobs", here, submitters, "submit-job", "Submit a job; its output folder is on this machine", http.StatusCreated, "", bind((*Server).submit)},
 		{get, "/v1/jobs/{id}/frames/{frame}", here, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
 		{get, "/v1/jobs/{id}/frames/{frame}/extra", here, people, "frame-extra", "What Blender wrote beside the picture of a finished frame, other views and what File Output nodes write: a tar, with the places below the job's output folder", 0, tarType, bind((*Server).frameExtra)},
-		{get, "/v1/jobs/{id}/logs", here, people, "task-log", "Blender's output in the latest attempt at a task that left one", 0, "text/plain", bind((*Server).taskLog)},
+		{get, "/v1/jobs/{id}/logs", here, people, "task-log", "Blender's output in the latest attempt at a task that left one, or all that attempts said about one frame", 0, "text/plain", bind((*Server).taskLog)},
 
 		{get, "/v1/blobs", here, people, "list-blobs", "The content that this machine holds, a Root a line: all of it for an admin, what one has pinned oneself for others", 0, linesType, bind((*Server).roots)},
 		{post, "/v1/blobs", here, submitters, "add-blob", "Store a tar of plain files as a folder, and pin it for the caller", 0, "", takesTar(bind((*Server).addBlob))},
@@ -108,6 +108,7 @@ func routes() []*route {
 
 		{post, "/v1/queue/jobs", internal, submitters, "queue-job", "", http.StatusCreated, "", bind((*Server).enqueue)},
 		{get, "/v1/queue/jobs/{id}/frames/{frame}", internal, people, "queue-frame", "", 0, "", bind((*Server).frameInfo)},
+		{get, "/v1/queue/jobs/{id}/frames/{frame}/tasks", internal, people, "queue-frame-tasks", "", 0, "", bind((*Server).frameTasks)},
 		{get, "/v1/queue/jobs/{id}/tasks/{task}", internal, people, "queue-task", "", 0, "", bind((*Server).taskInfo)},
 		{get, "/v1/queue/principal", internal, members, "queue-principal", "", 0, "", bind((*Server).principal)},
 	}

@@ -255,7 +255,7 @@ echo 'VIZ is not ours'; echo ' VIZ {}'; say '{"ev":"fail","kind":"error","reason
 	require.EqualError(t, err, "no")
 	text, err := os.ReadFile(log)
 	require.NoError(t, err)
-	require.Equal(t, "Blender 3.4.1\n\nRead\r\nnote: a movie\nFra:1 \nnote: Cycles renders on CPU\nhalf a line\n\nVIZ is not ours\n VIZ {}\nerror: no\nquit\n\n", string(text))
+	require.Equal(t, "Blender 3.4.1\n\nRead\r\nnote: a movie\nFra:1 \nnote: Cycles renders on CPU\nnote: frame 1 begins\nhalf \nnote: frame 1 begins\na line\n\nVIZ is not ours\n VIZ {}\nerror: no\nquit\n\n", string(text))
 }
 
 func TestAttemptThatFillsTheDiskIsStopped(t *testing.T) {

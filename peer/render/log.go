@@ -109,6 +109,8 @@ func (o *ownWords) event(ev event) {
 		text = "note: " + ev.Text
 	case "fail":
 		text = "error: " + ev.Reason
+	case "start":
+		text = fmt.Sprintf(frameBegins, ev.Frame)
 	case "device":
 		text = "note: Cycles renders on " + ev.Name
 	default:
