@@ -91,9 +91,12 @@ def thumb(bpy, scene, path, out):
 
 
 class Rows:
-    """The pixels of a piece: an uncompressed OpenEXR file of scan lines and floats."""
+    """The pixels of a piece: an uncompressed OpenEXR file of scan lines and floats.
 
-    def __init__(self, f):
+    cut is how wide its margin is, which does not count: see parts.py.
+    """
+
+    def __init__(self, f, cut=(0, 0, 0, 0)):
         self.f = f
         self.words = {}
         f.read(8)
@@ -113,6 +116,10 @@ class Rows:
             elif name.startswith("cycles."):
                 self.words[name] = value.decode("utf-8", "replace")
         self.offsets = array.array("Q", f.read(8 * self.height))
+        self.left, bottom, right, top = cut
+        self.line = 4 * self.width  # bytes of a channel
+        self.offsets = self.offsets[top:self.height - bottom]
+        self.width, self.height = self.width - self.left - right, self.height - bottom - top
 
     def _text(self):
         b = bytearray()
@@ -124,10 +131,9 @@ class Rows:
 
     def row(self, y, numbers):
         """The values of some channels in line y, counted from the top."""
-        step = 4 * self.width
         for n in numbers:
-            self.f.seek(self.offsets[y] + 8 + n * step)
-            yield array.array("f", self.f.read(step))
+            self.f.seek(self.offsets[y] + 8 + n * self.line + 4 * self.left)
+            yield array.array("f", self.f.read(4 * self.width))
 
     def seconds(self):
         """How long Cycles says that it was tracing paths, or None."""

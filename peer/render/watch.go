@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"vizpeer/lease"
+	"vizpeer/peer/render/exr"
 )
 
 // The phases of [Progress].
@@ -78,6 +79,7 @@ type event struct {
 	Again   bool           `json:"again"`
 	Memory  int64          `json:"memory"`
 	Thumb   string         `json:"thumb"`
+	Cut     exr.Margin     `json:"cut"` // what a piece has around its tile
 	lease.Span
 }
 
