@@ -415,6 +415,18 @@ def _denoise(bpy, scene, path, out, say):
     return denoised
 
 
+def compositor(bpy, scene):
+    """Gives a scene of ours an empty compositor; answers it and the node of its result."""
+    if hasattr(scene, "compositing_node_group"):  # Blender 5
+        tree = bpy.data.node_groups.new("vizpeer", "CompositorNodeTree")
+        scene.compositing_node_group = tree
+        tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
+        return tree, tree.nodes.new("NodeGroupOutput")
+    scene.use_nodes = True
+    scene.node_tree.nodes.clear()
+    return scene.node_tree, scene.node_tree.nodes.new("CompositorNodeComposite")
+
+
 def denoise_layer(bpy, scene, layer, path, to):
     """Runs the compositor's Denoise node over one layer of the picture at path."""
     image = bpy.data.images.load(path, check_existing=False)
@@ -427,16 +439,7 @@ def denoise_layer(bpy, scene, layer, path, to):
         pictures.choose_format(render.image_settings, "OPEN_EXR")
         render.image_settings.color_mode, render.image_settings.color_depth = "RGBA", "32"
         render.filepath = to
-        if hasattr(aside, "compositing_node_group"):  # Blender 5
-            tree = bpy.data.node_groups.new("vizpeer denoise", "CompositorNodeTree")
-            aside.compositing_node_group = tree
-            tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
-            output = tree.nodes.new("NodeGroupOutput")
-        else:
-            aside.use_nodes = True
-            tree = aside.node_tree
-            tree.nodes.clear()
-            output = tree.nodes.new("CompositorNodeComposite")
+        tree, output = compositor(bpy, aside)
         source, denoise = tree.nodes.new("CompositorNodeImage"), tree.nodes.new("CompositorNodeDenoise")
         source.image = image
         if len(scene.view_layers) > 1:

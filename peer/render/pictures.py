@@ -64,7 +64,7 @@ def choose_format(image, wanted):
     image.file_format = wanted
 
 
-def _as_jpeg(image):
+def as_jpeg(image):
     choose_format(image, "JPEG")
     image.color_mode = "RGB"
     image.quality = QUALITY
@@ -82,7 +82,7 @@ def thumb(bpy, scene, path, out):
     try:
         with Changes() as changes:
             keep(changes, scene.render.image_settings)
-            _as_jpeg(scene.render.image_settings)
+            as_jpeg(scene.render.image_settings)
             bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
         return name if os.path.getsize(os.path.join(out, name)) > 0 else ""
     except Exception as e:  # whatever it is, the frame is there
@@ -192,7 +192,7 @@ class Film:
         try:
             image.alpha_mode = "PREMUL"
             image.pixels.foreach_set(self.sums)
-            _as_jpeg(scene.render.image_settings)
+            as_jpeg(scene.render.image_settings)
             image.save_render(path, scene=scene)
         finally:
             bpy.data.images.remove(image)

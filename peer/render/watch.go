@@ -161,11 +161,17 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
 	}
-	if err := checkImage(path); err != nil {
+	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
+	shown := path
+	if m := w.attempt.Movie; m != nil {
+		if err := m.check(path); err != nil {
+			return w.fail(lease.FailImage, err.Error())
+		}
+		f.Name, shown = m.name(ev), m.middle().Path
+	} else if err := checkImage(path); err != nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
 	}
-	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
-	f.Thumb = w.thumb(ev, path)
+	f.Thumb = w.thumb(ev, shown)
 	if err := w.sink.Frame(ctx, f); err != nil {
 		return w.fail(lease.FailMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
 	}
