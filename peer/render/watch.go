@@ -158,7 +158,7 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 	}
 	// First out of Blender's reach, then looked at: it cannot change any more.
 	path := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame))+filepath.Ext(ev.File))
-	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil {
+	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil && w.attempt.Movie == nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
 	}
 	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
