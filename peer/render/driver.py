@@ -10,6 +10,7 @@ answers requests, which are lines of JSON on stdin:
     {"do": "frames", "id": ID, "frames": [1, 2, …]}               renders them
     {"do": "part", "id": ID, "frames": [1], "part": {…}}          renders parts of one: see parts.py
     {"do": "merge", "id": ID, "frames": [1], "merge": {…}}        makes one of its parts
+    {"do": "movie", "id": ID, "frames": [N], "movie": {…}}        makes N, a movie of finished frames: see movie.py
     {"do": "stop", "id": ID}            ends that request with its current frame, samples or tile
 
 It says what it does in lines of the form "VIZ {json}" on stdout, each with the ID
@@ -35,6 +36,7 @@ import bpy  # noqa: E402
 import devices  # noqa: E402
 import guard  # noqa: E402
 import history  # noqa: E402
+import movie  # noqa: E402
 import parts  # noqa: E402
 import pictures  # noqa: E402
 import remap  # noqa: E402
@@ -358,11 +360,19 @@ class Session:
         with parts.merged(bpy, self.scene, merge["split"], merge["file"], self.args["out"], say) as check:
             self.frame(frame, name, check)
 
+    def movie(self, request):
+        began, frame, wanted = time.time(), request["frames"][0], request["movie"]
+        self.scene.render.filepath = self.filepath
+        name = movie.name(self.scene, wanted["numbers"], wanted["kind"])
+        say("start", frame=frame)
+        file, thumb = movie.make(bpy, self.scene, wanted["numbers"], wanted["kind"], wanted["ending"], wanted["folder"], self.args["out"], say)
+        say("frame", frame=frame, file=file, name=name, seconds=round(time.time() - began, 3), thumb=thumb)
+
 
 def serve(session, request):
     """Answers requests, of which this is the first, for ever."""
     while True:
-        do = {"frames": session.frames, "part": session.part, "merge": session.merge}.get(request["do"])
+        do = {"frames": session.frames, "part": session.part, "merge": session.merge, "movie": session.movie}.get(request["do"])
         if do is None:
             raise Fail("error", "vizpeer's driver does not know the request %r" % request["do"])
         do(request)

@@ -64,7 +64,7 @@ def choose_format(image, wanted):
     image.file_format = wanted
 
 
-def _as_jpeg(image):
+def as_jpeg(image):
     choose_format(image, "JPEG")
     image.color_mode = "RGB"
     image.quality = QUALITY
@@ -84,7 +84,7 @@ def thumb(bpy, scene, path, out, view=""):
     try:
         with Changes() as changes:
             keep(changes, scene.render.image_settings)
-            _as_jpeg(scene.render.image_settings)
+            as_jpeg(scene.render.image_settings)
             bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
         if view and not os.path.exists(os.path.join(out, name)):
             name = stem + view + ".jpg"
@@ -95,9 +95,12 @@ def thumb(bpy, scene, path, out, view=""):
 
 
 class Rows:
-    """The pixels of a piece: an uncompressed OpenEXR file of scan lines and floats."""
+    """The pixels of a piece: an uncompressed OpenEXR file of scan lines and floats.
 
-    def __init__(self, f):
+    cut is how wide its margin is, which does not count: see parts.py.
+    """
+
+    def __init__(self, f, cut=(0, 0, 0, 0)):
         self.f = f
         self.words = {}
         f.read(8)
@@ -117,6 +120,10 @@ class Rows:
             elif name.startswith("cycles."):
                 self.words[name] = value.decode("utf-8", "replace")
         self.offsets = array.array("Q", f.read(8 * self.height))
+        self.left, bottom, right, top = cut
+        self.line = 4 * self.width  # bytes of a channel
+        self.offsets = self.offsets[top:self.height - bottom]
+        self.width, self.height = self.width - self.left - right, self.height - bottom - top
 
     def _text(self):
         b = bytearray()
@@ -128,10 +135,9 @@ class Rows:
 
     def row(self, y, numbers):
         """The values of some channels in line y, counted from the top."""
-        step = 4 * self.width
         for n in numbers:
-            self.f.seek(self.offsets[y] + 8 + n * step)
-            yield array.array("f", self.f.read(step))
+            self.f.seek(self.offsets[y] + 8 + n * self.line + 4 * self.left)
+            yield array.array("f", self.f.read(4 * self.width))
 
     def seconds(self):
         """How long Cycles says that it was tracing paths, or None."""
@@ -190,7 +196,7 @@ class Film:
         try:
             image.alpha_mode = "PREMUL"
             image.pixels.foreach_set(self.sums)
-            _as_jpeg(scene.render.image_settings)
+            as_jpeg(scene.render.image_settings)
             image.save_render(path, scene=scene)
         finally:
             bpy.data.images.remove(image)

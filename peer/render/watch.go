@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"vizpeer/lease"
+	"vizpeer/peer/render/exr"
 )
 
 // The phases of [Progress].
@@ -79,6 +80,7 @@ type event struct {
 	Again   bool           `json:"again"`
 	Memory  int64          `json:"memory"`
 	Thumb   string         `json:"thumb"`
+	Cut     exr.Margin     `json:"cut"` // what a piece has around its tile
 	lease.Span
 }
 
@@ -159,18 +161,26 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 	}
 	// First out of Blender's reach, then looked at: it cannot change any more.
 	path := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame))+filepath.Ext(ev.File))
-	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil {
+	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil && w.attempt.Movie == nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
 	}
-	if err := checkImage(path); err != nil {
-		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
-	}
 	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
-	var err error
-	if f.Extra, err = w.takeExtra(f); err != nil {
+	shown := path
+	if m := w.attempt.Movie; m != nil {
+		if err := m.check(path); err != nil {
+			return w.fail(lease.FailImage, err.Error())
+		}
+		f.Name, shown = m.name(ev), m.middle().Path
+	} else if err := checkImage(path); err != nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
 	}
-	f.Thumb = w.thumb(ev, path)
+	if w.attempt.Movie == nil {
+		var err error
+		if f.Extra, err = w.takeExtra(f); err != nil {
+			return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
+		}
+	}
+	f.Thumb = w.thumb(ev, shown)
 	if err := w.sink.Frame(ctx, f); err != nil {
 		return w.fail(lease.FailMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
 	}
