@@ -162,6 +162,7 @@ class Film:
         return True
 
     def by_ffmpeg(self, program):
+        self.say("note", text="the program ffmpeg makes the movie")
         container, encode = KINDS[self.kind][3:]
         render = self.scene.render
         fps = "%d/%d" % rate(render)

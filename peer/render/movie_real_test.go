@@ -249,7 +249,7 @@ import wave
 with wave.open(%q, "wb") as f:
     f.setnchannels(1); f.setsampwidth(2); f.setframerate(8000); f.writeframes(bytes((i * 7) %% 251 for i in range(16000)))
 e = s.sequence_editor_create()
-e.sequences.new_sound("tone", %[1]q, 1, 5)
+e.sequences.new_sound("tone", %[1]q, 1, 5).sound.pack()
 picture = e.sequences.new_effect("red", "COLOR", 2, 1, frame_end=20)
 picture.color = (1, 0, 0)
 e.sequences_all["tone"].volume = 0.5
@@ -258,6 +258,13 @@ s.view_settings.keyframe_insert("exposure", frame=5)
 `, wav), "s.render.use_sequencer = False")
 	here, err := filepath.Abs(".")
 	require.NoError(t, err)
+	b := NewBlender(Config{Dir: t.TempDir()})
+	defer b.Close()
+	log, sink, err := runMovie(t, b, build, root, Movie{Kind: "mov", Frames: frames})
+	require.NoError(t, err, "%s", log)
+	require.Contains(t, log, "Blender's own encoder makes the movie", "it mixes the sound")
+	require.Equal(t, "MOVIE 10 98 62 23.98 STEREO; APART True True", seeMovie(t, build, sink.images[lease.MovieFrame], "mov", frames[9].Path))
+
 	folder, out := t.TempDir(), t.TempDir()
 	for i, p := range frames {
 		require.NoError(t, os.Rename(p.Path, filepath.Join(folder, fmt.Sprintf("%06d.png", i))))

@@ -159,7 +159,8 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 	if w.spoilt != "" {
 		return w.fail(lease.FailMemory, fmt.Sprintf("the GPU ran out of memory at frame %d, and Blender went on without what found no room: %s", ev.Frame, w.spoilt))
 	}
-	// First out of Blender's reach, then looked at: it cannot change any more.
+	// First out of Blender's reach, then looked at: it cannot change any more. Of a movie
+	// that is not there the look says so.
 	path := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame))+filepath.Ext(ev.File))
 	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil && w.attempt.Movie == nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
