@@ -173,6 +173,7 @@ output(home + "/other/passes/", ["again"])
 				text, _ := os.ReadFile(log)
 				cleanup()
 				require.NoError(t, err, "%s", text)
+				require.NotEmpty(t, sink.frames[0].Thumb, "%s", text)
 				require.Len(t, want, 2*len(c.files))
 				require.Len(t, sink.files, 2*len(c.files))
 				for _, pattern := range c.files {
