@@ -12,6 +12,7 @@ package farmtest
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -297,14 +298,17 @@ func (f *Farm) Within(limit time.Duration, what string, holds func() bool) {
 	}
 }
 
-// Files lists what is in a folder, by name.
+// Files lists the files below a folder, by their slash paths in it.
 func Files(t *testing.T, dir string) []string {
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
 	var names []string
-	for _, e := range entries {
-		names = append(names, filepath.Base(e.Name()))
-	}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		names = append(names, filepath.ToSlash(name))
+		return err
+	}))
 	return names
 }
 

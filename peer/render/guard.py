@@ -59,6 +59,9 @@ def _normal(bpy, path):
     return posixpath.normpath(path.replace("\\", "/"))
 
 
+DEEPEST = 6  # folders that a node may write below the output folder, and a slot below that
+
+
 class _Places:
     """Gives the folders that nodes write to a place below the scene's output folder: the
     same one where they lie in it, else one with their name."""
@@ -69,7 +72,12 @@ class _Places:
         self.taken = {"": self.home}
 
     def inside(self, path):
-        return not path or (_normal(self.bpy, path) + "/").startswith(self.home.rstrip("/") + "/")
+        if not path:
+            return True
+        full = _normal(self.bpy, path)
+        # In the root folder lies everything: that says nothing.
+        return full == self.home or self.home != "/" and full.startswith(self.home + "/") and (
+            full.count("/") - self.home.count("/") <= DEEPEST)
 
     def of(self, path):
         full = _normal(self.bpy, path) if path else self.home
@@ -116,6 +124,7 @@ def _file_outputs(bpy, scene, folder):
 
 def _slot(path):
     local, is_folder = _local(path)
+    local = "/".join(local.split("/")[-DEEPEST - (not is_folder):])
     return local + "/" if local and is_folder else local
 
 

@@ -85,9 +85,13 @@ def thumb(bpy, scene, path, out, view=""):
         with Changes() as changes:
             keep(changes, scene.render.image_settings)
             as_jpeg(scene.render.image_settings)
-            bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
-        if view and not os.path.exists(os.path.join(out, name)):
-            name = stem + view + ".jpg"
+            try:
+                bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
+            except RuntimeError:
+                name = stem + view + ".jpg"
+                # Each view has a file of its own, and Blender says that none was written.
+                if not view or not os.path.exists(os.path.join(out, name)):
+                    raise
         return name if os.path.getsize(os.path.join(out, name)) > 0 else ""
     except Exception as e:  # whatever it is, the frame is there
         print("vizpeer: no small picture: %s" % e)
