@@ -59,6 +59,7 @@ func TestFrameIsSplitAndMerged(t *testing.T) {
 	events := f.do(lease.Command{Record: &lease.Record{Report: a, Pieces: pieceOf(0, 20), Machines: 3}})
 	require.Equal(t, []lease.EventType{lease.PieceGone, lease.PieceRendered}, types(events), "nobody else held the one before")
 	require.Equal(t, 80, j.Uncovered())
+	require.EqualValues(t, 20, j.Covered(0))
 	require.InDelta(t, 0.01, j.Pace(lease.Hand{Peer: "peer-a"}).Seconds(), 1e-9, "each sample counts once")
 	require.Equal(t, 20, j.Pace(lease.Hand{Peer: "peer-a"}).Frames())
 

@@ -266,6 +266,7 @@ class AddOn(unittest.TestCase):
         job = self.peer.add_job(name="still", frames_total=1, frames=[{"frame": 7}], split={"by": "samples"}, units_total=512)
         self.peer.answers["GET /v1/jobs/%s/frames/7" % job["id"]] = (200, data)
         self.pump.seen()
+        self.addCleanup(setattr, self.pump, "_seen", 0.0)
         self.until(lambda: self.pump.model.picture)
         self.assertEqual(self.pump.model.picture, (job["id"], 7, data))
         self.assertEqual(self.pump.picture(job["id"])[1], "Frame 7")

@@ -530,11 +530,16 @@ def jobs_of(doc):
     return jobs[:MAX_JOBS]
 
 
-def amount(job, between=" of "):
-    """How much of a job is there: "3 of 24 frames", of one frame in parts "312 of 512 samples"."""
+def counts(job):
+    """How much of a job is there, of how much, and of what: of one frame in parts, those."""
     if job.units_total and job.total == 1 and not job.done:
-        return "%d%s%d %s" % (job.units, between, job.units_total, "tiles" if job.by == "tiles" else "samples")
-    return "%d%s%d frame%s" % (job.done, between, job.total, "" if job.total == 1 else "s")
+        return job.units, job.units_total, "tiles" if job.by == "tiles" else "samples"
+    return job.done, job.total, "frame" if job.total == 1 else "frames"
+
+
+def amount(job):
+    """How much of a job is there, in words: "3 of 24 frames", "312 of 512 samples"."""
+    return "%d of %d %s" % counts(job)
 
 
 def _text(value, limit=200):

@@ -221,7 +221,7 @@ class VIZPEER_UL_jobs(bpy.types.UIList):
         split.label(text=job.state.capitalize())
         right = split.row()
         right.alignment = "RIGHT"
-        right.label(text=jobs.amount(job, " / "))
+        right.label(text="%d / %d" % jobs.counts(job)[:2])
 
     def draw_filter(self, context, layout):
         row = layout.row()

@@ -54,6 +54,7 @@ type workerView struct {
 	given map[int32]int32 // how many of them it gave, by where its pieces begin
 	first float64         // units of the part that were there when this was first read
 	speed float64         // units in a second, as last measured; 0 where that is not known
+	past  float64         // speed as it was when this part began
 }
 
 // reset takes a fresh answer of the API.
@@ -184,7 +185,7 @@ func (f *follower) apply(ev httpapi.Event) {
 // take makes a task the machine's present one; began is when, where that is known.
 func (w *workerView) take(t *httpapi.Task, began time.Time) {
 	w.task, w.list, w.part, w.progress, w.began = t.Index, t.Frames, t.Units, nil, began
-	w.given, w.first = map[int32]int32{}, 0
+	w.given, w.first, w.past = map[int32]int32{}, 0, w.speed
 }
 
 // free tells that the machine renders nothing of the job now.
@@ -231,9 +232,17 @@ func (w *workerView) report(text json.RawMessage, now time.Time) {
 	}
 	w.progress = &p
 	if spent := now.Sub(w.began).Seconds(); spent > 1 && w.reached() > 0 {
-		w.speed = w.reached() / spent
+		// A part begins slowly: until it has gone on for a while, the one before says more.
+		trust := min(1, spent/settleSeconds)
+		if w.past == 0 {
+			trust = 1
+		}
+		w.speed = trust*w.reached()/spent + (1-trust)*w.past
 	}
 }
+
+// settleSeconds is how long a machine renders a part before its speed is that of the part.
+const settleSeconds = 20
 
 // rendering tells whether a phase is part of a frame's own time: what comes
 // before, the fetching of the project and Blender's loading of it, is not.

@@ -192,7 +192,11 @@ func stateCell(f httpapi.Frame, split lease.Split) string {
 	if finished(f.State) || f.UnitsDone == 0 {
 		return string(f.State)
 	}
-	return fmt.Sprintf("%s, %d/%d %ss", f.State, f.UnitsDone, split.Units, unitNoun(split.By))
+	word := string(f.State)
+	if f.State == lease.TaskQueued { // so is the merge, and not what comes before
+		word = "rendering"
+	}
+	return fmt.Sprintf("%s, %d/%d %ss", word, f.UnitsDone, split.Units, unitNoun(split.By))
 }
 
 // fetchFrames writes the finished frames of a job into dir. A frame's name

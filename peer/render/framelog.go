@@ -7,7 +7,8 @@ import (
 )
 
 // frameBegins is the line that a log has where Blender begins a frame, before whatever
-// Blender and the scene's own scripts say of it.
+// Blender and the scene's own scripts say of it. Blender holds back its words until its
+// next status line: what it said while it loaded the file may come after.
 const frameBegins = "note: frame %d begins"
 
 var (
