@@ -368,3 +368,35 @@ func between(text, from, to string) string {
 	text, _, _ = strings.Cut(text, to)
 	return text
 }
+
+// The nodes of a frame that is rendered in parts write when it is merged, and only then.
+func TestFileOutputsOfAMerge(t *testing.T) {
+	if testing.Short() {
+		t.Skip("renders in parts")
+	}
+	build := realBlender(t)
+	root := partsFile(t, build, compositor+`
+node = t.nodes.new("CompositorNodeOutputFile")
+node.base_path = "//frames/passes"
+node.file_slots[0].path = "mist/image"
+t.links.new(one.outputs["Mist"], node.inputs[0])
+`)
+	plain(t, build, filepath.Join(root, "a.blend"), "", "", "1", "1")
+	want, err := filesBelow(filepath.Join(root, "frames"))
+	require.NoError(t, err)
+	require.NoError(t, os.RemoveAll(filepath.Join(root, "frames")))
+	split := lease.Split{By: lease.ByTiles, Units: 2, Columns: 2, Rows: 1}
+	parts, err := runParts(t, build, root, &Part{split, []lease.Span{{To: 2}}}, nil)
+	require.NoError(t, err)
+	require.Len(t, parts.pieces, 2)
+	sink := &treeSink{}
+	_, cleanup, err := NewBlender(Config{Dir: t.TempDir()}).Run(t.Context(),
+		Attempt{Project: root, Blend: "a.blend", Build: build, Frames: []int32{1}, Merge: &Merge{split, last(parts.pieces)}}, sink)
+	defer cleanup()
+	require.NoError(t, err)
+	require.Equal(t, slices.Sorted(maps.Keys(want)), slices.Sorted(maps.Keys(sink.files)))
+	require.Contains(t, want, "passes/mist/image0001.png")
+	for name := range want {
+		requireSamePixels(t, want[name], sink.files[name])
+	}
+}
