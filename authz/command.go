@@ -24,6 +24,9 @@ type Command struct {
 	Mint   *Mint     `json:"mint,omitempty"`
 	Redeem *Redeem   `json:"redeem,omitempty"`
 	Label  *Label    `json:"label,omitempty"`
+	// Offer and Withdraw are of a Blender.
+	Offer    *Offer    `json:"offer,omitempty"`
+	Withdraw *Withdraw `json:"withdraw,omitempty"`
 }
 
 // Found makes the farm: the first command of its log. Repeating it for the same
@@ -83,12 +86,15 @@ const (
 	TicketMinted EventType = "ticket.minted"
 	PeerAdmitted EventType = "peer.admitted"
 	PeerLabelled EventType = "peer.labelled"
+
+	BlenderOffered   EventType = "blender.offered"
+	BlenderWithdrawn EventType = "blender.withdrawn"
 )
 
 // Event is one consequence of a command. It holds no secret and no hash of one.
 type Event struct {
 	Type EventType
 	Peer PeerID // who was admitted, or has other labels now
-	User string // who minted the ticket, or the person of the machine
+	User string // who minted the ticket or offers the Blender, or the person of the machine
 	Role Role
 }

@@ -72,6 +72,9 @@ func (p Principal) MayInvite() bool { return p.Role == Admin }
 // as.
 func (p Principal) MayManageMachines() bool { return p.Role == Admin }
 
+// MayOffer tells whether p may offer a Blender to all machines, which then run it.
+func (p Principal) MayOffer() bool { return p.Role == Admin }
+
 // MaySeeMachines tells whether p may see the names and hardware of all peers;
 // others see the counts only.
 func (p Principal) MaySeeMachines() bool { return p.Role == Admin }

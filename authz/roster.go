@@ -47,7 +47,7 @@ func (r *Roster) Account(user string) Account {
 // Apply makes the change, or answers why not and changes nothing.
 func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
-	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil} {
+	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil} {
 		if is {
 			set++
 		}
@@ -72,6 +72,10 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.redeem(at, *c.Redeem)
 	case c.Label != nil:
 		events, err = r.label(*c.Label)
+	case c.Offer != nil:
+		events, err = r.offer(at, *c.Offer)
+	case c.Withdraw != nil:
+		events, err = r.withdraw(c.Withdraw.Root)
 	}
 	if err == nil && len(events) > 0 {
 		r.version++

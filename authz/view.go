@@ -65,7 +65,7 @@ func (m Member) validate() error {
 }
 
 // View is the copy of the roster that every peer holds: who is a member, which
-// API keys exist, and which farm this is. It holds no tickets and no accounts.
+// API keys exist, which Blenders are offered, and which farm this is. It holds no tickets and no accounts.
 //
 // Views are exchanged as JSON. A view that came from outside goes through
 // [ParseView]. Reading a view is safe for concurrent use: nothing changes it.
@@ -79,6 +79,7 @@ type directory struct {
 	charter Charter
 	members []Member
 	keys    []Key
+	offers  []Offer
 }
 
 type directoryJSON struct {
@@ -87,6 +88,7 @@ type directoryJSON struct {
 	Charter Charter  `json:"charter"`
 	Members []Member `json:"members"`
 	Keys    []Key    `json:"keys"`
+	Offers  []Offer  `json:"offers,omitempty"`
 }
 
 // Version counts the changes to the roster; it never goes back within an epoch.
@@ -187,18 +189,18 @@ func (d *directory) dropKey(id string) {
 
 func (d *directory) clone() directory {
 	c := *d
-	c.members, c.keys = slices.Clone(d.members), slices.Clone(d.keys)
+	c.members, c.keys, c.offers = slices.Clone(d.members), slices.Clone(d.keys), slices.Clone(d.offers)
 	return c
 }
 
 func (d *directory) document() directoryJSON {
-	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys}
+	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers}
 }
 
 // load takes over a document after checking all that the rest of the package
 // relies on.
 func (d *directory) load(doc directoryJSON) error {
-	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && doc.Name == "" {
+	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && doc.Name == "" {
 		*d = directory{version: doc.Version} // no farm yet
 		return nil
 	}
@@ -227,7 +229,18 @@ func (d *directory) load(doc directoryJSON) error {
 			return errors.New("the roster's keys are not in order")
 		}
 	}
-	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys}
+	if len(doc.Offers) > MaxOffers {
+		return fmt.Errorf("the roster offers %d Blenders, more than possible", len(doc.Offers))
+	}
+	for i, o := range doc.Offers {
+		if err := o.Validate(); err != nil {
+			return err
+		}
+		if i > 0 && doc.Offers[i-1].Root >= o.Root {
+			return errors.New("the roster's Blenders are not in order")
+		}
+	}
+	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers}
 	return nil
 }
 

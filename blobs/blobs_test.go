@@ -438,6 +438,15 @@ func TestExportFileReplacesWhatAKilledProcessLeft(t *testing.T) {
 			require.Equal(t, "precious", string(kept))
 		}
 	}
+	files := map[string][]byte{"a/0001.png": data, "0002.png": data}
+	root, _ := importFiles(t, s, files)
+	dir := t.TempDir()
+	require.NoError(t, os.Mkdir(filepath.Join(dir, "a"), 0o700))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "a", partName("0001.png")), []byte("half"), 0o600))
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "0002.png"), []byte("the one before"), 0o600))
+	require.NoError(t, s.ExportDurably(t.Context(), root, dir))
+	requireSame(t, files, readDir(t, dir))
+
 	err = s.ExportFile(t.Context(), c, filepath.Join(t.TempDir(), "none", "a.png"))
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.NotContains(t, err.Error(), "vizpeer-part")

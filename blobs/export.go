@@ -28,13 +28,23 @@ const keepElsewhere = 4 << 20
 // left alone. Not synced: a working copy can be made again. After an error part
 // of the tree may be there. A root that is a single file is refused: ExportFile.
 func (s *Store) Export(ctx context.Context, root cid.Cid, dir string) error {
-	if err := s.export(ctx, root, dir); err != nil {
+	if err := s.export(ctx, root, dir, false); err != nil {
 		return failed(fmt.Sprintf("export %s to %s", root, dir), dir, err)
 	}
 	return nil
 }
 
-func (s *Store) export(ctx context.Context, root cid.Cid, dir string) error {
+// ExportDurably is Export into a folder of a user's: what it wrote is durable on return,
+// and what a killed process leaves of a file is replaced by the next call, as with
+// ExportFile.
+func (s *Store) ExportDurably(ctx context.Context, root cid.Cid, dir string) error {
+	if err := s.export(ctx, root, dir, true); err != nil {
+		return failed(fmt.Sprintf("export %s to %s", root, dir), dir, err)
+	}
+	return nil
+}
+
+func (s *Store) export(ctx context.Context, root cid.Cid, dir string, durable bool) error {
 	if _, err := digestOf(root); err != nil {
 		return err
 	}
@@ -54,7 +64,9 @@ func (s *Store) export(ctx context.Context, root cid.Cid, dir string) error {
 		return err
 	}
 	defer r.Close()
-	return s.eachEntry(ctx, root, func(e Entry, isDir bool) error {
+	folders := map[string]bool{}
+	err = s.eachEntry(ctx, root, func(e Entry, isDir bool) error {
+		folders[path.Dir(e.Path)] = true
 		switch {
 		case isDir && e.Path == "":
 			return nil
@@ -72,11 +84,20 @@ func (s *Store) export(ctx context.Context, root cid.Cid, dir string) error {
 			return err
 		}
 		tmp := path.Join(path.Dir(e.Path), tempName())
+		if durable {
+			tmp = path.Join(path.Dir(e.Path), partName(path.Base(e.Path)))
+			if err := ignoreGone(r.Remove(tmp)); err != nil {
+				return err
+			}
+		}
 		f, err := r.OpenFile(tmp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
 		if err != nil {
 			return err
 		}
 		err = s.copyTo(ctx, f, e.CID)
+		if err == nil && durable {
+			err = f.Sync()
+		}
 		if cerr := f.Close(); err == nil {
 			err = cerr
 		}
@@ -88,6 +109,15 @@ func (s *Store) export(ctx context.Context, root cid.Cid, dir string) error {
 		}
 		return nil
 	})
+	if err != nil || !durable {
+		return err
+	}
+	for folder := range folders {
+		if err := syncDir(filepath.Join(dir, filepath.FromSlash(folder))); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // ExportFile writes one file to dst, an operating-system path whose folder must

@@ -38,15 +38,16 @@ func (l *leader) may(p authz.PeerID, root, by string) (ok bool) {
 		case q.MaySee(m, scope.Job) && len(l.shown.who(scope, root)) > 0:
 			ok = true
 		case l.sessions[p] != nil:
-			ok = l.sessions[p].told(root, scope)
+			ok = l.sessions[p].told(q, root, scope)
 		}
 	})
 	return ok
 }
 
 // told tells whether the member was asked to keep that content, or to fetch it
-// ahead. The leader's mu is held.
-func (s *session) told(root string, by lease.Scope) bool {
+// ahead. Whoever was asked to keep a frame was asked to keep what is beside it. The
+// leader's mu is held.
+func (s *session) told(q *lease.State, root string, by lease.Scope) bool {
 	asked := func(id KeepID) bool {
 		_, ok := s.asked[id]
 		return ok
@@ -56,6 +57,9 @@ func (s *session) told(root string, by lease.Scope) bool {
 		return s.next.Job == by.Job && s.next.CID == root || asked(KeepID{Job: by.Job, CID: root, Project: true})
 	case lease.OfFrame:
 		id := KeepID{Job: by.Job, Frame: by.Index, CID: root}
+		if f := frameOf(q, by); f != nil && (f.CID == root || f.Extra == root) {
+			id.CID, id.Extra = f.CID, f.Extra
+		}
 		if asked(id) {
 			return true
 		}
@@ -63,6 +67,19 @@ func (s *session) told(root string, by lease.Scope) bool {
 		return asked(id)
 	}
 	return false
+}
+
+// frameOf is the frame that a scope names; nil where there is none yet.
+func frameOf(q *lease.State, by lease.Scope) *lease.Frame {
+	j, ok := q.Job(by.Job)
+	if !ok {
+		return nil
+	}
+	at, ok := j.Place(by.Index)
+	if !ok {
+		return nil
+	}
+	return j.Frames[at]
 }
 
 // answer answers a member's question.
@@ -128,7 +145,7 @@ func (l *leader) find(root, by string, to authz.PeerID) (from []Addr) {
 			switch {
 			case piece:
 				holders = slices.Clone(p.Holders)
-			case f != nil && f.CID == root:
+			case f != nil && (f.CID == root || f.Extra == root): // whoever holds it holds both
 				holders = slices.Clone(f.Holders)
 			case f != nil && f.Thumb == root: // whoever rendered it has it
 				holders = append(holders, f.Peer)

@@ -81,12 +81,12 @@ func (k keeping) frames(j *lease.Job, frames []*lease.Frame) {
 // output is for. It tells whether as many machines as the job wants hold it or
 // were asked to.
 func (k keeping) frame(j *lease.Job, f *lease.Frame) bool {
-	order := Keep{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Name: f.Name, Size: f.Size}
+	order := Keep{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Name: f.Name, Size: f.Size, Extra: f.Extra, ExtraFiles: f.ExtraFiles, ExtraSize: f.ExtraSize}
 	writer := j.Spec.Output.Peer
 	if j.Spec.Output.Dir == "" || f.Delivered {
 		writer = ""
 	}
-	chosen, enough := k.keepers(j, f.Holders, f.CID, f.Size)
+	chosen, enough := k.keepers(j, f.Holders, f.CID, f.Size+f.ExtraSize)
 	if j.State.Ended() && !slices.ContainsFunc(f.Holders, func(p authz.PeerID) bool { return k.sessions[p] != nil }) {
 		chosen, enough = nil, false // nobody is there to get it from
 	}
@@ -227,9 +227,9 @@ func (l *leader) ask(p authz.PeerID, k Keep, from []authz.PeerID) {
 
 // unask forgets that a member was asked to keep a frame, and tells whether it
 // was. l.mu is held.
-func (l *leader) unask(s *session, j lease.JobID, frame int32, cid string) (was bool) {
+func (l *leader) unask(s *session, j lease.JobID, frame int32, of *lease.Result) (was bool) {
 	for _, write := range []bool{false, true} {
-		id := KeepID{Job: j, Frame: frame, CID: cid, Write: write}
+		id := KeepID{Job: j, Frame: frame, CID: of.CID, Extra: of.Extra, Write: write}
 		if _, asked := s.asked[id]; asked {
 			l.answered(s, id)
 			delete(s.asked, id)

@@ -86,17 +86,26 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	c.has.Leads()
 	c.slog.Info("leading the queue", "term", term)
 	defer l.revoke()
-	old, barred := time.NewTicker(time.Hour), time.NewTicker(time.Minute)
+	old, barred, equip := time.NewTicker(time.Hour), time.NewTicker(time.Minute), time.NewTimer(equipPause)
+	looks := true // equip runs
 	defer old.Stop()
 	defer barred.Stop()
+	defer equip.Stop()
 	for {
 		select {
 		case <-l.wake:
 			l.turn()
+			if !looks {
+				equip.Reset(equipPause)
+				looks = true
+			}
 		case <-old.C:
 			l.forget()
 		case <-barred.C:
 			l.forgive()
+		case <-equip.C:
+			looks = false
+			l.equip()
 		case <-ctx.Done():
 			return nil
 		}
@@ -205,7 +214,7 @@ func (l *leader) applied(a Applied) {
 		case lease.FrameResult:
 			if e.State == lease.SameAgain { // its keepers are asked anew, as of one that was lost
 				for _, s := range l.sessions {
-					l.unask(s, e.Job, *e.Frame, e.Result.CID)
+					l.unask(s, e.Job, *e.Frame, e.Result)
 				}
 			}
 			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
@@ -227,21 +236,21 @@ func (l *leader) applied(a Applied) {
 			}
 		case lease.PieceGone:
 			for _, s := range l.sessions {
-				if l.unask(s, e.Job, *e.Frame, e.Result.CID) || s.peer == e.Peer {
+				if l.unask(s, e.Job, *e.Frame, e.Result) || s.peer == e.Peer {
 					s.send(Down{Drop: &Drop{Job: e.Job, Frame: *e.Frame, CID: e.Result.CID, Piece: true}})
 				}
 			}
 			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
 		case lease.FrameLost:
 			for _, s := range l.sessions {
-				if l.unask(s, e.Job, *e.Frame, e.Result.CID) {
+				if l.unask(s, e.Job, *e.Frame, e.Result) {
 					s.send(Down{Drop: &Drop{Job: e.Job, Frame: *e.Frame, CID: e.Result.CID}})
 				}
 			}
 		case lease.FrameShort:
 			// Whoever lost its copy may be asked for it again, and fetch what it lacks.
 			if s := l.sessions[e.Peer]; s != nil {
-				l.unask(s, e.Job, *e.Frame, e.Result.CID)
+				l.unask(s, e.Job, *e.Frame, e.Result)
 			}
 			l.fresh = append(l.fresh, frameID{e.Job, *e.Frame})
 		case lease.ProjectShort:

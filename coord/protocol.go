@@ -147,6 +147,7 @@ type Down struct {
 	Kept     *Kept       `json:"kept,omitempty"`
 	Ended    *Ended      `json:"ended,omitempty"`
 	Prefetch *Prefetch   `json:"prefetch,omitempty"`
+	Equip    *Equip      `json:"equip,omitempty"`
 	Ack      *Ack        `json:"ack,omitempty"`
 }
 
@@ -211,9 +212,13 @@ type Keep struct {
 	CID     string      `json:"cid"`
 	Name    string      `json:"name"`
 	Size    int64       `json:"size"`
-	Dir     string      `json:"dir,omitempty"`
-	Piece   bool        `json:"piece,omitempty"` // it is a piece of the frame
-	From    []Addr      `json:"from"`
+	// Extra is the folder of what belongs beside the frame; see [lease.Result].
+	Extra      string `json:"extra,omitempty"`
+	ExtraFiles int    `json:"extra_files,omitempty"`
+	ExtraSize  int64  `json:"extra_size,omitempty"`
+	Dir        string `json:"dir,omitempty"`
+	Piece      bool   `json:"piece,omitempty"` // it is a piece of the frame
+	From       []Addr `json:"from"`
 }
 
 // Drop takes back orders to keep a frame: its content is lost, and the frame will
@@ -231,13 +236,14 @@ type KeepID struct {
 	Job     lease.JobID
 	Frame   int32
 	CID     string
+	Extra   string
 	Write   bool
 	Project bool
 }
 
 // ID is what makes the order the same as another.
 func (k Keep) ID() KeepID {
-	return KeepID{Job: k.Job, Frame: k.Frame, CID: k.CID, Write: k.Dir != "", Project: k.Project}
+	return KeepID{Job: k.Job, Frame: k.Frame, CID: k.CID, Extra: k.Extra, Write: k.Dir != "", Project: k.Project}
 }
 
 // Kept says that enough machines hold all that an attempt rendered, or one frame or
@@ -259,6 +265,12 @@ type Prefetch struct {
 	Job  lease.JobID `json:"job"`
 	CID  string      `json:"cid"`
 	From []Addr      `json:"from"`
+}
+
+// Equip asks the member to fetch a Blender that the farm offers: a job waits for it. The
+// member goes by its own roster, and may decline.
+type Equip struct {
+	Root string `json:"root"`
 }
 
 // Ack answers a report or a question. Code is "" when the report's command was

@@ -164,7 +164,7 @@ func (l *leader) committed(s *session, r report) {
 		// What is held is answered; that it is also written comes as a second report,
 		// and a folder that cannot be written must not hold up other orders.
 		for _, write := range []bool{false, true} {
-			l.answered(s, KeepID{Job: up.Hold.Job, Frame: up.Hold.Frame, CID: up.Hold.CID, Write: write})
+			l.answered(s, KeepID{Job: up.Hold.Job, Frame: up.Hold.Frame, CID: up.Hold.CID, Extra: up.Hold.Extra, Write: write})
 		}
 	case up.Stock != nil:
 		l.c.Read(func(q *lease.State, _ *authz.Roster) {
@@ -196,6 +196,17 @@ func (l *leader) mayHold(s *session, up Up) error {
 	switch {
 	case up.Hold != nil:
 		root, by = up.Hold.CID, lease.FrameOf(up.Hold.Job, up.Hold.Frame)
+		if l.isPiece(up.Hold) {
+			// Whoever renders the job may have it, and is no keeper for that.
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			told := false
+			l.c.Read(func(q *lease.State, _ *authz.Roster) { told = s.told(q, root, by) })
+			if !told {
+				return errUnasked
+			}
+			return nil
+		}
 	case up.Stock != nil:
 		by = lease.ProjectOf(up.Stock.Job)
 		l.c.Read(func(q *lease.State, _ *authz.Roster) {
@@ -212,6 +223,18 @@ func (l *leader) mayHold(s *session, up Up) error {
 		return errUnasked
 	}
 	return nil
+}
+
+// isPiece tells whether what a member holds is a piece of a frame.
+func (l *leader) isPiece(h *lease.Hold) (is bool) {
+	l.c.Read(func(q *lease.State, _ *authz.Roster) {
+		if j, ok := q.Job(h.Job); ok {
+			if at, ok := j.Place(h.Frame); ok {
+				_, is = j.Piece(at, h.CID)
+			}
+		}
+	})
+	return is
 }
 
 // outlook tells, of an attempt of s that failed, how much memory the machine had, if
@@ -243,6 +266,12 @@ func resultsMakeSense(results []lease.Result) error {
 	for _, r := range results {
 		if _, err := cid.Decode(r.CID); err != nil {
 			return fmt.Errorf("%w: frame %d: %q is no CID", lease.ErrInvalid, r.Frame, r.CID[:min(len(r.CID), 64)])
+		}
+		if r.Extra == "" {
+			continue
+		}
+		if _, err := cid.Decode(r.Extra); err != nil {
+			return fmt.Errorf("%w: frame %d: %q is no CID", lease.ErrInvalid, r.Frame, r.Extra[:min(len(r.Extra), 64)])
 		}
 	}
 	return nil

@@ -45,6 +45,8 @@ type session struct {
 	noRoom  map[lease.JobID]shortage
 	next    Prefetch // what it was told last to fetch ahead, without sources
 	look    bool     // something may be to be fetched ahead
+
+	equipped map[string]bool // offered Blenders that it was told to fetch
 }
 
 // slot is what of a member a lease is for.
@@ -279,7 +281,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		peer: who, seed: hash(string(who)), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
-		reports: make(chan report, maxReports),
+		reports: make(chan report, maxReports), equipped: make(map[string]bool),
 	}
 	stop := context.AfterFunc(ctx, s.close)
 	defer stop()

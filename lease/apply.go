@@ -187,9 +187,9 @@ func (a *applying) attempt(r Report) (j *Job, t *Task, k int, live bool, err err
 // maxSeconds is the longest time of a frame that makes sense, in seconds: a year.
 const maxSeconds = 366 * 24 * 3600
 
-// maxFrameSize is the largest picture, in bytes: whoever keeps it makes room for as
-// much as the machine says that rendered it.
-const maxFrameSize = 16 << 30
+// MaxFrameSize is the largest picture, and the most of all files beside one, in bytes:
+// whoever keeps them makes room for as much as the machine says that rendered it.
+const MaxFrameSize = 16 << 30
 
 // take checks results of a task and, unless one is malformed, stores those that
 // are still open. A task may have been cut after the lease ended: what was cut off
@@ -208,12 +208,15 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 			return fmt.Errorf("%w: frame %d is not in task %s", ErrInvalid, f.Frame, r.Task)
 		case f.CID == "" || len(f.CID) > maxCID || f.Size <= 0:
 			return fmt.Errorf("%w: frame %d has no content", ErrInvalid, f.Frame)
-		case f.Size > maxFrameSize:
-			return fmt.Errorf("%w: frame %d has %d GiB, more than the %d allowed", ErrInvalid, f.Frame, f.Size>>30, maxFrameSize>>30)
+		case f.Size > MaxFrameSize:
+			return fmt.Errorf("%w: frame %d has %d GiB, more than the %d allowed", ErrInvalid, f.Frame, f.Size>>30, MaxFrameSize>>30)
 		case !(f.Seconds >= 0 && f.Seconds <= maxSeconds):
 			return fmt.Errorf("%w: frame %d took %g s", ErrInvalid, f.Frame, f.Seconds)
 		case f.Frame == MovieFrame && !movieName(f.Name) || f.Frame != MovieFrame && !pictureName(f.Name, f.Frame):
 			return fmt.Errorf("%w: frame %d has the file name %q", ErrInvalid, f.Frame, f.Name)
+		case len(f.Extra) > maxCID || (f.Extra == "") != (f.ExtraSize == 0) || (f.Extra == "") != (f.ExtraFiles == 0) ||
+			f.ExtraSize < 0 || f.ExtraSize > MaxFrameSize || f.ExtraFiles < 0 || f.ExtraFiles > MaxExtra || f.Extra != "" && f.Frame == MovieFrame:
+			return fmt.Errorf("%w: %d files beside frame %d with %d bytes", ErrInvalid, f.ExtraFiles, f.Frame, f.ExtraSize)
 		case len(f.Thumb) > maxCID:
 			return fmt.Errorf("%w: the thumbnail of frame %d has a CID of %d bytes", ErrInvalid, f.Frame, len(f.Thumb))
 		}
@@ -227,7 +230,7 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 		switch {
 		case have == nil && !j.wants(at, by):
 			continue
-		case have == nil || renewed && have.CID != f.CID:
+		case have == nil || renewed && !have.same(f):
 			if have != nil {
 				a.tell(Event{Type: FrameLost, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Result: &have.Result, Reason: "it was rendered again"})
 			}
@@ -240,12 +243,12 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 			same := have.with()
 			same.Again = time.Time{}
 			j.setFrame(at, same)
-		case have.CID != f.CID:
+		case !have.same(f):
 			continue
 		}
 		if have == nil || renewed {
 			e := Event{Type: FrameResult, Job: j.ID, Task: j.TaskOf(at), Frame: &f.Frame, Peer: r.Peer, Lease: r.Lease, Result: &f}
-			if renewed && have.CID == f.CID {
+			if renewed && have.same(f) {
 				e.State = SameAgain
 			}
 			a.tell(e)
@@ -279,6 +282,24 @@ func (a *applying) taken(j *Job, r Report, results []Result) {
 		a.covered(j, j.Tasks[i].Lo) // a part may have waited for what its frame needs no more
 		a.settle(j, i)
 	}
+}
+
+// maxDepth is how many folders deep a file beside a frame may lie.
+const maxDepth = 12
+
+// CheckExtra tells what is wrong with the place of a file beside a frame, a slash path
+// below the job's output folder. As with the frame itself, a machine that renders
+// chooses the name, and must not choose that of another file.
+func CheckExtra(place string, frame int32) error {
+	switch dir, name := path.Split(place); {
+	case !inside(place) || strings.Count(place, "/") > maxDepth:
+		return fmt.Errorf("it is not a path below the output folder")
+	case strings.HasPrefix(place, ".") || strings.Contains(place, "/.") || strings.ContainsAny(dir, ":\n\r"):
+		return fmt.Errorf("it is in a folder that is hidden, or that not every system can have")
+	case !pictureName(name, frame):
+		return fmt.Errorf("it is not a picture's name with the frame's number")
+	}
+	return nil
 }
 
 // pictureName tells whether a frame may be written into a folder of pictures

@@ -131,6 +131,7 @@ type Hold struct {
 	Job       JobID        `json:"job"`
 	Frame     int32        `json:"frame"`
 	CID       string       `json:"cid"`
+	Extra     string       `json:"extra,omitempty"` // of the frame that it holds, likewise
 	Peer      authz.PeerID `json:"peer"`
 	Delivered bool         `json:"delivered,omitempty"`
 	Machines  int          `json:"machines"`

@@ -19,7 +19,7 @@ func (a *applying) hold(c Hold) error {
 			return nil
 		}
 	}
-	if !ok || j.Frames[at] == nil || j.Frames[at].CID != c.CID || c.Peer == "" {
+	if !ok || j.Frames[at] == nil || !j.Frames[at].same(Result{CID: c.CID, Extra: c.Extra}) || c.Peer == "" {
 		return fmt.Errorf("%w: frame %d of job %s has no such content", ErrInvalid, c.Frame, c.Job)
 	}
 	if f := j.Frames[at]; c.Delivered && !f.Delivered && !f.again() && c.Peer == j.Spec.Output.Peer {
@@ -92,7 +92,7 @@ func (a *applying) unhold(c Unhold) error {
 	}
 	for at, f := range j.Frames {
 		a.piecesUnheld(j, int32(at), c.Peer, c.CID)
-		if f == nil || f.CID != c.CID || !slices.Contains(f.Holders, c.Peer) {
+		if f == nil || f.CID != c.CID && f.Extra != c.CID || !slices.Contains(f.Holders, c.Peer) {
 			continue
 		}
 		if j.unheld(at, c.Peer) == 0 && !j.State.Ended() {

@@ -135,7 +135,7 @@ func about(s *lease.State, r *rand.Rand) (all []lease.Command) {
 			n := j.Numbers()[at]
 			again := lease.Command{Retry: &lease.Retry{Job: j.ID, Frames: lease.Frames{{First: n, Last: n, Step: 1}}}}
 			if f != nil {
-				hold := lease.Hold{Job: j.ID, Frame: n, CID: f.CID, Peer: "dan", Machines: 2, Delivered: true}
+				hold := lease.Hold{Job: j.ID, Frame: n, CID: f.CID, Extra: f.Extra, Peer: "dan", Machines: 2, Delivered: true}
 				all = append(all, again, lease.Command{Hold: &hold}, lease.Command{Unhold: &lease.Unhold{Job: j.ID, CID: f.CID, Peer: f.Peer}})
 			}
 		}

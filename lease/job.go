@@ -212,7 +212,19 @@ type Result struct {
 	Size    int64   `json:"size"` // bytes
 	Seconds float64 `json:"seconds"`
 	Thumb   string  `json:"thumb,omitempty"` // CID of a small JPEG of it, where there is one
+	// Extra is the root CID of a folder with what Blender wrote beside the picture, as it
+	// belongs below the job's output folder; "" where there is nothing. Whoever holds the
+	// frame holds that too.
+	Extra      string `json:"extra,omitempty"`
+	ExtraFiles int    `json:"extra_files,omitempty"` // in it, [MaxExtra] at most
+	ExtraSize  int64  `json:"extra_size,omitempty"`  // bytes of them
 }
+
+// MaxExtra is how many files a frame may have beside its picture.
+const MaxExtra = 256
+
+// same tells whether two results are the same to the byte.
+func (r Result) same(o Result) bool { return r.CID == o.CID && r.Extra == o.Extra }
 
 // Outcome is how an attempt ended.
 type Outcome string

@@ -436,6 +436,10 @@ func TestBadResultsAreRefused(t *testing.T) {
 		{Frame: 1, CID: "c", Name: "C:a.png", Size: 1}, {Frame: 1, CID: "c", Name: "", Size: 1},
 		{Frame: 1, CID: "c", Name: "0001.png", Size: 1 << 40},
 		{Frame: 1, CID: "c", Name: ".bashrc1", Size: 1}, {Frame: 1, CID: "c", Name: "0001.sh", Size: 1}, {Frame: 1, CID: "c", Name: "0002.png", Size: 1},
+		{Frame: 1, CID: "c", Name: "0001.png", Size: 1, Extra: "e"}, {Frame: 1, CID: "c", Name: "0001.png", Size: 1, ExtraFiles: 1, ExtraSize: 1},
+		{Frame: 1, CID: "c", Name: "0001.png", Size: 1, Extra: "e", ExtraFiles: lease.MaxExtra + 1, ExtraSize: 1},
+		{Frame: 1, CID: "c", Name: "0001.png", Size: 1, Extra: "e", ExtraFiles: 1, ExtraSize: lease.MaxFrameSize + 1},
+		{Frame: 1, CID: "c", Name: "0001.png", Size: 1, Extra: "e", ExtraFiles: 1, ExtraSize: -1},
 	} {
 		_, err := f.try(lease.Command{Record: &lease.Record{Report: r, Frames: []lease.Result{bad}}})
 		require.ErrorIs(t, err, lease.ErrInvalid, bad)

@@ -49,7 +49,8 @@ const AnyBlender = "any"
 type GPU struct {
 	Vendor   Vendor    `json:"vendor"`
 	Model    string    `json:"model"`
-	VRAM     int64     `json:"vram"` // bytes; 0 where no tool could tell
+	VRAM     int64     `json:"vram"`             // bytes; 0 where no tool could tell
+	Driver   string    `json:"driver,omitempty"` // its driver's version, or name and version
 	Backends []Backend `json:"backends,omitempty"`
 }
 
@@ -88,6 +89,8 @@ type Capability struct {
 	Sandbox  string    `json:"sandbox,omitempty"`  // "bubblewrap", or "" where Blender runs unconfined
 	Version  string    `json:"version,omitempty"`  // vizpeer's
 	Draining bool      `json:"draining,omitempty"` // finishes what it has, takes no more
+	// Fetches tells that it fetches a Blender that the farm offers where a job needs it.
+	Fetches bool `json:"fetches,omitempty"`
 }
 
 // Limits of what a machine may say of itself.
@@ -111,7 +114,7 @@ func (c Capability) Validate() error {
 		if len(g.Backends) > maxList {
 			return fmt.Errorf("a GPU with more than %d backends", maxList)
 		}
-		texts, backends = append(texts, g.Model, string(g.Vendor)), append(backends, g.Backends...)
+		texts, backends = append(texts, g.Model, g.Driver, string(g.Vendor)), append(backends, g.Backends...)
 	}
 	for _, b := range c.Builds {
 		if max(len(b.Engines), len(b.Backends)) > maxList {

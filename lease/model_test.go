@@ -152,7 +152,11 @@ func (m *model) results(t *rapid.T, r lease.Report) []lease.Result {
 	var out []lease.Result
 	for _, f := range frames {
 		if rapid.Bool().Draw(t, "has") {
-			out = append(out, lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: nameOf(f), Size: 1, Seconds: float64(f * f)})
+			made := lease.Result{Frame: f, CID: fmt.Sprintf("cid-%s-%d-%s", j.ID, f, r.Peer), Name: nameOf(f), Size: 1, Seconds: float64(f * f)}
+			if n := rapid.IntRange(0, 2).Draw(t, "extra"); n > 0 && f != lease.MovieFrame { // not the same every time, where the frame is
+				made.Extra, made.ExtraFiles, made.ExtraSize = fmt.Sprintf("extra%d-%s-%d", n, j.ID, f), n, int64(n)
+			}
+			out = append(out, made)
 		}
 	}
 	return out
@@ -326,7 +330,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			if f == nil {
 				return
 			}
-			_ = m.apply(t, lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Peer: rapid.SampledFrom(peers).Draw(t, "keeper"), Delivered: rapid.Bool().Draw(t, "delivered"), Machines: 3}})
+			_ = m.apply(t, lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Extra: f.Extra, Peer: rapid.SampledFrom(peers).Draw(t, "keeper"), Delivered: rapid.Bool().Draw(t, "delivered"), Machines: 3}})
 		},
 		"stock": func(t *rapid.T) {
 			if j := m.job(t); j != nil {
@@ -354,7 +358,7 @@ func (m *model) actions() map[string]func(*rapid.T) {
 			cids := []string{j.Spec.Project, "cid-of-nothing"}
 			for at, f := range j.Frames {
 				if f != nil {
-					cids = append(cids, f.CID)
+					cids = append(cids, f.CID, cmp.Or(f.Extra, f.CID))
 				}
 				for _, p := range j.PiecesOf(int32(at)) {
 					cids = append(cids, p.CID)
@@ -545,7 +549,7 @@ func (m *model) finish(t *rapid.T) {
 			}
 			for _, f := range j.Frames {
 				if f != nil && !f.Done {
-					do(lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Peer: "dan", Machines: 1}})
+					do(lease.Command{Hold: &lease.Hold{Job: j.ID, Frame: f.Result.Frame, CID: f.CID, Extra: f.Extra, Peer: "dan", Machines: 1}})
 				}
 			}
 		}

@@ -146,7 +146,7 @@ func (j *Job) checkPieces(r Report, pieces []PieceResult) error {
 			return fmt.Errorf("%w: no piece of frame %d is wanted of task %s", ErrInvalid, p.Frame, r.Task)
 		case p.From < 0 || p.Len() == 0 || !whole.Holds(p.Span):
 			return fmt.Errorf("%w: a piece of frame %d is of its units %d to %d", ErrInvalid, p.Frame, p.From, p.To)
-		case p.CID == "" || len(p.CID) > maxCID || p.Size <= 0 || p.Size > maxFrameSize:
+		case p.CID == "" || len(p.CID) > maxCID || p.Size <= 0 || p.Size > MaxFrameSize:
 			return fmt.Errorf("%w: a piece of frame %d has %d bytes", ErrInvalid, p.Frame, p.Size)
 		case !(p.Seconds >= 0 && p.Seconds <= maxSeconds):
 			return fmt.Errorf("%w: a piece of frame %d took %g s", ErrInvalid, p.Frame, p.Seconds)

@@ -9,7 +9,7 @@ import (
 )
 
 // Scope says by way of what somebody asks for content: the project of a job, one
-// of its frames with its thumbnail and pieces, or the log of one of its tasks. It makes the question of who may
+// of its frames with what is beside it, its thumbnail and pieces, or the log of one of its tasks. It makes the question of who may
 // have the content cheap to answer. It is the asker's own word: it grants
 // nothing, and one that names other content than the question only leads nowhere.
 type Scope struct {
@@ -122,7 +122,7 @@ func (j *Job) has(root string, by Scope) bool {
 		if !ok {
 			return false
 		}
-		if f := j.Frames[at]; f != nil && (f.CID == root || f.Thumb == root) {
+		if f := j.Frames[at]; f != nil && (f.CID == root || f.Extra == root || f.Thumb == root) {
 			return true
 		}
 		return j.isPiece(at, root)

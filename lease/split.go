@@ -10,9 +10,8 @@ type SplitBy string
 
 // The ways to divide a frame. Samples suit noise that falls evenly: each machine gives
 // a whole picture, and a lost one costs only noise. Tiles give the same pixels to the
-// bit, also with Cryptomatte. With adaptive sampling those at a tile's edge may differ
-// by noise, for Cycles goes on where a pixel's neighbour is noisy: unless a few pixels
-// around the tile are rendered as well.
+// bit, also with Cryptomatte and, as a few pixels around each tile are rendered with it,
+// with adaptive sampling, where a pixel's neighbours have a say in its samples.
 const (
 	BySamples SplitBy = "samples"
 	ByTiles   SplitBy = "tiles"

@@ -218,7 +218,7 @@ func (l local) FetchBlob(ctx context.Context, p authz.Principal, text string, pr
 	if err != nil {
 		return httpapi.Root{}, err
 	}
-	if err := l.bring(ctx, c, lease.Scope{}, progress); err != nil {
+	if err := l.bring(ctx, c, lease.Scope{}, 0, progress); err != nil {
 		return httpapi.Root{}, err
 	}
 	return l.root(ctx, c, pins)
@@ -226,8 +226,8 @@ func (l local) FetchBlob(ctx context.Context, p authz.Principal, text string, pr
 
 // bring fetches what this machine lacks of a root: from those who the farm says
 // have it by that right or, where it names nobody, from any member that would give
-// it.
-func (p *Peer) bring(ctx context.Context, c cid.Cid, by lease.Scope, progress func(done, total int64)) error {
+// it. size is how many bytes it has, where that is known, else 0.
+func (p *Peer) bring(ctx context.Context, c cid.Cid, by lease.Scope, size int64, progress func(done, total int64)) error {
 	if whole, err := p.store.Has(ctx, c); err != nil {
 		return err
 	} else if whole {
@@ -242,7 +242,7 @@ func (p *Peer) bring(ctx context.Context, c cid.Cid, by lease.Scope, progress fu
 	if len(from) == 0 {
 		from = p.everybody()
 	}
-	if err := p.exchange.Fetch(ctx, swarm.Request{Root: c, Scope: by.String(), From: from, Progress: progress}); err != nil {
+	if err := p.exchange.Fetch(ctx, swarm.Request{Root: c, Scope: by.String(), From: from, Size: size, Progress: progress}); err != nil {
 		return fmt.Errorf("fetch it from the machines that hold it: %w", err)
 	}
 	return nil
@@ -275,7 +275,7 @@ func (p *Peer) repair(ctx context.Context, damaged []cid.Cid) (repaired, lacking
 		if ahead[c] && !needed[c] {
 			continue
 		}
-		if err := p.bring(ctx, c, by[c], nil); err != nil {
+		if err := p.bring(ctx, c, by[c], 0, nil); err != nil {
 			p.slog.Warn("damaged content could not be fetched again", "root", c, "err", err)
 			lost[c], lacking = true, append(lacking, c.String())
 			continue
@@ -302,6 +302,13 @@ func (l local) Files(ctx context.Context, p authz.Principal, text string) iter.S
 			yield(httpapi.ProjectFile{}, err)
 			return
 		}
+		l.files(ctx, c)(yield)
+	}
+}
+
+// files reads the files of a folder, one after another.
+func (l local) files(ctx context.Context, c cid.Cid) iter.Seq2[httpapi.ProjectFile, error] {
+	return func(yield func(httpapi.ProjectFile, error) bool) {
 		for e, err := range l.store.List(ctx, c) {
 			if err != nil {
 				yield(httpapi.ProjectFile{}, err)

@@ -33,6 +33,8 @@ type Config struct {
 	Slots int
 	// NoWork keeps this machine from rendering.
 	NoWork bool
+	// NoFetch keeps it from taking Blenders that the farm offers.
+	NoFetch bool
 	// Quota is the most, in bytes, that the content store may take on the disk; 0 is
 	// the store's own default. Of it, High and Low are the shares from which, and
 	// down to which, the least recently used is let go; 0 as well.

@@ -29,6 +29,7 @@ import (
 //	queue/           a coordinator's log
 //	store/           the content store
 //	work/            projects and attempts under way; emptied at every start
+//	blenders/        Blenders that came from the farm, by CID
 //	results/         finished frames that nobody else may hold yet
 type dataDir string
 

@@ -78,7 +78,7 @@ const heldSoon = 500 * time.Millisecond
 // cannot be written holds up neither the frame nor the job.
 func (k *keeper) persist(id coord.KeepID, p *keeping) {
 	defer p.cancel()
-	hold := lease.Hold{Job: id.Job, Frame: id.Frame, CID: id.CID}
+	hold := lease.Hold{Job: id.Job, Frame: id.Frame, CID: id.CID, Extra: id.Extra}
 	switch {
 	case !k.try(p, false, func(ctx context.Context, order coord.Keep) error { return k.hold(ctx, p, order) }):
 		return
@@ -181,8 +181,9 @@ func (k *keeper) hold(ctx context.Context, p *keeping, order coord.Keep) error {
 		}
 	}
 	k.mu.Lock()
-	s := &sources{link: k.link, root: c, by: by, from: order.From, tried: p.tried}
+	tried := p.tried
 	p.tried = true
+	s := &sources{link: k.link, root: c, by: by, from: order.From, tried: tried}
 	k.mu.Unlock()
 	if err := k.fetch.Fetch(ctx, swarm.Request{Root: c, Scope: by.String(), From: s.next(ctx), Size: order.Size}); err != nil {
 		return fmt.Errorf("fetch %s: %w", what, err)
@@ -205,8 +206,52 @@ func (k *keeper) hold(ctx context.Context, p *keeping, order coord.Keep) error {
 	}
 	// Only now: what a machine calls a frame is not kept for weeks before it may be
 	// one. Until here the fetch has kept it.
+	if order.Extra != "" {
+		if err := k.holdExtra(ctx, order, tried); err != nil {
+			return err
+		}
+	}
 	if err := k.store.Pin(ctx, c, framePin(order.Job)); err != nil {
 		return fmt.Errorf("keep %s: %w", what, err)
+	}
+	return nil
+}
+
+// perExtra is what a file beside a frame may come to in the store beyond its content, in
+// bytes: what describes it and the folders that it lies in.
+const perExtra = 64 << 10
+
+// holdExtra fetches and pins what belongs beside a frame, if it is what was reported and
+// has its place in a folder of pictures.
+func (k *keeper) holdExtra(ctx context.Context, order coord.Keep, tried bool) error {
+	c, err := cid.Decode(order.Extra)
+	if err != nil {
+		return fmt.Errorf("the CID of what is beside the frame: %w", err)
+	}
+	by := lease.FrameOf(order.Job, order.Frame)
+	s := &sources{link: k.link, root: c, by: by, from: order.From, tried: tried}
+	request := swarm.Request{Root: c, Scope: by.String(), From: s.next(ctx), Size: order.ExtraSize + perExtra*int64(order.ExtraFiles)}
+	if err := k.fetch.Fetch(ctx, request); err != nil {
+		return fmt.Errorf("fetch what is beside frame %d: %w", order.Frame, err)
+	}
+	files, size := 0, int64(0)
+	for e, err := range k.store.List(ctx, c) {
+		if err != nil {
+			return fmt.Errorf("read what is beside frame %d: %w", order.Frame, err)
+		}
+		if err := lease.CheckExtra(e.Path, order.Frame); err != nil {
+			return fmt.Errorf("beside frame %d there is %q: %w", order.Frame, e.Path, err)
+		}
+		files, size = files+1, size+e.Size
+		if files > order.ExtraFiles || size > order.ExtraSize {
+			break
+		}
+	}
+	if files != order.ExtraFiles || size != order.ExtraSize {
+		return fmt.Errorf("beside frame %d there are other files than the %d with %d bytes that were reported", order.Frame, order.ExtraFiles, order.ExtraSize)
+	}
+	if err := k.store.Pin(ctx, c, framePin(order.Job)); err != nil {
+		return fmt.Errorf("keep what is beside frame %d: %w", order.Frame, err)
 	}
 	return nil
 }
@@ -236,8 +281,27 @@ func (k *keeper) write(ctx context.Context, order coord.Keep) error {
 	if err := os.MkdirAll(order.Dir, 0o755); err != nil {
 		return fmt.Errorf("the output folder cannot be made: %w", err)
 	}
+	if err := k.writeExtra(ctx, order); err != nil {
+		return err
+	}
 	if err := k.store.ExportFile(ctx, c, filepath.Join(order.Dir, order.Name)); err != nil {
 		return fmt.Errorf("frame %d cannot be written to %s: %w", order.Frame, order.Dir, err)
+	}
+	return nil
+}
+
+// writeExtra writes what belongs beside a frame, before the frame: whoever sees that has
+// all of it.
+func (k *keeper) writeExtra(ctx context.Context, order coord.Keep) error {
+	if order.Extra == "" {
+		return nil
+	}
+	c, err := cid.Decode(order.Extra)
+	if err != nil {
+		return fmt.Errorf("the CID of what is beside the frame: %w", err)
+	}
+	if err := k.store.ExportDurably(ctx, c, order.Dir); err != nil {
+		return fmt.Errorf("what is beside frame %d cannot be written to %s: %w", order.Frame, order.Dir, err)
 	}
 	return nil
 }

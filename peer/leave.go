@@ -65,6 +65,9 @@ const spotMargin = 10 * time.Second
 // shortest notice of the large clouds.
 const spotUnknown = 25 * time.Second
 
+// CheckSpotNotice reports what is wrong with a [Config.SpotNotice].
+func CheckSpotNotice(source string) error { return spot.Check(source) }
+
 // watchSpot waits for the word that the machine will be taken away. Then nothing more is
 // begun here, attempts end with what they have while there is time, and what they leave
 // is for others.

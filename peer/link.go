@@ -53,6 +53,7 @@ type orders interface {
 	kept(coord.Kept)
 	ended(lease.JobID)
 	prefetch(coord.Prefetch)
+	equip(coord.Equip)
 }
 
 func newLink(h host.Host, g *gate, c *coord.Coordinator, log *slog.Logger, o orders) *link {
@@ -239,6 +240,8 @@ func (l *link) obey(d coord.Down) {
 		l.orders.ended(d.Ended.Job)
 	case d.Prefetch != nil:
 		l.orders.prefetch(*d.Prefetch)
+	case d.Equip != nil:
+		l.orders.equip(*d.Equip)
 	case d.Roster != nil:
 		l.orders.roster(d.Roster)
 	}

@@ -216,17 +216,32 @@ func (l local) Prepare(ctx context.Context, p authz.Principal, s httpapi.Submiss
 }
 
 // Open reads a frame or a log, from wherever in the farm it is.
-func (l local) Open(ctx context.Context, text string, by lease.Scope) (io.ReadSeekCloser, int64, error) {
-	c, err := blobs.ParseCID(text)
+func (l local) Open(ctx context.Context, text string, by lease.Scope, size int64) (io.ReadSeekCloser, int64, error) {
+	c, err := l.bringSoon(ctx, text, by, size)
 	if err != nil {
 		return nil, 0, err
 	}
-	fetching, cancel := context.WithTimeout(ctx, 30*time.Second)
-	defer cancel()
-	if err := l.bring(fetching, c, by, nil); err != nil {
-		return nil, 0, err
-	}
 	return l.store.OpenFile(ctx, c)
+}
+
+// OpenFolder reads what is beside a frame, likewise.
+func (l local) OpenFolder(ctx context.Context, text string, by lease.Scope) (iter.Seq2[httpapi.ProjectFile, error], error) {
+	c, err := l.bringSoon(ctx, text, by, 0)
+	if err != nil {
+		return nil, err
+	}
+	return l.files(ctx, c), nil
+}
+
+// bringSoon brings here what somebody waits for. size is as for Open.
+func (l local) bringSoon(ctx context.Context, text string, by lease.Scope, size int64) (cid.Cid, error) {
+	c, err := blobs.ParseCID(text)
+	if err != nil {
+		return cid.Undef, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	return c, l.bring(ctx, c, by, size, nil)
 }
 
 // everybody lists all members, with where they were last seen.

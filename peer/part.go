@@ -164,6 +164,19 @@ func (s *sink) Preview(p render.Preview) {
 	s.w.link.Nudge()
 }
 
+// beside stores what is beside a frame and notes it in the frame's result.
+func (s *sink) beside(ctx context.Context, f render.Frame, r *lease.Result) error {
+	if f.Extra == "" {
+		return nil
+	}
+	root, sum, err := s.w.keepFolder(ctx, s.a.order.Task.Job, f.Extra)
+	if err != nil {
+		return err
+	}
+	r.Extra, r.ExtraFiles, r.ExtraSize = root.String(), sum.Files, sum.Bytes
+	return nil
+}
+
 // thumb stores the small picture of a frame; without one the frame is as good.
 func (s *sink) thumb(ctx context.Context, f render.Frame) string {
 	if f.Thumb == "" {

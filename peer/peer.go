@@ -37,6 +37,9 @@ type Machine struct {
 	Can    lease.Capability // Slots 0 keeps the machine from rendering
 	// Refresh updates what changes by itself, before each ad; nil: nothing does.
 	Refresh func(*lease.Capability)
+	// Probe finds out anew what the machine can do, with the Blenders at these paths
+	// beside its own; nil keeps it from taking Blenders from the farm.
+	Probe func(ctx context.Context, blenders []string) (lease.Capability, error)
 }
 
 // Peer is one machine's daemon. Make it with [New], then call [Peer.Run] once.
@@ -58,6 +61,7 @@ type Peer struct {
 	link       *link
 	ads        *ads
 	worker     *worker
+	builds     *builds
 	keeper     *keeper
 	rights     *rights
 	holdings   *holdings
@@ -94,16 +98,25 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 		return err
 	}
 	defer api.Close()
-	can, err := probe.Probe(ctx, probe.Config{
-		Blender: cfg.Blender, Labels: cfg.Labels, Slots: cfg.Slots, NoWork: cfg.NoWork || m.NoWork, DataDir: cfg.DataDir, Logger: cfg.Logger,
-	})
+	look := func(ctx context.Context, fetched []string) (lease.Capability, error) {
+		can, err := probe.Probe(ctx, probe.Config{
+			Blender: cfg.Blender, Fetched: fetched, Labels: cfg.Labels, Slots: cfg.Slots, NoWork: cfg.NoWork || m.NoWork, DataDir: cfg.DataDir, Logger: cfg.Logger,
+		})
+		can.Version = cfg.Version
+		return can, err
+	}
+	var fetched []string
+	if !cfg.NoFetch {
+		fetched = Fetched(cfg.DataDir)
+	}
+	can, err := look(ctx, fetched)
 	if err != nil {
 		return fmt.Errorf("find out what this machine can do: %w", err)
 	}
-	can.Version = cfg.Version
 	p, err := New(cfg, Machine{
 		Runner: render.NewBlender(render.Config{Dir: d.path("work", "attempts"), MaxIdle: can.TotalSlots(), Logger: cfg.Logger}),
 		Can:    can,
+		Probe:  look,
 		Refresh: func(c *lease.Capability) {
 			if free, err := probe.FreeDisk(cfg.DataDir); err == nil {
 				// What the store leaves alone is free for nobody's work.
@@ -167,6 +180,9 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if p.exchange, err = swarm.New(p.host, p.store, swarm.Config{Allow: p.rights.MayFetch, Caps: cfg.Caps, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
+	if err := p.openBuilds(cfg.NoFetch || cfg.NoWork || m.NoWork); err != nil {
+		return nil, err
+	}
 	genesis, err := d.genesis()
 	if err != nil {
 		return nil, err
@@ -205,6 +221,24 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	p.scrubber = newScrubber(p.store, d, cfg.Logger, p.repair)
 	p.neighbours = newNeighbours(p.host, p.gate, d, p.link, cfg.Logger)
 	return p, nil
+}
+
+// openBuilds opens the folder of the farm's Blenders, of which this machine may take none.
+func (p *Peer) openBuilds(none bool) (err error) {
+	if p.builds, err = openBuilds(p.dir.path("blenders")); err != nil {
+		return err
+	}
+	b := p.builds
+	b.store, b.slog, b.view, b.letGo = p.store, p.slog, p.gate.view, p.letGo
+	b.bring = func(ctx context.Context, c cid.Cid) error { return p.bring(ctx, c, lease.Scope{}, 0, nil) }
+	b.can = func() lease.Capability { return p.ads.Can() }
+	b.tell = func() { p.ads.Nudge() }
+	b.uses = func(dir string) bool { return p.worker.runsFrom(dir) }
+	if !none {
+		b.probe = p.has.Probe
+	}
+	p.has.Can.Fetches = b.probe != nil
+	return nil
 }
 
 // foresee takes the roster as the farm's first entry makes it, unless a later one
@@ -256,6 +290,9 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 	p.worker.ctx, p.keeper.ctx = work, work
 
 	refresh := func(c *lease.Capability) {
+		if now := p.builds.now.Load(); now != nil {
+			*c = *now
+		}
 		if p.has.Refresh != nil {
 			p.has.Refresh(c)
 		}
@@ -292,6 +329,7 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 	g.Go(func() error { return p.sweep(work) })
 	g.Go(func() error { return p.scrubber.Run(work) })
 	g.Go(func() error { return p.mend(work) })
+	g.Go(func() error { return p.builds.Run(work) })
 	if api != nil {
 		g.Go(func() error { return server.Serve(parts, api) })
 		// Whoever reads the line will ask something of the farm at once. The leader may
@@ -428,6 +466,7 @@ func (p *Peer) roster(v *authz.View) {
 		_ = p.host.Network().ClosePeer(id)
 	}
 	p.exchange.Recheck()
+	p.builds.look()
 	select {
 	case p.newRoster <- struct{}{}:
 	default:
@@ -472,6 +511,8 @@ func (p *Peer) kept(k coord.Kept) {
 }
 
 func (p *Peer) prefetch(o coord.Prefetch) { p.worker.ahead.begin(o) }
+
+func (p *Peer) equip(e coord.Equip) { p.builds.want(e.Root) }
 
 func (p *Peer) ended(j lease.JobID) {
 	p.rights.forget(j)

@@ -200,6 +200,7 @@ func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
 	}
 	out.CID, out.Name, out.Size, out.Peer, out.Seconds = f.CID, f.Name, f.Size, f.Peer, f.Seconds
 	out.Holders, out.Delivered, out.Thumb = len(f.Holders), f.Delivered, f.Thumb
+	out.Extra, out.ExtraFiles, out.ExtraSize = f.Extra, f.ExtraFiles, f.ExtraSize
 	switch {
 	case !f.Again.IsZero(): // it is to be rendered again; this one is there meanwhile
 	case f.Done:

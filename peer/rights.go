@@ -39,7 +39,7 @@ const (
 )
 
 // rights decides who may fetch what from this machine. Whether a member is an
-// admin's or a coordinator is known here; all else the leader knows, and is asked.
+// admin's or a coordinator, and which Blenders are offered, is known here; all else the leader knows, and is asked.
 // Without a leader the answer is no.
 type rights struct {
 	gate *gate
@@ -92,6 +92,8 @@ func (r *rights) MayFetch(ctx context.Context, p peer.ID, root cid.Cid, scope st
 		return false, nil
 	case m.Role == authz.Admin || m.Coordinator:
 		return true, nil
+	case m.Worker && r.offered(q.root):
+		return true, nil
 	}
 	r.mu.Lock()
 	here, ask := r.coord, r.ask
@@ -130,6 +132,17 @@ func (r *rights) MayFetch(ctx context.Context, p peer.ID, root cid.Cid, scope st
 	// The roster may have changed while the leader was asked.
 	_, member = r.member(q.peer)
 	return yes && member, nil
+}
+
+// offered tells whether the content is a Blender that an admin offers to all machines
+// that render.
+func (r *rights) offered(root string) bool {
+	v := r.gate.view()
+	if v == nil {
+		return false
+	}
+	_, ok := v.Offered(root)
+	return ok
 }
 
 func (r *rights) member(p authz.PeerID) (authz.Member, bool) {

@@ -184,3 +184,41 @@ func TestRightsOfMany(t *testing.T) {
 func byID(members []authz.Member) []authz.Member {
 	return slices.SortedFunc(slices.Values(members), func(a, b authz.Member) int { return strings.Compare(string(a.ID), string(b.ID)) })
 }
+
+// What an admin offers, every machine that renders may have, by the roster alone; no
+// other may, and nothing that is offered no more.
+func TestRightToAnOfferedBlender(t *testing.T) {
+	key, err := authz.NewFarmKey(rand.Reader)
+	require.NoError(t, err)
+	worker, idler, stranger := aPeer(t), aPeer(t), aPeer(t)
+	other := aMember(idler, authz.Viewer)
+	other.Worker = false
+	root, err := cid.Decode("bafkreihdwdcefgh4dqkjv67uzcmw7ojee6xedzdetojuzjevtenxquvyku")
+	require.NoError(t, err)
+	roster := func(version int, offers ...authz.Offer) *authz.View {
+		doc, err := json.Marshal(map[string]any{
+			"version": version, "name": "attic", "charter": key.SignCharter(authz.PeerID(aPeer(t).String()), 1),
+			"members": byID([]authz.Member{aMember(worker, authz.Node), other}), "keys": []authz.Key{}, "offers": offers,
+		})
+		require.NoError(t, err)
+		v, err := authz.ParseView(doc, key.ID())
+		require.NoError(t, err)
+		return v
+	}
+	g := newGate("self", key.ID(), roster(1, authz.Offer{Root: root.String(), Name: "Blender", Version: "4.2.3", OS: "linux", Arch: "amd64", Files: 1, Size: 1, By: "root"}))
+	r := newRights(g)
+	leader := &leaderStub{allow: func(coord.May) bool { return false }}
+	r.open(nil, leader.ask)
+	may := func(p peer.ID) bool {
+		yes, err := r.MayFetch(t.Context(), p, root, "")
+		require.NoError(t, err)
+		return yes
+	}
+	require.True(t, may(worker))
+	require.Zero(t, leader.asked)
+	require.False(t, may(idler))
+	require.False(t, may(stranger))
+	_, newer := g.update(roster(2))
+	require.True(t, newer)
+	require.False(t, may(worker))
+}

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"slices"
@@ -167,6 +168,26 @@ func (o outlook) idle(j *lease.Job) httpapi.Why {
 	return w
 }
 
+// fetching says which machine fetches the Blender that a job lacks; "" where none does.
+func (o outlook) fetching(j *lease.Job) string {
+	var names []string
+	var what authz.Offer
+	for _, m := range o.members.Members() {
+		if k := o.known.Members[m.ID]; k.Connected && k.Can != nil {
+			if offer, ok := j.Spec.Needs.Lacking(*k.Can, o.members.Offers()); ok {
+				names, what = append(names, m.Name), offer
+			}
+		}
+	}
+	if len(names) == 0 {
+		return ""
+	}
+	if more := len(names) - 3; more > 0 {
+		names = append(names[:3], fmt.Sprintf("one of %d more", more))
+	}
+	return fmt.Sprintf("it waits until %s has fetched %s %s, which the farm offers", strings.Join(names, " or "), what.Name, what.Version)
+}
+
 // lacking says what a job with nothing but waiting tasks lacks.
 func (o outlook) lacking(j *lease.Job, w *httpapi.Why) {
 	var machines []sched.Machine
@@ -196,7 +217,7 @@ func (o outlook) lacking(j *lease.Job, w *httpapi.Why) {
 		}
 		return
 	case renders == 0:
-		w.Text = "it waits: no machine of the farm that renders is connected"
+		w.Text = cmp.Or(o.fetching(j), "it waits: no machine of the farm that renders is connected")
 		return
 	case len(machines) == 0:
 		w.Text = "it waits: every machine that is connected takes no more work" + idle
@@ -208,6 +229,9 @@ func (o outlook) lacking(j *lease.Job, w *httpapi.Why) {
 	nearest, lacks := sched.Nearest(j, machines)
 	if len(lacks) == 0 {
 		w.Text = "it waits for a machine to be free" + o.turn(w.Ahead) + idle
+		return
+	}
+	if w.Text = o.fetching(j); w.Text != "" {
 		return
 	}
 	words := make([]string, len(lacks))

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -57,6 +58,8 @@ type attempt struct {
 	// over tells that Blender has ended and only the report is under way: the
 	// slot is free, and the leader may know it before the report is answered.
 	over bool
+	// blender is the program that it runs; "" before that is chosen.
+	blender string
 }
 
 var (
@@ -85,6 +88,18 @@ func (w *worker) reports() []lease.Report {
 		out = append(out, a.order.Report)
 	}
 	return out
+}
+
+// runsFrom tells whether an attempt runs a Blender from a folder.
+func (w *worker) runsFrom(folder string) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, a := range w.attempts {
+		if inFolder(a.blender, folder) {
+			return true
+		}
+	}
+	return false
 }
 
 func (w *worker) runs(id lease.ID) bool {
@@ -301,8 +316,8 @@ func (w *worker) report(ctx context.Context, up coord.Up) verdict {
 func (w *worker) offer() {
 	for _, up := range w.results.orphans(w.runs) {
 		w.crew.Go(func() {
-			up.Record.Frames = held(w, up.Record.Frames, func(f lease.Result) string { return f.CID })
-			up.Record.Pieces = held(w, up.Record.Pieces, func(p lease.PieceResult) string { return p.CID })
+			up.Record.Frames = held(w, up.Record.Frames, func(f lease.Result) []string { return []string{f.CID, f.Extra} })
+			up.Record.Pieces = held(w, up.Record.Pieces, func(p lease.PieceResult) []string { return []string{p.CID} })
 			if len(up.Record.Frames)+len(up.Record.Pieces) == 0 || w.report(w.ctx, up) == refused {
 				w.results.forget(up.Record.Lease)
 			}
@@ -312,17 +327,21 @@ func (w *worker) offer() {
 
 // held are those of the results that the store has: it may have lost others since
 // they were rendered.
-func held[T any](w *worker, results []T, content func(T) string) (held []T) {
-	for _, r := range results {
-		c, err := cid.Decode(content(r))
-		if err != nil {
-			continue
-		}
-		if whole, err := w.store.Has(w.ctx, c); whole || err != nil {
-			held = append(held, r)
-		}
+func held[T any](w *worker, results []T, content func(T) []string) []T {
+	return slices.DeleteFunc(results, func(r T) bool { return slices.ContainsFunc(content(r), w.lacks) })
+}
+
+// lacks tells whether content is known not to be here; "" is nothing that could be.
+func (w *worker) lacks(content string) bool {
+	if content == "" {
+		return false
 	}
-	return held
+	c, err := cid.Decode(content)
+	if err != nil {
+		return true
+	}
+	whole, err := w.store.Has(w.ctx, c)
+	return !whole && err == nil
 }
 
 // made is what an attempt leaves beside the frames that are reported already.
@@ -392,6 +411,9 @@ func (w *worker) render(ctx context.Context, a *attempt) (made, error) {
 		return made{}, fmt.Errorf("this machine's %s does not serve the job", o.Device)
 	}
 	build, _ := o.Spec.Needs.Build(can)
+	w.mu.Lock()
+	a.blender = build.Path
+	w.mu.Unlock()
 	if err := w.pin(ctx, root, o.Task.Job); err != nil {
 		return made{}, err
 	}
@@ -520,6 +542,20 @@ func (w *worker) keepFrame(ctx context.Context, job lease.JobID, file *os.File) 
 	return i, err
 }
 
+// keepFolder stores what is beside a picture, durably.
+func (w *worker) keepFolder(ctx context.Context, job lease.JobID, dir string) (root cid.Cid, sum blobs.Summary, err error) {
+	store := func() error {
+		if root, sum, err = w.store.ImportDir(ctx, dir, nil); err != nil {
+			return err
+		}
+		return w.store.Pin(ctx, root, framePin(job))
+	}
+	if err = store(); isFull(err) && w.ahead.giveWay(ctx) {
+		err = store()
+	}
+	return root, sum, err
+}
+
 // keepLog begins to store Blender's output.
 func (w *worker) keepLog(ctx context.Context, job lease.JobID, path string) (i *blobs.Import, err error) {
 	file, err := os.Open(path)
@@ -606,6 +642,9 @@ func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
 		return fmt.Errorf("store frame %d: %w", f.Frame, err)
 	}
 	r := lease.Result{Frame: f.Frame, CID: i.CID.String(), Name: f.Name, Size: i.Size, Seconds: f.Seconds, Thumb: s.thumb(ctx, f)}
+	if err := s.beside(ctx, f, &r); err != nil {
+		return fmt.Errorf("store what is beside frame %d: %w", f.Frame, err)
+	}
 	if err := s.w.results.add(pending{Report: o.Report, Frames: []lease.Result{r}}); err != nil {
 		return fmt.Errorf("note frame %d: %w", f.Frame, err)
 	}

@@ -31,12 +31,14 @@ var arrows = map[string][]string{
 	"coord/sched":     {"lease", "authz"},
 	"coord":           {"coord/sched", "lease", "authz"},
 	"peer/probe":      {"lease", "blobs", "authz", "peer/render"},
+	"peer/portable":   {"blobs"},
 	"peer/render":     {"peer/render/exr", "lease", "blobs", "authz"},
 	"peer/render/exr": {},
+	"peer/spot":       {},
 	"peer/httpapi":    {"lease", "blobs", "authz", "peer/render"},
-	"peer/farmtest":   {"peer", "peer/probe", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"peer":            {"peer/probe", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"cmd/vizpeer":     {"peer", "peer/probe", "peer/render", "peer/httpapi", "lease", "authz"},
+	"peer/farmtest":   {"peer", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
+	"peer":            {"peer/probe", "peer/portable", "peer/render", "peer/spot", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
+	"cmd/vizpeer":     {"peer", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "lease", "authz"},
 }
 
 // pure packages decide: they are given the time and the facts, and reach for

@@ -7,11 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
 	"vizpeer/peer/httpapi"
 )
@@ -136,4 +138,55 @@ func runTimed(t testing.TB, program string, args ...string) time.Duration {
 		t.Fatalf("%s %s: %v\n%s", filepath.Base(program), args[0], err, out)
 	}
 	return time.Since(began)
+}
+
+// stillScene is a frame that one thread renders for about a minute: whoever renders it
+// uses one thread, as the file says.
+const stillScene = `
+import bpy
+scene = bpy.context.scene
+scene.render.engine = 'CYCLES'
+scene.cycles.samples, scene.cycles.use_denoising, scene.cycles.use_adaptive_sampling = 512, False, False
+scene.render.resolution_x, scene.render.resolution_y, scene.render.resolution_percentage = 640, 360, 100
+scene.render.threads_mode, scene.render.threads = 'FIXED', 1
+scene.render.image_settings.file_format = 'PNG'
+for x in range(-2, 3):
+    bpy.ops.mesh.primitive_monkey_add(location=(x, 2, 0.5))
+    bpy.ops.object.modifier_add(type='SUBSURF')
+bpy.ops.wm.save_as_mainfile(filepath=%q)
+`
+
+// BenchmarkSplitStill renders a still with one plain Blender of one thread, and then
+// split over two peers whose Blenders have one thread each.
+func BenchmarkSplitStill(b *testing.B) {
+	blender, err := exec.LookPath("blender")
+	require.NoError(b, err, "the bench renders with Blender")
+	program, err := exec.LookPath("vizpeer")
+	require.NoError(b, err)
+	dir := b.TempDir()
+	blend := filepath.Join(dir, "still.blend")
+	runTimed(b, blender, "-b", "--factory-startup", "--python-exit-code", "3", "--python-expr", fmt.Sprintf(stillScene, blend))
+	data := filepath.Join(dir, "one")
+	runTimed(b, program, "init", "--data-dir", data, "--name", "bench", "--json")
+	farm := &brood{cli: &cli{errOut: os.Stderr}, data: dir, self: func() (string, error) { return program, nil }}
+	b.Cleanup(farm.stop)
+	require.NoError(b, farm.up(b.Context(), "one", nil))
+	cl, err := (&cli{dataDir: data}).client()
+	require.NoError(b, err)
+	ticket, err := cl.invite(b.Context(), httpapi.Invitation{Role: authz.Node, Uses: 1, ExpiresIn: time.Hour.Seconds()})
+	require.NoError(b, err)
+	_, err = farm.command(b.Context(), "two", strings.NewReader(ticket.Ticket), "join", "--json", "--name", "two", "-")
+	require.NoError(b, err)
+	require.NoError(b, farm.up(b.Context(), "two", nil))
+	require.NoError(b, awaitWorkers(b.Context(), cl, 2))
+	for b.Loop() {
+		p := runTimed(b, blender, "-b", blend, "-o", filepath.Join(dir, "plain", "####"), "-f", "1")
+		out := b.TempDir()
+		f := runTimed(b, program, "render", blend, "--data-dir", data, "--frames", "1", "--split", "samples", "--output", out, "--wait", "--json")
+		frames, err := filepath.Glob(filepath.Join(out, "*.png"))
+		require.NoError(b, err)
+		require.Len(b, frames, 1)
+		b.ReportMetric(p.Seconds(), "plain-s")
+		b.ReportMetric(f.Seconds(), "farm-s")
+	}
 }

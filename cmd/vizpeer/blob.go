@@ -225,6 +225,8 @@ func pinsText(pins []httpapi.Pin) string {
 			words = append(words, "job "+name+" (frames)")
 		case "upload":
 			words = append(words, "upload by "+name+" (for a day)")
+		case "blender":
+			words = append(words, "the farm (a Blender)")
 		default:
 			words = append(words, pin.Holder)
 		}

@@ -29,7 +29,10 @@ type settings struct {
 	labels    []string
 	slots     int
 	noWork    bool
+	noFetch   bool
 	noMDNS    bool
+
+	spotNotice string
 
 	cacheQuota          size
 	cacheHigh, cacheLow share
@@ -47,7 +50,9 @@ func (s *settings) flags() *pflag.FlagSet {
 	f.StringSliceVar(&s.blender, "blender", nil, "Blender program, or a folder of them, repeatable (default: the ones found on this machine)")
 	f.StringSliceVar(&s.labels, "label", nil, "label that jobs may ask for, repeatable; one with a colon is an admin's to grant: vizpeer peer label")
 	f.IntVar(&s.slots, "slots", 0, "tasks to render at once on the CPU, beside one on each GPU (default: one where a Blender is found)")
+	f.StringVar(&s.spotNotice, "spot-notice", "", "who says that this machine will be taken away: aws, gcp, azure, a URL or a file that appears; then it takes no more work and saves what it has")
 	f.BoolVar(&s.noWork, "no-work", false, "do not render on this machine")
+	f.BoolVar(&s.noFetch, "no-fetch-blender", false, "do not take Blenders that an admin offers to the farm's machines")
 	f.BoolVar(&s.noMDNS, "no-mdns", false, "do not look for peers on the local network")
 	f.Var(&s.cacheQuota, "cache-quota", "room for scenes and frames, such as \"200 GiB\" (default: 20 % of the disk, between 10 and 500 GiB)")
 	f.Var(&s.cacheHigh, "cache-high", "share of the quota from which the least recently used is let go (default 95%)")

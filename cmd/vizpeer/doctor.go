@@ -15,6 +15,7 @@ import (
 	"github.com/shirou/gopsutil/v4/disk"
 	"github.com/spf13/cobra"
 
+	"vizpeer/lease"
 	"vizpeer/peer"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/render"
@@ -45,7 +46,7 @@ type finding struct {
 func (c *cli) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine: Blender, sandbox, disk, ports, peer, store, leader, clock",
+		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, clock",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := c.folder()
@@ -56,9 +57,9 @@ func (c *cli) doctorCommand() *cobra.Command {
 			if err := s.load(s.flags(), dir, os.Getenv); err != nil {
 				return err
 			}
-			visit := &peerVisit{cli: c}
+			visit, found := &peerVisit{cli: c}, &blenderCheck{extra: s.blender, dir: dir}
 			findings, failed := diagnose(cmd.Context(), []check{
-				blenderCheck{s.blender, dir}, sandboxCheck{}, folderCheck{dir}, diskCheck{dir},
+				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, diskCheck{dir},
 				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, clockCheck{},
 			})
 			if err := c.print(findings, func() {
@@ -96,26 +97,47 @@ func diagnose(ctx context.Context, checks []check) (findings []finding, failed i
 	return findings, failed
 }
 
+// blenderCheck asks the machine's Blenders; the check of its GPUs uses what it learnt.
 type blenderCheck struct {
 	extra []string
 	dir   string
+	can   lease.Capability
 }
 
-func (blenderCheck) Name() string { return "blender" }
+func (*blenderCheck) Name() string { return "blender" }
 
-func (b blenderCheck) Run(ctx context.Context) (string, error) {
-	builds, err := blenders(ctx, b.extra, b.dir)
+func (b *blenderCheck) Run(ctx context.Context) (string, error) {
+	can, err := hardware(ctx, b.extra, peer.Fetched(b.dir), b.dir)
 	if err != nil {
 		return "", err
 	}
-	if len(builds) == 0 {
+	b.can = can
+	if len(can.Builds) == 0 {
 		return "", concernf("none found, so this machine cannot render: %s", installBlender)
 	}
-	found := make([]string, len(builds))
-	for i, build := range builds {
-		found[i] = fmt.Sprintf("%s %s (%s)", build.Name, build.Version, build.Path)
+	found := make([]string, len(can.Builds))
+	for i, build := range can.Builds {
+		found[i] = fmt.Sprintf("%s at %s", buildText(build), build.Path)
 	}
-	return strings.Join(found, ", "), nil
+	return strings.Join(found, "; "), nil
+}
+
+type gpuCheck struct{ blenders *blenderCheck }
+
+func (gpuCheck) Name() string { return "gpus" }
+
+func (g gpuCheck) Run(context.Context) (string, error) {
+	can := g.blenders.can
+	if len(can.GPUs) == 0 {
+		return "none found: this machine renders on its CPU", nil
+	}
+	text := gpusText(can.GPUs)
+	for _, gpu := range can.GPUs {
+		if len(gpu.Backends) == 0 && len(can.Builds) > 0 {
+			return "", concernf("%s: no Blender here can use %s with Cycles: see that its maker's driver is installed and works, and that a Blender from blender.org is there", text, gpu.Model)
+		}
+	}
+	return text, nil
 }
 
 type sandboxCheck struct{}

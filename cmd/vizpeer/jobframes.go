@@ -161,13 +161,16 @@ func (c *cli) jobFrames() *cobra.Command {
 				names := cl.names(cmd.Context())
 				rows := make([][]any, len(frames))
 				for i, f := range frames {
-					size, seconds := "", ""
+					size, seconds, beside := "", "", ""
 					if f.CID != "" {
 						size, seconds = bytesText(f.Size), fmt.Sprintf("%.1f s", f.Seconds)
 					}
-					rows[i] = []any{frameCell(f.Frame), stateCell(f, job.Split), f.Name, size, seconds, nameOf(names, f.Peer), f.Holders}
+					if f.ExtraFiles > 0 {
+						beside = fmt.Sprintf("%s, %s", count(f.ExtraFiles, "file"), bytesText(f.ExtraSize))
+					}
+					rows[i] = []any{frameCell(f.Frame), stateCell(f, job.Split), f.Name, size, beside, seconds, nameOf(names, f.Peer), f.Holders}
 				}
-				c.table([]string{"FRAME", "STATE", "NAME", "SIZE", "TIME", "PEER", "HOLDERS"}, rows)
+				c.table([]string{"FRAME", "STATE", "NAME", "SIZE", "BESIDE IT", "TIME", "PEER", "HOLDERS"}, rows)
 			})
 		},
 	}
@@ -216,6 +219,11 @@ func (c *cli) fetchFrames(ctx context.Context, cl *client, job httpapi.Job, dir 
 		if err := fetchFrame(ctx, cl, root, job.ID, f); err != nil {
 			return err
 		}
+		if f.Extra != "" {
+			if err := fetchExtra(ctx, cl, root, job.ID, f); err != nil {
+				return fmt.Errorf("what is beside %s: %w", frameText(f.Frame), err)
+			}
+		}
 		written = append(written, filepath.Join(dir, f.Name))
 	}
 	return c.print(map[string]any{"job": job.ID, "written": written}, func() {
@@ -225,6 +233,16 @@ func (c *cli) fetchFrames(ctx context.Context, cl *client, job httpapi.Job, dir 
 		}
 		fmt.Fprintf(c.out, "%d of %s written to %s\n", len(written), count(len(frames), what), dir)
 	})
+}
+
+// fetchExtra writes what Blender wrote beside a frame, at its places below root.
+func fetchExtra(ctx context.Context, cl *client, root *os.Root, id lease.JobID, f httpapi.Frame) error {
+	body, err := cl.open(ctx, jobPath(id, "/frames/"+strconv.Itoa(int(f.Frame))+"/extra"))
+	if err != nil {
+		return err
+	}
+	defer body.Close()
+	return unpack(root, body, true)
 }
 
 func fetchFrame(ctx context.Context, cl *client, root *os.Root, id lease.JobID, f httpapi.Frame) (err error) {

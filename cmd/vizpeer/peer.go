@@ -231,8 +231,8 @@ func machineNamed(peers []httpapi.Peer, name string) (p httpapi.Peer, err error)
 }
 
 func (c *cli) showPeer(p httpapi.Peer) {
-	machine, blender := capabilityText(p.Capability)
-	var seen, disk, sandbox, system string
+	machine, _ := capabilityText(p.Capability)
+	var seen, disk, sandbox, system, gpus, blender string
 	if p.LastSeen != nil {
 		seen = ago(*p.LastSeen, time.Now())
 	}
@@ -241,13 +241,20 @@ func (c *cli) showPeer(p httpapi.Peer) {
 		if can.Room != nil {
 			disk += fmt.Sprintf(", its store can take %s", bytesText(*can.Room))
 		}
-		system = can.OS + "/" + can.Arch
+		system, gpus = can.OS+"/"+can.Arch, gpusText(can.GPUs)
+		builds := make([]string, len(can.Builds))
+		for i, b := range can.Builds {
+			builds[i] = buildText(b)
+		}
+		if blender = strings.Join(builds, "; "); can.Fetches {
+			blender = cmp.Or(blender, "none yet") + "; takes what the farm offers"
+		}
 		if sandbox = can.Sandbox; sandbox == "" {
 			sandbox = "none: Blender runs unconfined there"
 		}
 	}
 	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "drained", p.Drained, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
-		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "slots", devicesText(p.Capability), "tasks done", p.TasksDone, "system", system, "hardware", machine,
+		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "slots", devicesText(p.Capability), "tasks done", p.TasksDone, "system", system, "hardware", machine, "gpus", gpus,
 		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
 }
 
@@ -261,9 +268,52 @@ func capabilityText(cap *lease.Capability) (machine, blender string) {
 	}
 	builds := make([]string, len(cap.Builds))
 	for i, b := range cap.Builds {
-		builds[i] = b.Version.String()
+		if builds[i] = b.Version.String(); b.Name != "Blender" {
+			builds[i] = b.Name + " " + builds[i]
+		}
 	}
 	return strings.Join(parts, ", "), strings.Join(builds, ", ")
+}
+
+// buildText says what a Blender is and can do.
+func buildText(b lease.Build) string {
+	var can []string
+	if b.Hash != "" {
+		can = append(can, "build "+b.Hash)
+	}
+	can = append(can, b.Engines...)
+	for _, backend := range b.Backends {
+		can = append(can, string(backend))
+	}
+	if b.OIDN {
+		can = append(can, "OpenImageDenoise")
+	}
+	if len(can) == 0 {
+		return fmt.Sprintf("%s %s", b.Name, b.Version)
+	}
+	return fmt.Sprintf("%s %s (%s)", b.Name, b.Version, strings.Join(can, ", "))
+}
+
+// gpusText says what GPUs are: "RTX 3090, 24.0 GiB, driver 550.54.15 (OPTIX, CUDA)".
+func gpusText(gpus []lease.GPU) string {
+	words := make([]string, len(gpus))
+	for i, g := range gpus {
+		words[i] = g.Model
+		if g.VRAM > 0 {
+			words[i] += ", " + bytesText(g.VRAM)
+		}
+		if g.Driver != "" {
+			words[i] += ", driver " + g.Driver
+		}
+		if len(g.Backends) > 0 {
+			backends := make([]string, len(g.Backends))
+			for k, b := range g.Backends {
+				backends[k] = string(b)
+			}
+			words[i] += " (" + strings.Join(backends, ", ") + ")"
+		}
+	}
+	return strings.Join(words, "; ")
 }
 
 // devicesText lists what a machine renders on: "2 on cpu, 1 on gpu0 (RTX 3060: OPTIX, CUDA)".

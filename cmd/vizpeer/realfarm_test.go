@@ -38,7 +38,8 @@ type realFarm struct {
 type realPeer struct {
 	farm  *realFarm
 	dir   string
-	netns string // the network namespace it lives in; "" for this machine's own
+	more  []string // further flags of `vizpeer up`
+	netns string   // the network namespace it lives in; "" for this machine's own
 	cmd   *exec.Cmd
 	stdin io.Closer
 	log   *os.File
@@ -106,7 +107,7 @@ func (p *realPeer) up() {
 	if p.netns == "" {
 		args = append(args, "--no-mdns", "--api-listen", "127.0.0.1:0", "--p2p-listen", p.listen())
 	}
-	p.cmd = p.command(args...)
+	p.cmd = p.command(append(args, p.more...)...)
 	var err error
 	p.log, err = os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	require.NoError(t, err)

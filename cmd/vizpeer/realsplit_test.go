@@ -1,17 +1,20 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"image/jpeg"
 	"io"
 	"net/http"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
 	"vizpeer/peer/httpapi"
 )
@@ -123,4 +126,77 @@ func TestRealFarmSplitsAStill(t *testing.T) {
 		})
 		samePixels(t, want, pictures(t, out)[0], 0.001)
 	})
+}
+
+// A rented machine that is told that it will be taken away gives what it has and takes
+// nothing more: no sample is rendered twice.
+func TestRealFarmHeedsASpotNotice(t *testing.T) {
+	f := startRealFarm(t, "desk")
+	notice := filepath.Join(t.TempDir(), "notice")
+	rented := &realPeer{farm: f, dir: filepath.Join(f.dir, "rented"), more: []string{"--spot-notice", notice}}
+	f.peers = append(f.peers, rented)
+	var invited httpapi.Invited
+	f.peers[0].run(&invited, "invite", "--role", "node")
+	rented.run(nil, "join", invited.Ticket, "--name", "rented")
+	rented.up()
+	var is httpapi.Status
+	rented.run(&is, "status")
+	state := func() string {
+		var peers []httpapi.Peer
+		f.peers[0].run(&peers, "peer", "ls")
+		for _, p := range peers {
+			if p.ID == is.Peer {
+				return p.State
+			}
+		}
+		return ""
+	}
+	f.within(time.Minute, "the rented machine is online", func() bool { return state() == "idle" })
+
+	cl, err := (&cli{dataDir: f.peers[0].dir}).client()
+	require.NoError(t, err)
+	blend, out := sampleScene(t), t.TempDir()
+	var sent httpapi.Submitted
+	told, ended := false, false
+	pieces := map[authz.PeerID]map[int32]int32{} // of each machine, by their beginnings
+	require.NoError(t, cl.events(t.Context(), "", listener{
+		opened: func() error {
+			if sent.Job == "" {
+				f.peers[0].run(&sent, "render", blend, "--frames", "3", "--split", "samples", "--samples", "400", "--output", out)
+			}
+			return nil
+		},
+		event: func(ev httpapi.Event) error {
+			switch {
+			case ev.Job != sent.Job:
+			case ev.Type == lease.PieceRendered && ev.Units.Len() < 400:
+				if pieces[ev.Peer] == nil {
+					pieces[ev.Peer] = map[int32]int32{}
+				}
+				pieces[ev.Peer][ev.Units.From] = ev.Units.To
+				if ev.Peer == is.Peer && !told {
+					told = true
+					require.NoError(t, os.WriteFile(notice, []byte(`{"action": "terminate"}`), 0o600))
+				}
+			case ev.Type == lease.TaskRequeued && ev.Peer == is.Peer:
+				ended = true
+				require.Contains(t, ev.Reason, "samples are still to be rendered")
+			case ev.Type == lease.TaskGranted && ev.Peer == is.Peer && ended:
+				return errors.New("a machine that goes was given more")
+			case ev.Type == lease.JobEnded:
+				return errStop
+			}
+			return nil
+		},
+	}))
+	require.True(t, told && ended)
+	require.Equal(t, lease.JobDone, f.peers[0].job(sent.Job).State)
+	total := int32(0)
+	for _, of := range pieces {
+		for from, to := range of {
+			total += to - from
+		}
+	}
+	require.EqualValues(t, 400, total, "each sample is rendered once: %v", pieces)
+	require.Equal(t, "draining", state())
 }

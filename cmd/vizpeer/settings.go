@@ -14,6 +14,7 @@ import (
 
 	"vizpeer/authz"
 	"vizpeer/lease"
+	"vizpeer/peer"
 )
 
 // load fills what no flag gave, as [fill] does, and refuses what no peer could
@@ -41,6 +42,11 @@ const minQuota = 64 << 20
 func (s *settings) check() error {
 	if s.slots < 0 || s.slots > lease.MaxSlots {
 		return usagef("--slots %d is not possible: use 1 to %d, or 0 for one where a Blender is found", s.slots, lease.MaxSlots)
+	}
+	if s.spotNotice != "" {
+		if err := peer.CheckSpotNotice(s.spotNotice); err != nil {
+			return usagef("--spot-notice %w", err)
+		}
 	}
 	if err := checkLabels(s.labels); err != nil {
 		return err

@@ -25,6 +25,8 @@ type Blender struct {
 	Fail func(frame int32) *render.Error
 	// Begin, where set, is told of every attempt before its first frame.
 	Begin func(render.Attempt)
+	// Extra gives each frame a file beside its picture, [ExtraName].
+	Extra bool
 
 	mu       sync.Mutex
 	rendered map[int32]int
@@ -32,6 +34,17 @@ type Blender struct {
 }
 
 var _ render.Runner = (*Blender)(nil)
+
+// ExtraName is the place of the file beside a frame.
+func ExtraName(frame int32) string { return fmt.Sprintf("passes/image%04d.png", frame) }
+
+func writeExtra(dir string, frame int32) error {
+	path := filepath.Join(dir, filepath.FromSlash(ExtraName(frame)))
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return err
+	}
+	return os.WriteFile(path, fmt.Appendf(nil, "beside frame %d", frame), 0o600)
+}
 
 // Rendered counts how often each frame was rendered here.
 func (b *Blender) Rendered() map[int32]int {
@@ -96,7 +109,14 @@ func (b *Blender) Run(ctx context.Context, a render.Attempt, sink render.Sink) (
 		if err := writeJPEG(thumb); err != nil {
 			return log, cleanup, err
 		}
-		if err := sink.Frame(mine, render.Frame{Frame: f, Path: path, Name: name, Seconds: b.PerFrame.Seconds(), Thumb: thumb}); err != nil {
+		made := render.Frame{Frame: f, Path: path, Name: name, Seconds: b.PerFrame.Seconds(), Thumb: thumb}
+		if b.Extra {
+			made.Extra = filepath.Join(dir, fmt.Sprint("extra", f))
+			if err := writeExtra(made.Extra, f); err != nil {
+				return log, cleanup, err
+			}
+		}
+		if err := sink.Frame(mine, made); err != nil {
 			return log, cleanup, err
 		}
 		b.mu.Lock()

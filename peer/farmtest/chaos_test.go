@@ -101,7 +101,7 @@ func newChaos(t *testing.T, seed uint64) *chaos {
 			}
 			return nil
 		}
-		m.Blender.Begin = c.begin
+		m.Blender.Begin, m.Blender.Extra = c.begin, true
 	}
 	return c
 }
@@ -271,7 +271,9 @@ func (c *chaos) verify() {
 	for _, j := range c.jobs {
 		for _, f := range c.Job(j.id).Frames {
 			if f.State == lease.TaskDone {
-				copies[f.CID], wanted[f.CID] = 0, max(wanted[f.CID], j.replicas)
+				for _, root := range []string{f.CID, f.Extra} {
+					copies[root], wanted[root] = 0, max(wanted[root], j.replicas)
+				}
 			}
 		}
 	}
@@ -301,7 +303,7 @@ func (c *chaos) frames(j *chaosJob, doc httpapi.Job) {
 			continue
 		}
 		text := fmt.Sprintf("frame %d of shot.blend", f.Frame)
-		want[f.Name] = text
+		want[f.Name], want[ExtraName(f.Frame)] = text, fmt.Sprint("beside frame ", f.Frame)
 		if f.State != lease.TaskDone {
 			continue // its only holder may be gone
 		}
@@ -309,7 +311,7 @@ func (c *chaos) frames(j *chaosJob, doc httpapi.Job) {
 		if m.ID != doc.Submitter && m.ID != f.Peer {
 			m = c.Peers[0] // the others have no right to it
 		}
-		r, _, err := m.Local().Open(c.t.Context(), f.CID, lease.FrameOf(j.id, f.Frame))
+		r, _, err := m.Local().Open(c.t.Context(), f.CID, lease.FrameOf(j.id, f.Frame), f.Size)
 		require.NoError(c.t, err, "frame %d is done and %s cannot get it", f.Frame, m.Name)
 		b, err := io.ReadAll(r)
 		require.NoError(c.t, err)

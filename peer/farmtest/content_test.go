@@ -67,7 +67,7 @@ func TestNoLeaseNoContent(t *testing.T) {
 		for _, frame := range j.Frames {
 			require.ErrorIs(t, fetch(t, idle, frame.CID), swarm.ErrNoSource)
 			require.False(t, has(t, idle, frame.CID))
-			_, _, err := idle.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, frame.Frame))
+			_, _, err := idle.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, frame.Frame), 0)
 			require.Error(t, err)
 		}
 	})
@@ -84,15 +84,18 @@ func TestLostKeeperHeals(t *testing.T) {
 			}
 		})
 		spare := f.Peers[3]
+		f.Peers[2].Blender.Extra = true
 		id := f.Submit(f.Peers[1], "1-20", func(s *httpapi.Submission) { s.Replicas = 3 })
 		j := f.Await(id, lease.JobDone, time.Minute)
 		for _, frame := range j.Frames {
 			require.False(t, has(t, spare, frame.CID))
+			require.Equal(t, 1, frame.ExtraFiles)
+			require.True(t, has(t, f.Peers[1], frame.Extra), "whoever holds a frame holds what is beside it")
 		}
 		f.Peers[2].Crash()
 		f.Within(coord.AwayBound+time.Minute, "the spare machine holds all frames", func() bool {
 			for _, frame := range j.Frames {
-				if !has(t, spare, frame.CID) {
+				if !has(t, spare, frame.CID) || !has(t, spare, frame.Extra) {
 					return false
 				}
 			}

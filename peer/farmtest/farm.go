@@ -12,6 +12,7 @@ package farmtest
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"iter"
 	"log/slog"
 	"math/rand/v2"
@@ -136,15 +137,42 @@ func (f *Farm) address() []string {
 // Move gives a machine that is not running another address.
 func (m *Member) Move() { m.cfg.P2PListen = m.farm.address() }
 
+// TakeNoBlenders keeps a machine that is not running from taking Blenders from the farm.
+func (m *Member) TakeNoBlenders() { m.cfg.NoFetch = true }
+
+// DataDir is the machine's data folder.
+func (m *Member) DataDir() string { return m.cfg.DataDir }
+
 // Start runs the machine's peer.
 func (m *Member) Start() {
-	p, err := peer.New(m.cfg, peer.Machine{Runner: m.Blender, Can: m.can})
+	p, err := peer.New(m.cfg, peer.Machine{Runner: m.Blender, Can: m.can, Probe: m.probe})
 	require.NoError(m.farm.t, err)
 	m.Peer = p
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop, m.done = cancel, make(chan error, 1)
 	go func() { m.done <- p.Run(ctx) }()
 	m.farm.t.Cleanup(m.Stop)
+}
+
+// probe answers what the machine can do with Blenders from the farm: what stands in for
+// one is a file that says what --version would.
+func (m *Member) probe(_ context.Context, blenders []string) (lease.Capability, error) {
+	can := m.can
+	can.Builds = slices.Clone(can.Builds)
+	for _, path := range blenders {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return can, err
+		}
+		name, number, _ := strings.Cut(strings.TrimSpace(string(text)), " ")
+		if v, err := lease.ParseVersion(number); err == nil {
+			can.Builds = append(can.Builds, lease.Build{Name: name, Version: v, Path: path})
+		}
+	}
+	if len(can.Builds) > 0 {
+		can.Slots, can.Backends = max(1, can.Slots), []lease.Backend{lease.CPU}
+	}
+	return can, nil
 }
 
 // Stop shuts the peer down as a service manager would.
@@ -270,14 +298,17 @@ func (f *Farm) Within(limit time.Duration, what string, holds func() bool) {
 	}
 }
 
-// Files lists what is in a folder, by name.
+// Files lists the files below a folder, by their slash paths in it.
 func Files(t *testing.T, dir string) []string {
-	entries, err := os.ReadDir(dir)
-	require.NoError(t, err)
 	var names []string
-	for _, e := range entries {
-		names = append(names, filepath.Base(e.Name()))
-	}
+	require.NoError(t, filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err != nil || e.IsDir() {
+			return err
+		}
+		name, err := filepath.Rel(dir, path)
+		names = append(names, filepath.ToSlash(name))
+		return err
+	}))
 	return names
 }
 

@@ -50,7 +50,7 @@ func TestStillIsRenderedByAll(t *testing.T) {
 		}
 		f.Within(15*time.Second, "every machine shows what it has", func() bool { return len(shown().Previews) == 4 })
 		picture := func(cid string) {
-			r, size, err := f.Peers[0].Local().Open(t.Context(), cid, lease.FrameOf(id, 7))
+			r, size, err := f.Peers[0].Local().Open(t.Context(), cid, lease.FrameOf(id, 7), 0)
 			require.NoError(t, err)
 			require.Positive(t, size)
 			require.NoError(t, r.Close())

@@ -185,6 +185,7 @@ func TestDamageMetByAReaderIsMended(t *testing.T) {
 			}
 		})
 		submitter, worker := f.Peers[1], f.Peers[2]
+		worker.Blender.Extra = true
 		dir := filepath.Join(t.TempDir(), "out")
 		id := f.Submit(submitter, "1-4", func(s *httpapi.Submission) { s.Output = dir })
 		require.NoError(t, os.Remove(dir))
@@ -193,9 +194,10 @@ func TestDamageMetByAReaderIsMended(t *testing.T) {
 		f.Within(time.Minute, "all three hold it", func() bool { return f.Job(id).Frames[0].Holders == 3 })
 		for _, m := range []*Member{submitter, worker} {
 			spoil(t, m, "frame 1 of")
+			spoil(t, m, "beside frame 2")
 		}
 		frame := j.Frames[0]
-		_, _, err := worker.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, 1))
+		_, _, err := worker.Local().Open(t.Context(), frame.CID, lease.FrameOf(id, 1), 0)
 		require.ErrorIs(t, err, blobs.ErrCorrupt)
 		require.False(t, has(t, worker, frame.CID))
 		f.Within(time.Minute, "the farm knows", func() bool { return f.Job(id).Frames[0].Holders == 2 })
@@ -206,7 +208,10 @@ func TestDamageMetByAReaderIsMended(t *testing.T) {
 			j := f.Job(id)
 			return !slices.ContainsFunc(j.Frames, func(f httpapi.Frame) bool { return !f.Delivered })
 		})
-		require.Len(t, Files(t, dir), 4)
+		require.Len(t, Files(t, dir), 2*4)
+		beside, err := os.ReadFile(filepath.Join(dir, ExtraName(2)))
+		require.NoError(t, err)
+		require.Equal(t, "beside frame 2", string(beside))
 		require.True(t, has(t, submitter, frame.CID))
 	})
 }

@@ -31,6 +31,7 @@ var reach = map[string][]string{
 	"GET /v1/jobs/{id}/tasks":                  {"root", "ann", "vic"},
 	"GET /v1/jobs/{id}/logs":                   {"root", "ann", "vic"},
 	"GET /v1/jobs/{id}/frames/{frame}":         {"root", "ann", "vic"},
+	"GET /v1/jobs/{id}/frames/{frame}/extra":   {"root", "ann", "vic"},
 	"GET /v1/events":                           {"root", "ann", "vic"},
 	"POST /v1/projects":                        {"root", "ann"},
 	"POST /v1/jobs":                            {"root", "ann"},
@@ -45,6 +46,9 @@ var reach = map[string][]string{
 	"POST /v1/peers/{id}/drain":                {"root"},
 	"POST /v1/peers/{id}/undrain":              {"root"},
 	"PUT /v1/peers/{id}/labels":                {"root"},
+	"GET /v1/blenders":                         {"root", "ann", "vic"},
+	"POST /v1/blenders":                        {"root"},
+	"POST /v1/blenders/{cid}/withdraw":         {"root"},
 	"GET /v1/blobs":                            {"root", "ann", "vic"},
 	"POST /v1/blobs":                           {"root", "ann"},
 	"GET /v1/blobs/stat":                       {"root", "ann", "vic"},
@@ -57,9 +61,9 @@ var reach = map[string][]string{
 	"POST /v1/tickets":                         {"root"},
 	"POST /v1/queue/jobs":                      {"root", "ann"},
 	"GET /v1/queue/jobs/{id}/frames/{f}":       {"root", "ann", "vic"},
-	"GET /v1/queue/jobs/{id}/frames/{f}/tasks": {"root", "ann", "vic"},
 	"GET /v1/queue/jobs/{id}/tasks/{tsk}":      {"root", "ann", "vic"},
 	"GET /v1/queue/principal":                  {"root", "ann", "vic", "box"},
+	"GET /v1/queue/jobs/{id}/frames/{f}/tasks": {"root", "ann", "vic"},
 }
 
 func TestEveryRouteHasARule(t *testing.T) {

@@ -45,6 +45,12 @@ type Queue interface {
 	// Label sets the labels that a machine is granted, and answers what it is now. It
 	// is an admin's.
 	Label(ctx context.Context, p authz.Principal, id authz.PeerID, labels []string) (Peer, error)
+	// Blenders lists those that machines have or may fetch, the latest first.
+	Blenders(context.Context, authz.Principal) ([]Blender, error)
+	// Offer lets all machines fetch and run a Blender, and Withdraw ends that. They are
+	// an admin's; the first offer of a root stands until it is withdrawn.
+	Offer(context.Context, authz.Principal, NewOffer) (Blender, error)
+	Withdraw(ctx context.Context, p authz.Principal, root string) (Blender, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
 	// Events follows what the principal may see. It never blocks the leader: a
@@ -100,9 +106,13 @@ type Local interface {
 	Prepare(context.Context, authz.Principal, Submission) (lease.Spec, Findings, error)
 	// Open reads a frame or a log by its CID, fetching it from its holders where
 	// this machine lacks it, and answers its size in bytes. by says what it is of:
-	// other machines give it only where this one has a right to that. Whoever calls
-	// has checked that the caller may see it.
-	Open(ctx context.Context, cid string, by lease.Scope) (io.ReadSeekCloser, int64, error)
+	// other machines give it only where this one has a right to that. size is how many
+	// bytes it has, where that is known, else 0: what claims to be much larger is not
+	// fetched. Whoever calls has checked that the caller may see it.
+	Open(ctx context.Context, cid string, by lease.Scope, size int64) (io.ReadSeekCloser, int64, error)
+	// OpenFolder does the same with what is beside a frame. A file's Body is valid until
+	// the next one.
+	OpenFolder(ctx context.Context, cid string, by lease.Scope) (iter.Seq2[ProjectFile, error], error)
 	Status(context.Context) Status
 	// Identity is this machine's ID and its farm's; it costs nothing.
 	Identity() (authz.PeerID, authz.FarmID)

@@ -73,7 +73,7 @@ type Root struct {
 
 // Pin is why a root is kept.
 type Pin struct {
-	Holder string    `json:"holder" doc:"user:NAME; job:ID for a project, frames:ID for a frame or a log; upload:NAME for a day after an upload"`
+	Holder string    `json:"holder" doc:"user:NAME; job:ID for a project, frames:ID for a frame or a log; upload:NAME for a day after an upload; blender:CID for a Blender that the farm offers"`
 	Since  time.Time `json:"since"`
 }
 
@@ -205,16 +205,21 @@ func (s *Server) blob(ctx context.Context, in *blobInput) (*huma.StreamResponse,
 		return serveContent(&in.exchange, content{root.CID, root.Size, "application/octet-stream", root.CID},
 			func() (io.ReadSeekCloser, int64, error) { return s.local.OpenBlob(ctx, p, in.CID) })
 	}
+	return s.sendTar(ctx, &in.exchange, root.CID, s.local.Files(ctx, p, in.CID)), nil
+}
+
+// sendTar answers the folder of that CID.
+func (s *Server) sendTar(ctx context.Context, x *exchange, cid string, files iter.Seq2[ProjectFile, error]) *huma.StreamResponse {
 	return &huma.StreamResponse{Body: func(huma.Context) {
-		in.w.Header().Set("Content-Type", tarType)
-		in.w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": root.CID + ".tar"}))
-		if err := writeTar(in.w, s.local.Files(ctx, p, in.CID)); err != nil {
+		x.w.Header().Set("Content-Type", tarType)
+		x.w.Header().Set("Content-Disposition", mime.FormatMediaType("attachment", map[string]string{"filename": cid + ".tar"}))
+		if err := writeTar(x.w, files); err != nil {
 			if ctx.Err() == nil {
-				s.log.Warn("a folder could not be sent to its end", "cid", root.CID, "error", err)
+				s.log.Warn("a folder could not be sent to its end", "cid", cid, "error", err)
 			}
 			panic(http.ErrAbortHandler) // a tar that ends well would pass for a whole one
 		}
-	}}, nil
+	}}
 }
 
 func writeTar(w io.Writer, files iter.Seq2[ProjectFile, error]) error {

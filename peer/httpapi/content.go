@@ -52,17 +52,43 @@ func (s *Server) frame(ctx context.Context, in *struct {
 	case in.Size != "" && in.Size != sizeFull && f.CID != "" && f.Thumb == "":
 		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d has no small picture: its machine could make none; ask for it without ?size", f.Frame))
 	case in.Size != "" && in.Size != sizeFull && f.CID != "":
-		return serveContent(&in.exchange, content{f.Thumb, -1, "image/jpeg", strings.TrimSuffix(path.Base(f.Name), path.Ext(f.Name)) + ".jpg"}, s.opener(ctx, f.Thumb, by))
+		return serveContent(&in.exchange, content{f.Thumb, -1, "image/jpeg", strings.TrimSuffix(path.Base(f.Name), path.Ext(f.Name)) + ".jpg"}, s.opener(ctx, f.Thumb, by, maxPreviewBytes))
 	}
 	if f.CID == "" {
 		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d is %s: it has no picture yet", f.Frame, f.State))
 	}
-	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, by))
+	return serveContent(&in.exchange, content{f.CID, f.Size, imageType(f.Name), path.Base(f.Name)}, s.opener(ctx, f.CID, by, f.Size))
+}
+
+// frameExtra answers what is beside a frame.
+func (s *Server) frameExtra(ctx context.Context, in *struct {
+	exchange
+	ID    lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
+	Frame int32       `path:"frame"`
+}) (*huma.StreamResponse, error) {
+	c := callerOf(ctx)
+	q, err := s.part(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	f, err := q.Frame(ctx, c.Principal, in.ID, in.Frame)
+	if err != nil {
+		return nil, err
+	}
+	if f.Extra == "" {
+		return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("frame %d is %s: there is nothing beside its picture", f.Frame, f.State))
+	}
+	files, err := s.local.OpenFolder(ctx, f.Extra, lease.FrameOf(in.ID, f.Frame))
+	if err != nil {
+		return nil, err
+	}
+	return s.sendTar(ctx, &in.exchange, f.Extra, files), nil
 }
 
 // opener opens content of the queue's, from wherever in the farm it is.
-func (s *Server) opener(ctx context.Context, cid string, by lease.Scope) func() (io.ReadSeekCloser, int64, error) {
-	return func() (io.ReadSeekCloser, int64, error) { return s.local.Open(ctx, cid, by) }
+// size is how many bytes it has, as far as is known: what has many more is not fetched.
+func (s *Server) opener(ctx context.Context, cid string, by lease.Scope, size int64) func() (io.ReadSeekCloser, int64, error) {
+	return func() (io.ReadSeekCloser, int64, error) { return s.local.Open(ctx, cid, by, size) }
 }
 
 // serveContent answers c with ranges and an ETag, and opens it only where its

@@ -152,6 +152,26 @@ func (f *farm) Label(_ context.Context, p authz.Principal, id authz.PeerID, labe
 	return Peer{ID: id, Granted: labels}, f.call("label", p)
 }
 
+func (f *farm) Blenders(_ context.Context, p authz.Principal) ([]Blender, error) {
+	err := f.call("blenders", p)
+	if p.Role == authz.Viewer {
+		return nil, err
+	}
+	return []Blender{{Name: "Blender", Version: lease.Version{Major: 4, Minor: 2, Patch: 3}, OS: "linux", Arch: "amd64", Machines: []string{}}}, err
+}
+
+func (f *farm) Offer(_ context.Context, p authz.Principal, o NewOffer) (Blender, error) {
+	err := f.call("offer", p)
+	return Blender{Name: o.Name, Version: o.Version, Machines: []string{}, Offer: &Offered{Root: o.Root, By: p.User}}, err
+}
+
+func (f *farm) Withdraw(_ context.Context, p authz.Principal, root string) (Blender, error) {
+	if err := f.call("withdraw", p); err != nil || root != someCID {
+		return Blender{}, errors.Join(err, ErrNotFound)
+	}
+	return Blender{Machines: []string{}}, nil
+}
+
 func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }
@@ -298,12 +318,21 @@ func (m *machine) Prepare(_ context.Context, p authz.Principal, s Submission) (l
 	return spec, found, err
 }
 
-func (m *machine) Open(_ context.Context, cid string, _ lease.Scope) (io.ReadSeekCloser, int64, error) {
+func (m *machine) Open(_ context.Context, cid string, _ lease.Scope, _ int64) (io.ReadSeekCloser, int64, error) {
 	m.set(func(m *machine) { m.opened++ })
 	if cid != someCID {
 		return nil, 0, errors.New("no such content")
 	}
 	return nopSeekCloser{strings.NewReader(picture)}, int64(len(picture)), nil
+}
+
+func (m *machine) OpenFolder(_ context.Context, cid string, _ lease.Scope) (iter.Seq2[ProjectFile, error], error) {
+	if cid != someCID {
+		return nil, errors.New("no such content")
+	}
+	return func(yield func(ProjectFile, error) bool) {
+		yield(ProjectFile{Path: "passes/0001.png", Size: int64(len(picture)), Body: strings.NewReader(picture)}, nil)
+	}, nil
 }
 
 type nopSeekCloser struct{ io.ReadSeeker }

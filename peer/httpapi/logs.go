@@ -50,7 +50,7 @@ func (s *Server) taskLog(ctx context.Context, in *logInput) (*huma.StreamRespons
 	}
 	for _, a := range slices.Backward(task.Attempts) {
 		if a.Log != "" {
-			return serveContent(&in.exchange, content{a.Log, -1, textType, fmt.Sprintf("%s-%d.log", in.ID, in.Task)}, s.opener(ctx, a.Log, lease.LogOf(lease.TaskID{Job: in.ID, Index: in.Task})))
+			return serveContent(&in.exchange, content{a.Log, -1, textType, fmt.Sprintf("%s-%d.log", in.ID, in.Task)}, s.opener(ctx, a.Log, lease.LogOf(lease.TaskID{Job: in.ID, Index: in.Task}), 0))
 		}
 	}
 	return nil, newProblem(http.StatusNotFound, CodeNotFound, fmt.Sprintf("task %d has no log yet: it comes when an attempt has ended", in.Task))
@@ -110,7 +110,7 @@ func howEnded(a lease.Attempt) string {
 }
 
 func (s *Server) readLog(ctx context.Context, cid string, by lease.Scope, frame int32) ([]byte, error) {
-	r, _, err := s.local.Open(ctx, cid, by)
+	r, _, err := s.local.Open(ctx, cid, by, maxLog)
 	if err != nil {
 		return nil, err
 	}

@@ -197,6 +197,11 @@ type Frame struct {
 	Seconds float64         `json:"seconds,omitempty"`
 	Holders int             `json:"holders,omitempty"` // machines that hold all of it
 	Thumb   string          `json:"thumb,omitempty"`   // CID of a small JPEG of it
+	// Extra is the CID of a folder with what Blender wrote beside the picture: other
+	// views, what File Output nodes write.
+	Extra      string `json:"extra,omitempty"`
+	ExtraFiles int    `json:"extra_files,omitempty"` // in it
+	ExtraSize  int64  `json:"extra_size,omitempty"`  // bytes of them
 	// Split is how it is divided, and Previews are pictures of what is there while it is
 	// not finished.
 	Split    lease.Split `json:"split,omitzero"`

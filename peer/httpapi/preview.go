@@ -58,7 +58,7 @@ func (s *Server) preview(ctx context.Context, x *exchange, job lease.JobID, f Fr
 }
 
 func (s *Server) readPreview(ctx context.Context, cid string, by lease.Scope) (image.Image, error) {
-	r, size, err := s.local.Open(ctx, cid, by)
+	r, size, err := s.local.Open(ctx, cid, by, maxPreviewBytes)
 	if err != nil {
 		return nil, err
 	}

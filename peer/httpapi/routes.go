@@ -37,6 +37,7 @@ var (
 	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
 	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
 	managers   = rule{who: "admins", allows: authz.Principal.MayManageMachines}
+	suppliers  = rule{who: "admins", allows: authz.Principal.MayOffer}
 )
 
 // route is one line of the API.
@@ -71,6 +72,7 @@ func routes() []*route {
 		{post, "/v1/projects", here, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
 		{post, "/v1/jobs", here, submitters, "submit-job", "Submit a job; its output folder is on this machine", http.StatusCreated, "", bind((*Server).submit)},
 		{get, "/v1/jobs/{id}/frames/{frame}", here, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
+		{get, "/v1/jobs/{id}/frames/{frame}/extra", here, people, "frame-extra", "What Blender wrote beside the picture of a finished frame, other views and what File Output nodes write: a tar, with the places below the job's output folder", 0, tarType, bind((*Server).frameExtra)},
 		{get, "/v1/jobs/{id}/logs", here, people, "task-log", "Blender's output in the latest attempt at a task that left one, or all that attempts said about one frame", 0, "text/plain", bind((*Server).taskLog)},
 
 		{get, "/v1/blobs", here, people, "list-blobs", "The content that this machine holds, a Root a line: all of it for an admin, what one has pinned oneself for others", 0, linesType, bind((*Server).roots)},
@@ -97,6 +99,9 @@ func routes() []*route {
 		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},
 		{post, "/v1/peers/{id}/undrain", atLeader, managers, "undrain-peer", "Let a machine that is drained take work again", 0, "", bind(drain(false))},
 		{put, "/v1/peers/{id}/labels", atLeader, managers, "label-peer", "Set the labels that a machine is granted, such as those that mean a licence", 0, "", bind((*Server).label)},
+		{get, "/v1/blenders", atLeader, people, "list-blenders", "The Blenders that machines of the farm have, and those that they may fetch", 0, "", bind((*Server).blenders)},
+		{post, "/v1/blenders", atLeader, suppliers, "offer-blender", "Let all machines fetch and run a Blender whose folder was stored before", http.StatusCreated, "", bind((*Server).offer)},
+		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
 		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},

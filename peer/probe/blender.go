@@ -3,10 +3,13 @@ package probe
 import (
 	"cmp"
 	"context"
+	"crypto/sha256"
 	_ "embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,6 +43,9 @@ type blender struct {
 	Size        int64     `json:"size"`
 	Modified    time.Time `json:"modified"`
 	Fingerprint string    `json:"fingerprint"` // of the machine's GPUs when it was asked, and of the questions
+	// Content is the SHA-256 of the program, where that tells it from all others: the
+	// same Blender is known again wherever it lies, and whatever its times.
+	Content string `json:"content,omitempty"`
 
 	Name    string                     `json:"name"`
 	Version lease.Version              `json:"version"`
@@ -58,6 +64,42 @@ func (b blender) same(now blender) bool {
 	return b.Path == now.Path && b.Size == now.Size && b.Modified.Equal(now.Modified) && b.Fingerprint == now.Fingerprint
 }
 
+// moved tells whether what is known of b holds for the same program in another place.
+func (b blender) moved(now blender) bool {
+	return b.Content != "" && b.Content == now.Content && b.Fingerprint == now.Fingerprint
+}
+
+// minContent is the least size, in bytes, of a program whose content tells what it is: a
+// script that starts one says nothing of that.
+const minContent = 4 << 20
+
+// content is the SHA-256 of a program; "" where that tells nothing.
+func content(ctx context.Context, b blender) string {
+	if b.Size < minContent {
+		return ""
+	}
+	f, err := os.Open(b.Path)
+	if err != nil {
+		return ""
+	}
+	defer f.Close()
+	hash, block := sha256.New(), make([]byte, 1<<20)
+	for ctx.Err() == nil {
+		n, err := f.Read(block)
+		hash.Write(block[:n])
+		if err == io.EOF {
+			return hex.EncodeToString(hash.Sum(nil))
+		}
+		if err != nil {
+			break
+		}
+	}
+	return ""
+}
+
+// maxKnown bounds what is remembered of Blenders that are not asked for now.
+const maxKnown = 64
+
 // blenders asks every Blender of the machine that it does not know yet.
 func (p prober) blenders(ctx context.Context, g gpus) []blender {
 	known := p.load()
@@ -71,6 +113,13 @@ func (p prober) blenders(ctx context.Context, g gpus) []blender {
 		now := blender{Path: path, Size: st.Size(), Modified: st.ModTime().UTC(), Fingerprint: questions + g.fingerprint}
 		if k := slices.IndexFunc(known, now.same); k >= 0 {
 			found = append(found, known[k])
+			continue
+		}
+		now.Content = content(ctx, now)
+		if k := slices.IndexFunc(known, now.moved); k >= 0 {
+			was := known[k]
+			was.Path, was.Size, was.Modified = now.Path, now.Size, now.Modified
+			found = append(found, was)
 			continue
 		}
 		now, err = p.ask(ctx, now)
@@ -87,8 +136,16 @@ func (p prober) blenders(ctx context.Context, g gpus) []blender {
 		}
 		found = append(found, now)
 	}
-	if ctx.Err() == nil && !slices.EqualFunc(known, found, blender.same) {
-		p.save(found)
+	keeps := slices.Clone(found)
+	for _, k := range known { // another command may know of more Blenders
+		if len(keeps) < maxKnown && !slices.ContainsFunc(keeps, func(f blender) bool { return f.Path == k.Path }) {
+			if st, err := os.Stat(k.Path); err == nil && st.Size() == k.Size && st.ModTime().Equal(k.Modified) {
+				keeps = append(keeps, k)
+			}
+		}
+	}
+	if ctx.Err() == nil && !slices.EqualFunc(known, keeps, blender.same) {
+		p.save(keeps)
 	}
 	return found
 }
@@ -97,7 +154,19 @@ var versionLine = regexp.MustCompile(`(?m)^([^\r\n]{1,60}?) (\d{1,3}\.\d{1,3}(?:
 
 // ask learns what the Blender at b.Path is and can do.
 func (p prober) ask(ctx context.Context, b blender) (blender, error) {
-	out, err := p.run(ctx, versionTime, b.Path, "--version")
+	dir, err := os.MkdirTemp("", "vizpeer-probe-")
+	if err != nil {
+		return b, err
+	}
+	defer os.RemoveAll(dir)
+	command := func(args ...string) (string, []string) {
+		if p.confine && p.foreign(b.Path) {
+			return p.confined(b.Path, dir, args)
+		}
+		return b.Path, args
+	}
+	path, args := command("--version")
+	out, err := p.run(ctx, versionTime, path, args...)
 	if err != nil {
 		return b, fmt.Errorf("ask it for its version: %w", err)
 	}
@@ -107,16 +176,12 @@ func (p prober) ask(ctx context.Context, b blender) (blender, error) {
 	}
 	b.Name = string(m[1])
 
-	dir, err := os.MkdirTemp("", "vizpeer-probe-")
-	if err != nil {
-		return b, err
-	}
-	defer os.RemoveAll(dir)
 	file, answer := filepath.Join(dir, "probe.py"), filepath.Join(dir, "answer.json")
 	if err := os.WriteFile(file, script, 0o600); err != nil {
 		return b, err
 	}
-	if _, err := p.run(ctx, scriptTime, b.Path, "-b", "--factory-startup", "-noaudio", "--python-exit-code", "3", "-P", file, "--", answer); err != nil {
+	path, args = command("-b", "--factory-startup", "-noaudio", "--python-exit-code", "3", "-P", file, "--", answer)
+	if _, err := p.run(ctx, scriptTime, path, args...); err != nil {
 		return b, fmt.Errorf("ask it what it can do: %w", err)
 	}
 	text, err := os.ReadFile(answer)
@@ -148,6 +213,23 @@ const EnvBlender = "VIZPEER_BLENDER"
 
 // errSnap: a launcher that fits in no sandbox.
 var errSnap = errors.New("it is snap's launcher: give the program below /snap/blender/current")
+
+// One asks the Blender that a program, a folder or an application stands for, whatever
+// is known of it.
+func One(ctx context.Context, name string) (lease.Build, error) {
+	path, err := program(name)
+	if err != nil {
+		return lease.Build{}, fmt.Errorf("there is no Blender: %w", err)
+	}
+	if path, err = filepath.EvalSymlinks(path); err == nil {
+		path, err = filepath.Abs(path)
+	}
+	if err != nil {
+		return lease.Build{}, err
+	}
+	b, err := prober{sys: thisMachine{}}.ask(ctx, blender{Path: path})
+	return b.build(), err
+}
 
 // candidates lists the programs that may be Blenders, each once: those that the
 // owner names, and those that are found by themselves.
@@ -189,6 +271,11 @@ func (p prober) candidates() (named, others []string) {
 			}
 		}
 	}
+	for _, path := range p.cfg.Fetched {
+		if err := add(path); err != nil {
+			p.cfg.Logger.Warn("a Blender that came from the farm is gone, so this machine does not offer it", "path", path, "err", err)
+		}
+	}
 	return found[:count:count], found[count:]
 }
 
@@ -198,13 +285,20 @@ func program(name string) (string, error) {
 	if err == nil {
 		return path, nil
 	}
-	for _, inside := range []string{"blender", "blender.exe", "Contents/MacOS/Blender"} {
-		if path, err := exec.LookPath(filepath.Join(name, filepath.FromSlash(inside))); err == nil {
-			return path, nil
+	for _, inside := range append([]string{"blender"}, suites...) {
+		for _, inside := range []string{inside, inside + ".exe", "Contents/MacOS/" + strings.ToUpper(inside[:1]) + inside[1:]} {
+			if path, err := exec.LookPath(filepath.Join(name, filepath.FromSlash(inside))); err == nil {
+				return path, nil
+			}
 		}
 	}
 	return "", err
 }
+
+// suites are the Blender-based suites that are looked for by themselves: each is a folder
+// of its name, perhaps with a version, with a program of that name or of Blender's. Any
+// other is found where the owner names it.
+var suites = []string{"VIZidSuite", "bforartists", "upbge"}
 
 // usualPlaces lists patterns of where Blender, and suites made of it, are
 // installed.
@@ -214,7 +308,10 @@ func usualPlaces(goos string, getenv func(string) string) []string {
 	case "windows":
 		for _, root := range []string{getenv("ProgramFiles"), getenv("ProgramW6432")} {
 			if root != "" {
-				places = append(places, root+`\Blender Foundation\Blender*\blender.exe`, root+`\VIZidSuite*\blender.exe`)
+				places = append(places, root+`\Blender Foundation\Blender*\blender.exe`)
+				for _, s := range suites {
+					places = append(places, root+`\`+s+`*\blender.exe`, root+`\`+s+`*\`+s+`.exe`)
+				}
 			}
 		}
 		if root := getenv("ProgramFiles(x86)"); root != "" {
@@ -222,16 +319,28 @@ func usualPlaces(goos string, getenv func(string) string) []string {
 		}
 	case "darwin":
 		for _, root := range []string{"/Applications", filepath.Join(cmp.Or(getenv("HOME"), "/var/empty"), "Applications")} {
-			places = append(places, root+"/Blender*.app/Contents/MacOS/Blender", root+"/Blender*/Blender.app/Contents/MacOS/Blender",
-				root+"/VIZidSuite*.app/Contents/MacOS/Blender")
+			places = append(places, root+"/Blender*.app/Contents/MacOS/Blender", root+"/Blender*/Blender.app/Contents/MacOS/Blender")
+			for _, s := range suites {
+				s = strings.ToUpper(s[:1]) + s[1:]
+				places = append(places, root+"/"+s+"*.app/Contents/MacOS/Blender", root+"/"+s+"*.app/Contents/MacOS/"+s)
+			}
 		}
 	default:
 		places = []string{
 			"/usr/bin/blender", "/usr/local/bin/blender", "/usr/local/blender*/blender", "/opt/blender*/blender",
-			"/opt/VIZidSuite*/blender", "/snap/blender/current/blender",
+			"/snap/blender/current/blender",
 		}
 		if home := getenv("HOME"); home != "" {
 			places = append(places, home+"/blender*/blender", home+"/Applications/blender*/blender")
+		}
+		for _, s := range suites {
+			places = append(places, "/usr/bin/"+s, "/usr/local/bin/"+s)
+			for _, root := range []string{"/opt/", "/usr/local/"} {
+				places = append(places, root+s+"*/blender", root+s+"*/"+s)
+			}
+			if home := getenv("HOME"); home != "" {
+				places = append(places, home+"/"+s+"*/blender", home+"/"+s+"*/"+s)
+			}
 		}
 	}
 	return places

@@ -32,6 +32,9 @@ type Config struct {
 	// Blender lists Blenders beside those that are found: programs, or folders or
 	// macOS applications that hold one.
 	Blender []string
+	// Fetched are programs of Blenders that the farm gave this machine. They come after
+	// its own.
+	Fetched []string
 	// Labels are the machine's labels.
 	Labels []string
 	// Slots is how many attempts run at once on the CPU; 0 is one.
@@ -87,6 +90,8 @@ type prober struct {
 	cfg    Config
 	sys    system
 	places []string // patterns of where Blenders are
+	// confine tells that Blenders from the farm are asked in a sandbox.
+	confine bool
 }
 
 func (p prober) probe(ctx context.Context) lease.Capability {
@@ -112,6 +117,7 @@ func (p prober) probe(ctx context.Context) lease.Capability {
 		c.FreeDisk = free
 	}
 	c.Sandbox, _ = render.SandboxKind()
+	p.confine = c.Sandbox != ""
 
 	gpus := p.gpus(ctx, c)
 	describe(&c, gpus.list, p.blenders(ctx, gpus))

@@ -25,7 +25,8 @@ import (
 // recorded is a machine whose GPU tools say what they said elsewhere. Other
 // programs run for real.
 type recorded struct {
-	tools map[string]string
+	tools map[string]string // by command line, or by program
+	fails map[string]string // likewise: what is said before the program exits with an error
 	tree  fstest.MapFS
 	runs  int // of real programs
 }
@@ -37,11 +38,15 @@ func (r *recorded) run(ctx context.Context, name string, args ...string) ([]byte
 		r.runs++
 		return thisMachine{}.run(ctx, name, args...)
 	}
-	text, ok := r.tools[name]
-	if !ok {
-		return nil, exec.ErrNotFound
+	for _, key := range []string{strings.Join(append([]string{name}, args...), " "), name} {
+		if text, ok := r.tools[key]; ok {
+			return []byte(text), nil
+		}
+		if text, ok := r.fails[key]; ok {
+			return []byte(text), errors.New("exit status 9")
+		}
 	}
-	return []byte(text), nil
+	return nil, exec.ErrNotFound
 }
 
 func proberOf(t *testing.T, sys *recorded) prober {
@@ -86,11 +91,11 @@ func TestGPUs(t *testing.T) {
 			recorded{
 				tools: map[string]string{"nvidia-smi": "NVIDIA H100 80GB HBM3, 81559, GPU-2d5f1b1e-0000-1111-2222-333344445555, 550.54.15, 00000000:81:00.0\n" +
 					"NVIDIA GeForce RTX 3090, 24576, GPU-7c0d1b1e-0000-1111-2222-333344445555, 550.54.15, 00010000:C1:00.0\n"},
-				tree: join(cardFiles("0", "0x10de", "0x2330", ""), cardFiles("1", "0x10de", "0x2204", "")),
+				tree: join(fstest.MapFS{}),
 			},
 			[]card{
-				{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA H100 80GB HBM3", VRAM: 81559 << 20}, "0000:81:00"},
-				{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA GeForce RTX 3090", VRAM: 24576 << 20}, "10000:c1:00"},
+				{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA H100 80GB HBM3", VRAM: 81559 << 20, Driver: "550.54.15"}, "0000:81:00"},
+				{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA GeForce RTX 3090", VRAM: 24576 << 20, Driver: "550.54.15"}, "10000:c1:00"},
 			},
 		},
 		"a driver that does not answer": {
@@ -98,24 +103,24 @@ func TestGPUs(t *testing.T) {
 				tools: map[string]string{"nvidia-smi": "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that the latest NVIDIA driver is installed and running.\n\n"},
 				tree:  join(cardFiles("0", "0x10de", "0x2204", "")),
 			},
-			[]card{{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA 0x2204"}, "0000:00:00"}},
+			[]card{{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA 0x2204", Driver: "x"}, "0000:00:00"}},
 		},
 		"shared memory": {
 			recorded{tools: map[string]string{"nvidia-smi": "NVIDIA GH200, [N/A], GPU-2d5f1b1e-0000-1111-2222-333344445555, 550.54.15\n"}, tree: join()},
-			[]card{{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA GH200"}, ""}},
+			[]card{{lease.GPU{Vendor: lease.NVIDIA, Model: "NVIDIA GH200", Driver: "550.54.15"}, ""}},
 		},
 		"AMD by its tool": {
 			recorded{
-				tools: map[string]string{"rocm-smi": "WARNING: something\n" + `{"card0": {"VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "27000832", "Card Series": "Radeon RX 7900 XTX", "Card Model": "0x744c", "PCI Bus": "0000:03:00.0"}, "system": {"Driver version": "6.7"}}`},
+				tools: map[string]string{"rocm-smi": "WARNING: something\n" + `{"card0": {"VRAM Total Memory (B)": "25753026560", "VRAM Total Used Memory (B)": "27000832", "Card Series": "Radeon RX 7900 XTX", "Card Model": "0x744c", "PCI Bus": "0000:00:00.0"}, "system": {"Driver version": "6.7"}}`},
 				tree:  join(cardFiles("0", "0x1002", "0x744c", "25753026560")),
 			},
-			[]card{{lease.GPU{Vendor: lease.AMD, Model: "Radeon RX 7900 XTX", VRAM: 25753026560}, "0000:03:00"}},
+			[]card{{lease.GPU{Vendor: lease.AMD, Model: "Radeon RX 7900 XTX", VRAM: 25753026560, Driver: "6.7"}, "0000:00:00"}},
 		},
 		"AMD and Intel by the kernel, and a virtual one": {
 			recorded{tree: join(cardFiles("0", "0x1002", "0x744c", "25753026560"), cardFiles("1", "0x8086", "0x56a0", ""), cardFiles("2", "0x1af4", "0x1050", ""))},
 			[]card{
-				{lease.GPU{Vendor: lease.AMD, Model: "Navi 31 [Radeon RX 7900 XT]", VRAM: 25753026560}, "0000:00:00"},
-				{lease.GPU{Vendor: lease.Intel, Model: "DG2 [Arc A770]"}, "0000:01:00"},
+				{lease.GPU{Vendor: lease.AMD, Model: "Navi 31 [Radeon RX 7900 XT]", VRAM: 25753026560, Driver: "x"}, "0000:00:00"},
+				{lease.GPU{Vendor: lease.Intel, Model: "DG2 [Arc A770]", Driver: "x"}, "0000:01:00"},
 			},
 		},
 		"nonsense": {recorded{tools: map[string]string{"nvidia-smi": "\"\x00,,,\n", "rocm-smi": "[1]"}, tree: join(cardFiles("0", "what", "", "x"))}, nil},
@@ -134,7 +139,7 @@ func fakeBlender(t *testing.T, first, answer string) string {
 	}
 	path := filepath.Join(t.TempDir(), "blender")
 	require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\nif [ \"$1\" = --version ]; then echo '"+first+"'; exit; fi\n"+
-		"for out; do :; done\ncat > \"$out\" <<'END'\n"+answer+"\nEND\n"), 0o755))
+		"for out; do :; done\nprintf '%s\\n' '"+answer+"' >\"$out\"\n"), 0o755))
 	return path
 }
 
@@ -240,6 +245,65 @@ func TestInterruptedProbeBlamesNoBlender(t *testing.T) {
 	require.NoFileExists(t, p.cache(), "half an answer is not kept")
 }
 
+// A suite says its own name and version, and the Blender in it what it is made of.
+func TestSuite(t *testing.T) {
+	sys := &recorded{tree: fstest.MapFS{}}
+	p := proberOf(t, sys)
+	folder := t.TempDir()
+	path := filepath.Join(folder, "VIZidSuite-2.1", "VIZidSuite")
+	require.NoError(t, os.MkdirAll(filepath.Dir(path), 0o755))
+	require.NoError(t, os.Rename(fakeBlender(t, "VIZidSuite 2.1.0 (based on Blender 4.2.1 LTS)", fakeAnswer), path))
+	t.Setenv("PATH", t.TempDir())
+	p.places = []string{filepath.Join(folder, "VIZidSuite*", "VIZidSuite")}
+	b, err := One(t.Context(), filepath.Dir(path))
+	require.NoError(t, err)
+	require.Equal(t, "VIZidSuite", b.Name)
+	require.Equal(t, "4.2.1", b.Version.String())
+	require.Equal(t, path, b.Path)
+	found := p.blenders(t.Context(), gpus{})
+	require.Len(t, found, 1)
+	require.Equal(t, "VIZidSuite", found[0].Name)
+	require.Equal(t, lease.Version{Major: 4, Minor: 2, Patch: 1}, found[0].Version)
+}
+
+// A Blender is known again by its content, a script that starts one is not.
+func TestBlenderIsKnownByItsContent(t *testing.T) {
+	sys := &recorded{tree: fstest.MapFS{}}
+	p := proberOf(t, sys)
+	p.cfg.DataDir = t.TempDir()
+	grow := func(path string, by int64) {
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND, 0)
+		require.NoError(t, err)
+		_, err = f.WriteString("exit\n")
+		require.NoError(t, err)
+		require.NoError(t, f.Truncate(by))
+		require.NoError(t, f.Close())
+	}
+	t.Setenv("PATH", t.TempDir())
+	big, small := fakeBlender(t, "Blender 4.2.1 LTS", fakeAnswer), fakeBlender(t, "Blender 4.2.1 LTS", fakeAnswer)
+	grow(big, minContent)
+	for _, path := range []string{big, small} {
+		p.cfg.Blender = []string{path}
+		require.Len(t, p.blenders(t.Context(), gpus{}), 1)
+		elsewhere := filepath.Join(t.TempDir(), "blender")
+		text, err := os.ReadFile(path)
+		require.NoError(t, err)
+		require.NoError(t, os.WriteFile(elsewhere, text, 0o755))
+		p.cfg.Blender, sys.runs = []string{elsewhere}, 0
+		found := p.blenders(t.Context(), gpus{})
+		require.Len(t, found, 1)
+		require.Equal(t, elsewhere, found[0].Path)
+		require.Equal(t, path == small, sys.runs > 0)
+		// And from then on by its place.
+		sys.runs = 0
+		require.Equal(t, found, p.blenders(t.Context(), gpus{}))
+		require.Zero(t, sys.runs)
+		// Another GPU, another answer.
+		require.Len(t, p.blenders(t.Context(), gpus{fingerprint: "a GPU"}), 1)
+		require.Positive(t, sys.runs)
+	}
+}
+
 func TestUsualPlaces(t *testing.T) {
 	env := func(name string) string {
 		return map[string]string{"HOME": "/home/ann", "ProgramFiles": `C:\Program Files`, "ProgramFiles(x86)": `C:\Program Files (x86)`}[name]
@@ -248,6 +312,10 @@ func TestUsualPlaces(t *testing.T) {
 	require.Contains(t, usualPlaces("linux", env), "/home/ann/blender*/blender")
 	require.Contains(t, usualPlaces("windows", env), `C:\Program Files\Blender Foundation\Blender*\blender.exe`)
 	require.Contains(t, usualPlaces("darwin", env), "/Applications/Blender*.app/Contents/MacOS/Blender")
+	require.Contains(t, usualPlaces("linux", env), "/opt/VIZidSuite*/VIZidSuite")
+	require.Contains(t, usualPlaces("linux", env), "/home/ann/VIZidSuite*/blender")
+	require.Contains(t, usualPlaces("windows", env), `C:\Program Files\VIZidSuite*\VIZidSuite.exe`)
+	require.Contains(t, usualPlaces("darwin", env), "/Applications/VIZidSuite*.app/Contents/MacOS/VIZidSuite")
 }
 
 // A Blender that does not say whether it has OpenImageDenoise is not kept from what

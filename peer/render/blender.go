@@ -18,7 +18,7 @@ import (
 
 // scripts is what runs inside Blender.
 //
-//go:embed driver.py early.py parts.py pictures.py guard.py history.py remap.py devices.py collect.py samplescene.py
+//go:embed driver.py early.py parts.py pictures.py movie.py guard.py history.py remap.py devices.py collect.py samplescene.py
 var scripts embed.FS
 
 // The values of [Config.Sandbox].
@@ -137,6 +137,9 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	if err := a.checkSplit(); err != nil {
 		return err
 	}
+	if err := a.checkMovie(ctx); err != nil {
+		return err
+	}
 	merged := ""
 	if a.Merge != nil {
 		if merged, err = a.assemble(ctx, dir, sink); err != nil {
@@ -164,7 +167,8 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 	render := func(s *session) (waits bool, exit int, err error) {
 		watched, done := context.WithCancel(ctx)
 		defer done()
-		go watchDisk(watched, limit, stop, s.dir.root, dir.root)
+		// What Blender is shown in its third folder is the caller's.
+		go watchDisk(watched, limit, stop, s.dir.out(), s.dir.tmp(), dir.root)
 		go b.bounds(limit).watchProcesses(watched, s.cmd.Process.Pid, s.tmp, stop)
 		r, err := newRequest(a, s, merged)
 		if err != nil {

@@ -10,6 +10,7 @@ answers requests, which are lines of JSON on stdin:
     {"do": "frames", "id": ID, "frames": [1, 2, …]}               renders them
     {"do": "part", "id": ID, "frames": [1], "part": {…}}          renders parts of one: see parts.py
     {"do": "merge", "id": ID, "frames": [1], "merge": {…}}        makes one of its parts
+    {"do": "movie", "id": ID, "frames": [N], "movie": {…}}        makes N, a movie of finished frames: see movie.py
     {"do": "stop", "id": ID}            ends that request with its current frame, samples or tile
 
 It says what it does in lines of the form "VIZ {json}" on stdout, each with the ID
@@ -21,6 +22,7 @@ import json
 import os
 import queue
 import re
+import shutil
 import sys
 import threading
 import time
@@ -34,12 +36,15 @@ import bpy  # noqa: E402
 import devices  # noqa: E402
 import guard  # noqa: E402
 import history  # noqa: E402
+import movie  # noqa: E402
 import parts  # noqa: E402
 import pictures  # noqa: E402
 import remap  # noqa: E402
 
 MOVIES = {"FFMPEG", "AVI_JPEG", "AVI_RAW", "AVI_CODEC", "FRAMESERVER", "XVID", "H264", "THEORA"}
 MOVIE_SUFFIX = re.compile(r"\.(avi|mp4|m4v|mpe?g|mkv|mov|ogv|ogg|webm|flv|dv|vob)$", re.IGNORECASE)
+
+OUTPUTS = "outputs"  # below the folder of the frames: what File Output nodes write
 
 # Eevee's two names: 4.2 to 4.5 call it NEXT, older and newer ones do not.
 TWINS = {"BLENDER_EEVEE": "BLENDER_EEVEE_NEXT", "BLENDER_EEVEE_NEXT": "BLENDER_EEVEE"}
@@ -175,15 +180,11 @@ def movie_to_frames(render, note):
     render.filepath = MOVIE_SUFFIX.sub("_", render.filepath)
 
 
-def refuse_views(render):
-    if not render.use_multiview or sum(v.use for v in render.views) < 2:
-        return
-    one = render.image_settings.views_format == "STEREO_3D"
-    one = one or render.image_settings.file_format.startswith("OPEN_EXR") and (
-        render.image_settings.views_format == "MULTIVIEW")
-    if not one:
-        raise Fail("error", "the scene writes each view to a file of its own, and a frame is one file here: "
-                            "set the views format to Stereo 3D, or to Multi-View with OpenEXR")
+def with_extensions(render, note):
+    """A file in a folder of pictures has a picture's extension: the farm writes no others."""
+    if not render.use_file_extension:
+        render.use_file_extension = True
+        note("the scene's files are named without an extension: here they get one")
 
 
 def frame_name(scene, frame):
@@ -193,23 +194,60 @@ def frame_name(scene, frame):
     return name if name not in ("", ".", "..") else "%04d%s" % (frame, scene.render.file_extension)
 
 
+def suffixes(render):
+    """What the views append to the names of their files, in the order of the views."""
+    if not render.use_multiview:
+        return [""]
+    found = [view.file_suffix for view in render.views if view.use] + [""]
+    return sorted(set(found), key=found.index)
+
+
 def render_frame(scene, frame, folder):
-    """Renders one frame below folder and answers the file's name there."""
-    stem = "frame_%d" % frame
+    """Renders one frame below folder and answers what Blender wrote there for it.
+
+    These are names of files, the main one first, each with the suffix of its view, where
+    each view has a file of its own, and its extension.
+    """
+    render = scene.render
+    stem = "frame_%d_" % frame  # such that no other frame's begins with it
     # Setting the number alone leaves the evaluation to the render itself, as in
     # an animation: frame_set would evaluate everything twice.
     bpy.context.scene.frame_current = frame
     scene.frame_current = frame
     scene.frame_subframe = bpy.context.scene.frame_subframe = 0.0
-    scene.render.filepath = os.path.join(folder, stem)
+    render.filepath = os.path.join(folder, stem)
+    outputs = os.path.join(folder, OUTPUTS)
+    shutil.rmtree(outputs, ignore_errors=True)  # of a frame that came to no end
     try:
         bpy.ops.render.render(write_still=True, scene=scene.name)
     except RuntimeError as e:
         raise Fail("error", "frame %d: %s" % (frame, str(e).strip()))
+    views = suffixes(render)
+    found = []
     for name in sorted(os.listdir(folder)):
-        if name == stem or name.startswith(stem + "."):
-            return name
-    raise Fail("image", "frame %d: Blender finished but wrote no image" % frame)
+        rest = name[len(stem):]
+        for order, view in enumerate(views):
+            if name.startswith(stem) and rest.startswith(view) and rest[len(view):][:1] in ("", "."):
+                # A JPEG that is written beside an OpenEXR file is not the frame.
+                found.append((rest[len(view):] != render.file_extension, order, name, view, rest[len(view):]))
+                break
+    if not found:
+        raise Fail("image", "frame %d: Blender finished but wrote no image" % frame)
+    return [entry[2:] for entry in sorted(found)]
+
+
+def written(folder, frame):
+    """What the File Output nodes wrote for the frame: files right below folder, to where
+    they are moved, with their places below the output folder."""
+    top = os.path.join(folder, OUTPUTS)
+    number = 0
+    for place, _, names in sorted(os.walk(top)):
+        for name in sorted(names):
+            path = os.path.join(place, name)
+            to = "output_%d_%d%s" % (frame, number, os.path.splitext(name)[1])
+            number += 1
+            os.rename(path, os.path.join(folder, to))
+            yield to, os.path.relpath(path, top).replace(os.sep, "/")
 
 
 def memory():
@@ -233,7 +271,7 @@ class Session:
             for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
                 self.note(text)
         self.scene = scene = choose_scene(args.get("scene"))
-        for text in guard.guard(bpy, args["scratch"], args.get("root")):
+        for text in guard.guard(bpy, args["scratch"], args.get("root"), scene, os.path.join(args["out"], OUTPUTS)):
             self.note(text)
 
         render = scene.render
@@ -246,7 +284,7 @@ class Session:
         if args.get("format"):
             set_format(render, args["format"])
         movie_to_frames(render, self.note)
-        refuse_views(render)
+        with_extensions(render, self.note)
         if render.engine == "CYCLES":
             try:
                 self.device = devices.choose(bpy, scene, args.get("backends"), args.get("gpu", False), args.get("ids"))
@@ -297,10 +335,17 @@ class Session:
 
     def frame(self, frame, name, check=lambda: None):
         began, out = time.time(), self.args["out"]
-        file = render_frame(self.scene, frame, out)
+        files = render_frame(self.scene, frame, out)
         check()
         seconds = round(time.time() - began, 3)
-        say("frame", frame=frame, file=file, name=name, seconds=seconds, thumb=pictures.thumb(bpy, self.scene, file, out))
+        stem, own = os.path.splitext(name)  # it may be another than is usual: .jpeg
+        names = [stem + view + (own if end == self.scene.render.file_extension else end) for _, view, end in files]
+        for (other, _, _), full in list(zip(files, names))[1:]:
+            say("extra", frame=frame, file=other, name=full)
+        for other, place in written(out, frame):
+            say("extra", frame=frame, file=other, name=place)
+        say("frame", frame=frame, file=files[0][0], name=names[0], seconds=seconds,
+            thumb=pictures.thumb(bpy, self.scene, files[0][0], out, files[0][1]))
 
     def part(self, request):
         frame, part = request["frames"][0], request["part"]
@@ -315,11 +360,19 @@ class Session:
         with parts.merged(bpy, self.scene, merge["split"], merge["file"], self.args["out"], say) as check:
             self.frame(frame, name, check)
 
+    def movie(self, request):
+        began, frame, wanted = time.time(), request["frames"][0], request["movie"]
+        self.scene.render.filepath = self.filepath
+        name = movie.name(self.scene, wanted["numbers"], wanted["kind"])
+        say("start", frame=frame)
+        file, thumb = movie.make(bpy, self.scene, wanted["numbers"], wanted["kind"], wanted["ending"], wanted["folder"], self.args["out"], say)
+        say("frame", frame=frame, file=file, name=name, seconds=round(time.time() - began, 3), thumb=thumb)
+
 
 def serve(session, request):
     """Answers requests, of which this is the first, for ever."""
     while True:
-        do = {"frames": session.frames, "part": session.part, "merge": session.merge}.get(request["do"])
+        do = {"frames": session.frames, "part": session.part, "merge": session.merge, "movie": session.movie}.get(request["do"])
         if do is None:
             raise Fail("error", "vizpeer's driver does not know the request %r" % request["do"])
         do(request)

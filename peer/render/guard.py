@@ -6,6 +6,7 @@ does not stop Freestyle's script modules, nor nodes that write files anywhere.
 """
 
 import os
+import posixpath
 import re
 
 
@@ -38,29 +39,102 @@ def _freestyle(bpy):
         yield "Freestyle scripts do not run on a farm: %d view layers render without Freestyle" % stopped
 
 
-def _flat(name):
-    return re.sub(r"[^\w.#-]", "_", name)
+def _local(path):
+    """The path of a file as it stands in a folder of any machine: none that climbs, hides
+    or has a name that only some systems take."""
+    parts = path.replace("\\", "/").split("/")
+    names = []
+    for part in parts:
+        name = re.sub(r"[\x00-\x1f\x7f-\x9f:*?\"<>|]", "_", part)
+        name = re.sub(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(?= *(\.|$))", r"_\1", name)
+        if name.strip(".") and name.strip(" ."):
+            names.append(re.sub(r"^\.|[. ]$", "_", name))
+    return "/".join(names), not parts[-1].strip(" .")
 
 
-def _file_outputs(bpy, folder):
-    count = 0
+def _normal(bpy, path):
+    """A folder's path as text, for comparisons: the system may be another than its own."""
+    if path.startswith("//"):
+        path = bpy.path.abspath(path)
+    return posixpath.normpath(path.replace("\\", "/"))
+
+
+DEEPEST = 6  # folders that a node may write below the output folder, and a slot below that
+
+
+class _Places:
+    """Gives the folders that nodes write to a place below the scene's output folder: the
+    same one where they lie in it, else one with their name."""
+
+    def __init__(self, bpy, scene):
+        self.bpy = bpy
+        self.home = _normal(bpy, re.sub(r"[^/\\]*$", "", scene.render.filepath))
+        self.taken = {"": self.home}
+
+    def inside(self, path):
+        if not path:
+            return True
+        full = _normal(self.bpy, path)
+        # In the root folder lies everything: that says nothing.
+        return full == self.home or self.home != "/" and full.startswith(self.home + "/") and (
+            full.count("/") - self.home.count("/") <= DEEPEST)
+
+    def of(self, path):
+        full = _normal(self.bpy, path) if path else self.home
+        name = full[len(self.home):] if self.inside(path) else full.rsplit("/", 1)[-1]
+        name = _local(name)[0]
+        place, number = name, 1
+        while self.taken.setdefault(place.lower(), full) != full:
+            number += 1
+            place = "%s_%d" % (name, number) if name else "_%d" % number
+        return place
+
+
+def _file_outputs(bpy, scene, folder):
+    """Makes File Output nodes write below folder, at the places where what they write
+    belongs below the scene's output folder."""
+    places = _Places(bpy, scene)
+    nodes = []
     for tree in node_trees(bpy):
         for node in tree.nodes:
             if node.type != "OUTPUT_FILE":
                 continue
-            here = os.path.join(folder, "output_%d" % count, "")
-            count += 1
-            if hasattr(node, "base_path"):
-                node.base_path = here
-                for slot in node.file_slots:  # a slot may climb out of the base path
-                    slot.path = _flat(slot.path)
-            else:  # Blender 5
-                node.directory = here
-                node.file_name = _flat(node.file_name)
-                for item in node.file_output_items:
-                    item.name = _flat(item.name)
-    if count:
-        yield "what %d File Output nodes write is not kept" % count
+            path, name = getattr(node, "base_path", None), None
+            if path is None:  # Blender 5
+                path, name = node.directory, node.file_name
+            elif node.format.file_format == "OPEN_EXR_MULTILAYER":
+                # One file for all slots, and the path is its own.
+                cut = max(path.rfind("/"), path.rfind("\\")) + 1
+                path, name = path[:cut], path[cut:]
+            nodes.append((node, path, name))
+    # A place of its own goes before one that was only chosen.
+    for node, path, name in sorted(nodes, key=lambda n: not places.inside(n[1])):
+        here = os.path.join(folder, *places.of(path).split("/") + [""])
+        name = name and _local(name)[0].replace("/", "_")
+        if hasattr(node, "base_path"):
+            node.base_path = os.path.join(here, name or "")
+            for slot in node.file_slots:  # a slot may climb out of the base path
+                slot.path = _slot(slot.path)
+        else:
+            node.directory = here
+            node.file_name = name
+            for item in node.file_output_items:
+                item.name = _slot(item.name)
+
+
+def _slot(path):
+    local, is_folder = _local(path)
+    local = "/".join(local.split("/")[-DEEPEST - (not is_folder):])
+    return local + "/" if local and is_folder else local
+
+
+def _suffixes(bpy):
+    """What a view appends to the name of its file must not lead elsewhere."""
+    for scene in bpy.data.scenes:
+        for view in scene.render.views:
+            safe = re.sub(r"[\x00-\x1f\x7f-\x9f/\\:*?\"<>|]", "_", view.file_suffix)
+            if safe != view.file_suffix:
+                view.file_suffix = safe
 
 
 def _inside(path, root):
@@ -156,8 +230,9 @@ def release():
     del _held[:]
 
 
-def guard(bpy, folder, root=None):
-    """Makes the file harmless; what must be written goes below folder.
+def guard(bpy, folder, root, scene, outputs):
+    """Makes the file harmless; what must be written goes below folder, and what File
+    Output nodes write when scene is rendered below outputs.
 
     root is the project's folder where nothing but this guard confines Blender:
     there it also takes out what the file would show of the machine's other files,
@@ -169,7 +244,9 @@ def guard(bpy, folder, root=None):
         # Whether anything outlives its frame is the driver's to say: see history.py.
         if hasattr(scene.render, "use_persistent_data"):
             scene.render.use_persistent_data = False
-    changes = [_freestyle(bpy), _file_outputs(bpy, folder), _fluids(bpy, folder, root), _names(bpy)]
+    _file_outputs(bpy, scene, outputs)
+    _suffixes(bpy)
+    changes = [_freestyle(bpy), _fluids(bpy, folder, root), _names(bpy)]
     if root:
         changes.append(_strangers(bpy, root))
     for change in changes:

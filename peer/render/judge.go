@@ -122,6 +122,9 @@ func (w *watch) where() string {
 	if w.now.Phase == phaseLoading {
 		return "while loading the file"
 	}
+	if w.attempt.Movie != nil {
+		return "while it made the movie"
+	}
 	return fmt.Sprintf("at frame %d", w.now.Frame)
 }
 
@@ -157,6 +160,9 @@ func (w *watch) lacking() string {
 				return fmt.Sprintf("%s %d to %d of frame %d", w.attempt.Part.Split.By, s.told, s.To, w.attempt.Frames[0])
 			}
 		}
+	}
+	if w.attempt.Movie != nil {
+		return "the movie"
 	}
 	var names []string
 	for _, f := range w.attempt.Frames {

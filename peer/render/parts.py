@@ -7,6 +7,11 @@ compositing, no denoising. Package exr puts the parts together. The result goes
 through Blender once more as if Cycles had just rendered it, so that whatever comes
 after rendering (compositing, Freestyle, colour management, the file's format) is done
 by the same code, at the same place, as without a split.
+
+With adaptive sampling a tile is rendered with a margin. Its "piece" says how wide that
+is, as "cut": the columns on the left, the rows at the bottom, the columns on the right
+and the rows at the top. Package render cuts it away, so that a piece has the pixels of
+its tile and no others wherever it goes.
 """
 
 import contextlib
@@ -20,6 +25,11 @@ BATCH = 20.0  # seconds of rendering that a lost machine may cost
 # Blender's preparation, the file, the preview.
 WORTH = 25
 FIRST = 4  # samples at most in the first batch, of which nothing is known
+
+# Cycles goes on with a pixel as long as one beside it is noisy: so many pixels around a
+# tile are rendered with it where sampling is adaptive. Each sees its neighbours again
+# at each of Cycles' checks, but in so many pixels nothing is left of what is missing.
+MARGIN = 4
 
 # The names of object types whose strokes are drawn over the picture by its depth.
 STROKES = {"GPENCIL", "GREASEPENCIL"}
@@ -261,33 +271,45 @@ def _samples(bpy, scene, frame, split, spans, out, say, stopped, _):
 
 def _tiles(bpy, scene, frame, split, spans, out, say, stopped, changes):
     render = scene.render
-    width, height = size(render)
-    columns, rows = split["columns"], split["rows"]
     for name in ("border_min_x", "border_max_x", "border_min_y", "border_max_y"):
         changes.set(render, name, getattr(render, name))
     changes.set(render, "use_border", True)
     changes.set(render, "use_crop_to_border", True)
+    margin = MARGIN if scene.cycles.use_adaptive_sampling else 0
     for first, end in spans:
         for tile in range(first, end):
             if stopped():
                 return
-            c, r = tile % columns, tile // columns
-            # A quarter of a pixel more: Blender rounds the border down.
-            for name, pixel, full in (
-                    ("border_min_x", c * width // columns, width), ("border_max_x", (c + 1) * width // columns, width),
-                    ("border_min_y", r * height // rows, height), ("border_max_y", (r + 1) * height // rows, height)):
-                setattr(render, name, min(1.0, (pixel + 0.25) / full))
+            cut = _border(render, split, tile, margin)
             name = "piece_%d_%d.exr" % (frame, tile)
             took = _write(bpy, scene, os.path.join(out, name))
-            film = pictures.Film(_layers(scene)[0].name, max(width, height))
+            film = pictures.Film(_layers(scene)[0].name, max(size(render)))
             try:
                 with open(os.path.join(out, name), "rb") as f:
-                    film.add(pictures.Rows(f), 1)
+                    film.add(pictures.Rows(f, cut), 1)
             except Exception as e:
                 print("vizpeer: no preview: %s" % e)
                 film = None
-            say("piece", frame=frame, file=name, seconds=round(took, 3), **{"from": tile, "to": tile + 1})
+            say("piece", frame=frame, file=name, seconds=round(took, 3), cut=cut, **{"from": tile, "to": tile + 1})
             _preview(bpy, scene, film, frame, tile, tile + 1, out, say)
+
+
+def _border(render, split, tile, margin):
+    """Makes Blender render a tile, with as much of a margin as the frame has there.
+
+    Answers how wide that is on the left, at the bottom, on the right and at the top.
+    """
+    cut = []
+    for axis, full, number, count in (("x", size(render)[0], tile % split["columns"], split["columns"]),
+                                      ("y", size(render)[1], tile // split["columns"], split["rows"])):
+        low, high = number * full // count, (number + 1) * full // count
+        before, after = min(margin, low), min(margin, full - high)
+        # A quarter of a pixel more: Blender rounds the border down.
+        setattr(render, "border_min_" + axis, (low - before + 0.25) / full)
+        setattr(render, "border_max_" + axis, min(1.0, (high + after + 0.25) / full))
+        cut.append((before, after))
+    (left, right), (bottom, top) = cut
+    return [left, bottom, right, top]
 
 
 def _preview(bpy, scene, film, frame, first, end, out, say):
@@ -393,6 +415,18 @@ def _denoise(bpy, scene, path, out, say):
     return denoised
 
 
+def compositor(bpy, scene):
+    """Gives a scene of ours an empty compositor; answers it and the node of its result."""
+    if hasattr(scene, "compositing_node_group"):  # Blender 5
+        tree = bpy.data.node_groups.new("vizpeer", "CompositorNodeTree")
+        scene.compositing_node_group = tree
+        tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
+        return tree, tree.nodes.new("NodeGroupOutput")
+    scene.use_nodes = True
+    scene.node_tree.nodes.clear()
+    return scene.node_tree, scene.node_tree.nodes.new("CompositorNodeComposite")
+
+
 def denoise_layer(bpy, scene, layer, path, to):
     """Runs the compositor's Denoise node over one layer of the picture at path."""
     image = bpy.data.images.load(path, check_existing=False)
@@ -405,16 +439,7 @@ def denoise_layer(bpy, scene, layer, path, to):
         pictures.choose_format(render.image_settings, "OPEN_EXR")
         render.image_settings.color_mode, render.image_settings.color_depth = "RGBA", "32"
         render.filepath = to
-        if hasattr(aside, "compositing_node_group"):  # Blender 5
-            tree = bpy.data.node_groups.new("vizpeer denoise", "CompositorNodeTree")
-            aside.compositing_node_group = tree
-            tree.interface.new_socket("Image", in_out="OUTPUT", socket_type="NodeSocketColor")
-            output = tree.nodes.new("NodeGroupOutput")
-        else:
-            aside.use_nodes = True
-            tree = aside.node_tree
-            tree.nodes.clear()
-            output = tree.nodes.new("CompositorNodeComposite")
+        tree, output = compositor(bpy, aside)
         source, denoise = tree.nodes.new("CompositorNodeImage"), tree.nodes.new("CompositorNodeDenoise")
         source.image = image
         if len(scene.view_layers) > 1:

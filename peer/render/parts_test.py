@@ -81,6 +81,21 @@ class PicturesTest(unittest.TestCase):
         self.assertEqual([list(v) for v in rows.row(1, [3, 4])], [[10, 11, 12], [110, 111, 112]])
         self.assertAlmostEqual(rows.seconds(), 63)
 
+    def test_a_margin_does_not_count(self):
+        rows = pictures.Rows(piece(6, 5, lambda n, x, y: 10 * y + x + (100 if n == "A.Depth.Z" else 0)), cut=[1, 2, 3, 0])
+        self.assertEqual((rows.width, rows.height), (2, 3))
+        self.assertEqual([[list(v) for v in rows.row(y, [4])] for y in range(3)], [[[101, 102]], [[111, 112]], [[121, 122]]])
+
+    def test_tiles_have_as_much_of_a_margin_as_there_is(self):
+        render = SimpleNamespace(resolution_x=21, resolution_y=9, resolution_percentage=100)
+        split = {"columns": 3, "rows": 2}
+        cuts = [parts._border(render, split, tile, 4) for tile in range(6)]
+        self.assertEqual(cuts[:3], [[0, 0, 4, 4], [4, 0, 4, 4], [4, 0, 0, 4]])
+        self.assertEqual(cuts[4], [4, 4, 4, 0])
+        self.assertEqual([int(render.border_min_x * 21), int(render.border_max_x * 21)], [10, 21])
+        self.assertEqual([int(render.border_min_y * 9), int(render.border_max_y * 9)], [0, 9])
+        self.assertEqual(parts._border(render, split, 5, 0), [0, 0, 0, 0])
+
     def test_film(self):
         film = pictures.Film("A", full=8, side=4)
         film.add(pictures.Rows(piece(8, 4, lambda n, x, y: x if n.endswith("R") else y)), 1)

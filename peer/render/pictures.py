@@ -64,26 +64,34 @@ def choose_format(image, wanted):
     image.file_format = wanted
 
 
-def _as_jpeg(image):
+def as_jpeg(image):
     choose_format(image, "JPEG")
     image.color_mode = "RGB"
     image.quality = QUALITY
 
 
-def thumb(bpy, scene, path, out):
+def thumb(bpy, scene, path, out, view=""):
     """Makes a JPEG of the frame that was just rendered, where package render cannot.
 
-    path is the frame's file; the picture comes from Blender's memory, in full size.
+    path is the frame's file, view the suffix of the view that it shows; the picture comes
+    from Blender's memory, in full size.
     Answers the name of a file below out, or "".
     """
     if scene.render.image_settings.file_format in SHOWN:
         return ""
-    name = os.path.splitext(os.path.basename(path))[0] + "_thumb.jpg"
+    stem = os.path.splitext(os.path.basename(path))[0] + "_thumb"
+    name = stem + ".jpg"
     try:
         with Changes() as changes:
             keep(changes, scene.render.image_settings)
-            _as_jpeg(scene.render.image_settings)
-            bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
+            as_jpeg(scene.render.image_settings)
+            try:
+                bpy.data.images["Render Result"].save_render(os.path.join(out, name), scene=scene)
+            except RuntimeError:
+                name = stem + view + ".jpg"
+                # Each view has a file of its own, and Blender says that none was written.
+                if not view or not os.path.exists(os.path.join(out, name)):
+                    raise
         return name if os.path.getsize(os.path.join(out, name)) > 0 else ""
     except Exception as e:  # whatever it is, the frame is there
         print("vizpeer: no small picture: %s" % e)
@@ -91,9 +99,12 @@ def thumb(bpy, scene, path, out):
 
 
 class Rows:
-    """The pixels of a piece: an uncompressed OpenEXR file of scan lines and floats."""
+    """The pixels of a piece: an uncompressed OpenEXR file of scan lines and floats.
 
-    def __init__(self, f):
+    cut is how wide its margin is, which does not count: see parts.py.
+    """
+
+    def __init__(self, f, cut=(0, 0, 0, 0)):
         self.f = f
         self.words = {}
         f.read(8)
@@ -113,6 +124,10 @@ class Rows:
             elif name.startswith("cycles."):
                 self.words[name] = value.decode("utf-8", "replace")
         self.offsets = array.array("Q", f.read(8 * self.height))
+        self.left, bottom, right, top = cut
+        self.line = 4 * self.width  # bytes of a channel
+        self.offsets = self.offsets[top:self.height - bottom]
+        self.width, self.height = self.width - self.left - right, self.height - bottom - top
 
     def _text(self):
         b = bytearray()
@@ -124,10 +139,9 @@ class Rows:
 
     def row(self, y, numbers):
         """The values of some channels in line y, counted from the top."""
-        step = 4 * self.width
         for n in numbers:
-            self.f.seek(self.offsets[y] + 8 + n * step)
-            yield array.array("f", self.f.read(step))
+            self.f.seek(self.offsets[y] + 8 + n * self.line + 4 * self.left)
+            yield array.array("f", self.f.read(4 * self.width))
 
     def seconds(self):
         """How long Cycles says that it was tracing paths, or None."""
@@ -186,7 +200,7 @@ class Film:
         try:
             image.alpha_mode = "PREMUL"
             image.pixels.foreach_set(self.sums)
-            _as_jpeg(scene.render.image_settings)
+            as_jpeg(scene.render.image_settings)
             image.save_render(path, scene=scene)
         finally:
             bpy.data.images.remove(image)

@@ -100,6 +100,17 @@ func (w *watch) addBatch(s *spanDone, ev event, batch string) error {
 	if err := exr.Check(batch); err != nil {
 		return bad(err)
 	}
+	if ev.Cut != (exr.Margin{}) {
+		whole := batch + ".whole"
+		err := os.Rename(batch, whole)
+		if err == nil {
+			err = exr.Cut(batch, whole, ev.Cut)
+		}
+		os.Remove(whole)
+		if err != nil {
+			return bad(err)
+		}
+	}
 	if s.sum == "" || w.attempt.Part.Split.By == lease.ByTiles {
 		s.sum = batch
 	} else {

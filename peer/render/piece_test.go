@@ -202,6 +202,18 @@ func TestPiecesAreChecked(t *testing.T) {
 	require.ErrorContains(t, err, "which this attempt does not wait for")
 }
 
+func TestMarginsOfTilesAreCutAway(t *testing.T) {
+	a := partAttempt(t, `
+give one.exr a.exr; say '{"ev":"piece","frame":1,"from":1,"to":2,"file":"a.exr","seconds":1,"cut":[1,0,0,1]}'
+give one.exr b.exr; say '{"ev":"piece","frame":1,"from":2,"to":3,"file":"b.exr","seconds":1,"cut":[0,1,3,0]}'`, fourTiles, lease.Span{From: 1, To: 3})
+	sink := &partSink{keep: t.TempDir()}
+	_, cleanup, err := NewBlender(Config{Dir: t.TempDir(), Sandbox: SandboxOff}).Run(t.Context(), a, sink)
+	defer cleanup()
+	require.EqualError(t, err, "frame 1, units 2 to 3: not a whole piece of a frame: it has 3 × 2 pixels, less than the margin of its tile")
+	require.Len(t, sink.pieces, 1)
+	require.Equal(t, []float32{1, 1}, values(t, sink.pieces[0].Path)["L.Combined.R"])
+}
+
 func TestMergesAreChecked(t *testing.T) {
 	dir := t.TempDir()
 	file := func(name string, b []byte) string {

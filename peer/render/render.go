@@ -131,6 +131,10 @@ type Frame struct {
 	Path    string
 	Name    string // as Blender names it in the job's output folder
 	Seconds float64
+	// Extra is a folder of what Blender wrote beside it, as it belongs below the job's
+	// output folder: the other views, what File Output nodes write. "" where there is
+	// nothing. It is the caller's as the file is.
+	Extra string
 	// Thumb is a small JPEG of it, "" where none could be made.
 	Thumb string
 }

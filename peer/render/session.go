@@ -65,11 +65,12 @@ func (a Attempt) sessionKey(p project) sessionKey {
 
 // request is what a session is asked for: see serve in driver.py.
 type request struct {
-	Do     string     `json:"do"` // "frames", "part", "merge", or "stop" to end the request of that ID early
+	Do     string     `json:"do"` // "frames", "part", "merge", "movie", or "stop" to end the request of that ID early
 	ID     string     `json:"id"`
 	Frames []int32    `json:"frames,omitempty"`
 	Part   *partArgs  `json:"part,omitempty"`
 	Merge  *mergeArgs `json:"merge,omitempty"`
+	Movie  *movieArgs `json:"movie,omitempty"`
 }
 
 // newRequest is the request that an attempt makes of s. merged is the file of what is
@@ -84,6 +85,11 @@ func newRequest(a Attempt, s *session, merged string) (request, error) {
 			return r, err
 		}
 		r.Do, r.Merge = "merge", &mergeArgs{Split: a.Merge.Split, File: filepath.Join(s.view.driver, mergedName)}
+	case a.Movie != nil:
+		if err := a.Movie.showPictures(s.dir.driver()); err != nil {
+			return r, err
+		}
+		r.Do, r.Movie = "movie", a.Movie.args(s)
 	}
 	return r, nil
 }
@@ -156,7 +162,8 @@ func (s *session) clean() bool {
 			}
 		}
 	}
-	return diskUse(s.dir.tmp()) <= maxLeft
+	// What Blender was shown of a movie is not its own, and large.
+	return os.RemoveAll(filepath.Join(s.dir.driver(), picturesName)) == nil && diskUse(s.dir.tmp()) <= maxLeft
 }
 
 // open starts a Blender for an attempt. The file is loaded with the first request.

@@ -12,7 +12,7 @@ import (
 )
 
 // twoScenes makes a file whose first scene writes a movie and whose second has a
-// name of its own for its frames; the third splits its views.
+// name of its own for its frames; the third has a file for each view.
 const twoScenes = `
 import bpy, os
 bpy.ops.wm.read_factory_settings(use_empty=True)
@@ -78,7 +78,6 @@ func TestSettings(t *testing.T) {
 		"no such scene":  {lease.Settings{Scene: "Last"}, lease.Requirements{}, lease.FailError, "the file has no scene 'Last', only: Blind, First, Second, Third"},
 		"no such engine": {lease.Settings{Engine: "LUXCORE"}, lease.Requirements{}, lease.FailMachine, "this Blender has no engine LUXCORE"},
 		"no such format": {lease.Settings{Format: "GIF"}, lease.Requirements{}, lease.FailError, "this Blender does not write the format GIF"},
-		"views":          {lease.Settings{Scene: "Third"}, lease.Requirements{}, lease.FailError, "the scene writes each view to a file of its own, and a frame is one file here: set the views format to Stereo 3D, or to Multi-View with OpenEXR"},
 		"no camera":      {lease.Settings{Scene: "Blind"}, lease.Requirements{}, lease.FailError, "frame -3: Error: Cannot render, no camera"},
 		"no METAL":       {lease.Settings{}, lease.Requirements{Backend: lease.Metal}, lease.FailMachine, "Blender finds no device for METAL on this machine"},
 	} {

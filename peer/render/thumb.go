@@ -28,7 +28,8 @@ const (
 	maxPreview     = 1 << 20 // bytes
 )
 
-// thumb makes the small picture of the frame at path and answers where it is, or "". It
+// thumb makes the small picture of the frame at path, or that of a movie which path
+// stands for, and answers where it is, or "". It
 // fails no frame.
 func (w *watch) thumb(ev event, path string) string {
 	stem := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame)))

@@ -17,6 +17,7 @@ import (
 	"unicode"
 
 	"vizpeer/lease"
+	"vizpeer/peer/render/exr"
 )
 
 // The phases of [Progress].
@@ -48,9 +49,10 @@ type watch struct {
 	tileSamples int
 
 	loaded bool
-	heard  bool // Blender answers
-	ended  bool // it has answered, and waits
-	odd    bool // something spoke as the driver does
+	heard  bool    // Blender answers
+	ended  bool    // it has answered, and waits
+	odd    bool    // something spoke as the driver does
+	extra  []event // what was written beside the frame under way
 	failed *event
 	spoilt string // a line of Blender's after which its images are wrong; see spoils
 	tail   tail
@@ -78,6 +80,7 @@ type event struct {
 	Again   bool           `json:"again"`
 	Memory  int64          `json:"memory"`
 	Thumb   string         `json:"thumb"`
+	Cut     exr.Margin     `json:"cut"` // what a piece has around its tile
 	lease.Span
 }
 
@@ -126,6 +129,8 @@ func (w *watch) event(ctx context.Context, ev event) error {
 	case "start":
 		w.now.Frame, w.now.Sample, w.now.Samples = ev.Frame, 0, 0
 		w.phase(phaseRendering)
+	case "extra":
+		return w.beside(ev)
 	case "frame":
 		return w.frame(ctx, ev)
 	case "piece":
@@ -154,16 +159,29 @@ func (w *watch) frame(ctx context.Context, ev event) error {
 	if w.spoilt != "" {
 		return w.fail(lease.FailMemory, fmt.Sprintf("the GPU ran out of memory at frame %d, and Blender went on without what found no room: %s", ev.Frame, w.spoilt))
 	}
-	// First out of Blender's reach, then looked at: it cannot change any more.
+	// First out of Blender's reach, then looked at: it cannot change any more. Of a movie
+	// that is not there the look says so.
 	path := filepath.Join(w.dir.frames(), strconv.Itoa(int(ev.Frame))+filepath.Ext(ev.File))
-	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil {
+	if err := os.Rename(filepath.Join(w.out, ev.File), path); err != nil && w.attempt.Movie == nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: Blender wrote no image", ev.Frame))
 	}
-	if err := checkImage(path); err != nil {
+	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
+	shown := path
+	if m := w.attempt.Movie; m != nil {
+		if err := m.check(path); err != nil {
+			return w.fail(lease.FailImage, err.Error())
+		}
+		f.Name, shown = m.name(ev), m.middle().Path
+	} else if err := checkImage(path); err != nil {
 		return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
 	}
-	f := Frame{Frame: ev.Frame, Path: path, Name: frameName(ev), Seconds: max(0, ev.Seconds)}
-	f.Thumb = w.thumb(ev, path)
+	if w.attempt.Movie == nil {
+		var err error
+		if f.Extra, err = w.takeExtra(f); err != nil {
+			return w.fail(lease.FailImage, fmt.Sprintf("frame %d: %v", ev.Frame, err))
+		}
+	}
+	f.Thumb = w.thumb(ev, shown)
 	if err := w.sink.Frame(ctx, f); err != nil {
 		return w.fail(lease.FailMachine, fmt.Sprintf("frame %d was rendered but this machine could not keep it: %v", ev.Frame, err))
 	}

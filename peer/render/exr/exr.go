@@ -3,7 +3,8 @@
 //
 // A piece is an OpenEXR file of one part with uncompressed scan lines of 32-bit floats,
 // as Blender writes it when asked for "multilayer, float (full), none". Anything else is
-// refused. Pieces come from other machines: no header, however made, makes this
+// refused. Of a tile it has the tile's pixels and no others: a margin that was rendered
+// with it is cut away where it was rendered, see [Cut]. Pieces come from other machines: no header, however made, makes this
 // package use more memory than a line of each piece takes, nor read outside of them.
 //
 // It knows what Cycles' passes mean as far as the mean of parts must: see [Mean].

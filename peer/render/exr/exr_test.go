@@ -127,6 +127,29 @@ func TestGrid(t *testing.T) {
 	require.ErrorIs(t, Grid(to, columns, rows, tiles[1:]), ErrFormat)
 }
 
+func TestCut(t *testing.T) {
+	v := func(c, x, y int) float32 { return float32(100*c + 10*y + x) }
+	path := write(t, 6, 5, []string{"a", "b"}, v)
+	to := filepath.Join(t.TempDir(), "cut.exr")
+	require.NoError(t, Cut(to, path, Margin{1, 2, 3, 0}))
+	require.NoError(t, Check(to))
+	h, got := read(t, to)
+	require.Equal(t, []int{2, 3}, []int{h.width, h.height})
+	require.Equal(t, []string{"cycles.Layer.samples", "pixelAspectRatio"}, names(h.others))
+	for c := range 2 {
+		for y := range 3 {
+			for x := range 2 {
+				require.Equal(t, v(c, 1+x, y), got[c][y][x], "the rows at the bottom are the last")
+			}
+		}
+	}
+	for _, m := range []Margin{{3, 0, 3, 0}, {0, 5, 0, 0}, {0, 0, 0, -1}, {1 << 62, 0, 1 << 62, 0}} {
+		to := filepath.Join(t.TempDir(), "cut.exr")
+		require.ErrorIs(t, Cut(to, path, m), ErrFormat)
+		require.NoFileExists(t, to)
+	}
+}
+
 func TestDamagedPieces(t *testing.T) {
 	path := write(t, 5, 4, []string{"A", "B"}, func(c, x, y int) float32 { return 1 })
 	good, err := os.ReadFile(path)
