@@ -146,11 +146,11 @@ func TestFramesHaveAllTheirFiles(t *testing.T) {
 		{"views", views, []string{"shot_%04d_x_L.png", "shot_%04d_x_R.png"}},
 		{"views in EXR", views + "r.image_settings.file_format = 'OPEN_EXR'", []string{"shot_%04d_x_L.exr", "shot_%04d_x_R.exr"}},
 		{"nodes", `
-output(home + "/render/passes", ["sub/image", "al pha_####_b"])
+output(home + "/render/passes", ["sub/image", "al pha_####_b", "with.dot."])
 output(home + "/render/", ["beside", "deep/er/"], "OPEN_EXR")
 output(home + "/else where/all", ["Image", "Alpha"], "OPEN_EXR_MULTILAYER")
 output(home + "/other/passes/", ["again"])
-`, []string{"shot_%04d_x.png", "passes/sub/image%04d.png", "passes/al pha_%04d_b.png", "beside%04d.exr", "deep/er/%04d.exr", "else where/all%04d.exr", "passes_2/again%04d.png"}},
+`, []string{"shot_%04d_x.png", "passes/sub/image%04d.png", "passes/al pha_%04d_b.png", "passes/with.dot.%04d.png", "beside%04d.exr", "deep/er/%04d.exr", "else where/all%04d.exr", "passes_2/again%04d.png"}},
 		{"nodes with views", views + `output(home + "/render/passes/", ["image"])`,
 			[]string{"shot_%04d_x_L.png", "shot_%04d_x_R.png", "passes/image%04d_L.png", "passes/image%04d_R.png"}},
 		{"a JPEG beside an EXR", "r.image_settings.file_format = 'OPEN_EXR'; r.image_settings.use_preview = True",

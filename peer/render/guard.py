@@ -44,11 +44,12 @@ def _local(path):
     or has a name that only some systems take."""
     parts = path.replace("\\", "/").split("/")
     names = []
-    for part in parts:
+    for at, part in enumerate(parts):
         name = re.sub(r"[\x00-\x1f\x7f-\x9f:*?\"<>|]", "_", part)
         name = re.sub(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[0-9]|lpt[0-9])(?= *(\.|$))", r"_\1", name)
-        if name.strip(".") and name.strip(" ."):
-            names.append(re.sub(r"^\.|[. ]$", "_", name))
+        if name.strip(" ."):
+            # A file's name goes on with the frame's number.
+            names.append(re.sub(r"^\.|[. ]$" if at < len(parts) - 1 else r"^\.", "_", name))
     return "/".join(names), not parts[-1].strip(" .")
 
 
@@ -82,7 +83,7 @@ class _Places:
     def of(self, path):
         full = _normal(self.bpy, path) if path else self.home
         name = full[len(self.home):] if self.inside(path) else full.rsplit("/", 1)[-1]
-        name = _local(name)[0]
+        name = _local(name + "/")[0]
         place, number = name, 1
         while self.taken.setdefault(place.lower(), full) != full:
             number += 1
