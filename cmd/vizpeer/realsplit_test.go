@@ -181,6 +181,8 @@ func TestRealFarmHeedsASpotNotice(t *testing.T) {
 			case ev.Type == lease.TaskRequeued && ev.Peer == is.Peer:
 				ended = true
 				require.Contains(t, ev.Reason, "samples are still to be rendered")
+			case ev.Type == lease.TaskEnded && ev.Peer == is.Peer && told:
+				ended = true // the batch that it was at was its last
 			case ev.Type == lease.TaskGranted && ev.Peer == is.Peer && ended:
 				return errors.New("a machine that goes was given more")
 			case ev.Type == lease.JobEnded:

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -26,6 +27,7 @@ func TestMain(m *testing.M) {
 //
 //	up NAME        start `vizpeer up` for the data folder NAME, and wait until it has a leader
 //	down NAME      stop it, and wait until it is gone
+//	await [!] PATTERN COMMAND...  run it until its output matches, or does not
 //	fields KEY...  the last output is a JSON object, or a list of them, with these keys
 //	save VAR KEY   set VAR to a string of the last output's JSON object (a.b for b in a)
 //	exit CODE ...  run vizpeer with the rest, and demand that exit code
@@ -51,7 +53,8 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": scriptUp, "down": scriptDown, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
+			"up": scriptUp, "down": scriptDown,
+			"await": scriptAwait, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
 		},
 	})
 }
@@ -135,6 +138,33 @@ func scriptLeader(ts *testscript.TestScript, program, dir string) {
 func (p *scriptPeer) stop() {
 	p.stdin.Close()
 	<-p.ended
+}
+
+func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
+	without := len(args) > 0 && args[0] == "!"
+	if without {
+		args = args[1:]
+	}
+	if neg || len(args) < 2 {
+		ts.Fatalf("usage: await [!] PATTERN COMMAND...")
+	}
+	pattern, err := regexp.Compile("(?m)" + args[0])
+	ts.Check(err)
+	limit := time.After(time.Minute)
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		ts.Check(ts.Exec(args[1], args[2:]...))
+		out := ts.ReadFile("stdout")
+		if pattern.MatchString(out) != without {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-limit:
+			ts.Fatalf("a minute has passed, and %v says\n%s", args[1:], out)
+		}
+	}
 }
 
 func scriptDown(ts *testscript.TestScript, neg bool, args []string) {

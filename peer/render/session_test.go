@@ -82,10 +82,10 @@ func TestAttemptsShareABlender(t *testing.T) {
 		require.Len(t, sink.frames, 2)
 		require.Equal(t, fmt.Sprintf("shot_%d.png", 10*i+2), sink.frames[1].Name)
 		if i == 0 {
-			require.Equal(t, "Read blend\n", log)
+			require.Equal(t, "Read blend\nnote: frame 1 begins\nnote: frame 2 begins\n", log)
 			require.Equal(t, phaseLoading, sink.progress[0].Phase)
 		} else {
-			require.Equal(t, "note: this Blender has the file open since an earlier attempt\n", log)
+			require.Equal(t, fmt.Sprintf("note: this Blender has the file open since an earlier attempt\nnote: frame %d begins\nnote: frame %d begins\n", 10*i+1, 10*i+2), log)
 			require.Equal(t, phaseRendering, sink.progress[0].Phase)
 		}
 	}
