@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
@@ -113,95 +112,4 @@ func (w *worker) discard(d coord.Drop) {
 		return
 	}
 	w.letGo()
-}
-
-// Piece stores a piece of a frame and reports it, unless a larger one comes at once.
-func (s *sink) Piece(ctx context.Context, p render.Piece) (err error) {
-	defer func() {
-		if isFull(err) {
-			s.full = err
-		}
-	}()
-	file, err := os.Open(p.Path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
-	o := s.a.order
-	i, err := s.w.keepFrame(ctx, o.Task.Job, file)
-	if err != nil {
-		return fmt.Errorf("store a piece of frame %d: %w", p.Frame, err)
-	}
-	r := lease.PieceResult{Frame: p.Frame, Span: p.Span, CID: i.CID.String(), Size: i.Size, Seconds: p.Seconds}
-	if err := s.w.results.add(pending{Report: o.Report, Pieces: []lease.PieceResult{r}}); err != nil {
-		return fmt.Errorf("note a piece of frame %d: %w", p.Frame, err)
-	}
-	s.w.alone.add(r.CID, o.Task.Job)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	s.pieces = append(slices.DeleteFunc(s.pieces, func(o lease.PieceResult) bool { return r.Holds(o.Span) }), r)
-	s.later()
-	return nil
-}
-
-// Preview stores a picture of the attempt's frame; the next renewal tells of it.
-func (s *sink) Preview(p render.Preview) {
-	file, err := os.Open(p.Path)
-	if err != nil {
-		return
-	}
-	defer file.Close()
-	i, err := s.w.store.BeginImport(s.ctx, file, shownPin(s.a.order.Task.Job))
-	if err != nil {
-		s.w.slog.Debug("a preview was not kept", "err", err)
-		return
-	}
-	s.w.settleLater(i)
-	s.w.mu.Lock()
-	// Whoever reads the list has it still: it is replaced, never changed.
-	s.a.previews = append(slices.Clone(s.a.previews[max(0, len(s.a.previews)-coord.MaxPreviews+1):]), coord.Preview{Frame: p.Frame, CID: i.CID.String(), Span: p.Span})
-	s.w.mu.Unlock()
-	s.w.link.Nudge()
-}
-
-// beside stores what is beside a frame and notes it in the frame's result.
-func (s *sink) beside(ctx context.Context, f render.Frame, r *lease.Result) error {
-	if f.Extra == "" {
-		return nil
-	}
-	root, sum, err := s.w.keepFolder(ctx, s.a.order.Task.Job, f.Extra)
-	if err != nil {
-		return err
-	}
-	r.Extra, r.ExtraFiles, r.ExtraSize = root.String(), sum.Files, sum.Bytes
-	return nil
-}
-
-// thumb stores the small picture of a frame; without one the frame is as good.
-func (s *sink) thumb(ctx context.Context, f render.Frame) string {
-	if f.Thumb == "" {
-		return ""
-	}
-	file, err := os.Open(f.Thumb)
-	if err != nil {
-		return ""
-	}
-	defer file.Close()
-	i, err := s.w.store.BeginImport(ctx, file, framePin(s.a.order.Task.Job))
-	if err != nil {
-		s.w.slog.Debug("a thumbnail was not kept", "frame", f.Frame, "err", err)
-		return ""
-	}
-	s.w.settleLater(i)
-	return i.CID.String()
-}
-
-// settleLater waits beside everything else until a picture is on disk, which nothing
-// hangs on.
-func (w *worker) settleLater(i *blobs.Import) {
-	w.crew.Go(func() {
-		if err := i.Settle(context.WithoutCancel(w.ctx)); err != nil {
-			w.slog.Debug("a picture was not kept", "err", err)
-		}
-	})
 }
