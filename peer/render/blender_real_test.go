@@ -24,6 +24,9 @@ import (
 // realBlender is the Blender of this machine, or the end of the test.
 func realBlender(t testing.TB) lease.Build {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: the tests with real Blender are left out")
+	}
 	path := os.Getenv("VIZPEER_BLENDER")
 	if path == "" {
 		path = "blender"
