@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -157,7 +158,9 @@ bpy.ops.wm.save_as_mainfile(filepath=%q)
 `
 
 // BenchmarkSplitStill renders a still with one plain Blender of one thread, and then
-// split over two peers whose Blenders have one thread each.
+// split over two peers whose Blenders have one thread each. Beside that it shows how long
+// two plain Blenders take for half of the samples each, at once: two cores of one machine
+// are seldom twice as fast as one.
 func BenchmarkSplitStill(b *testing.B) {
 	blender, err := exec.LookPath("blender")
 	require.NoError(b, err, "the bench renders with Blender")
@@ -186,6 +189,16 @@ func BenchmarkSplitStill(b *testing.B) {
 		frames, err := filepath.Glob(filepath.Join(out, "*.png"))
 		require.NoError(b, err)
 		require.Len(b, frames, 1)
+		began := time.Now()
+		var both sync.WaitGroup
+		for range 2 {
+			half := b.TempDir()
+			both.Go(func() {
+				runTimed(b, blender, "-b", blend, "--python-expr", "import bpy; bpy.context.scene.cycles.samples = 256", "-o", filepath.Join(half, "####"), "-f", "1")
+			})
+		}
+		both.Wait()
+		b.ReportMetric(time.Since(began).Seconds(), "halves-s")
 		b.ReportMetric(p.Seconds(), "plain-s")
 		b.ReportMetric(f.Seconds(), "farm-s")
 	}
