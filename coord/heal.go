@@ -156,7 +156,7 @@ func (k keeping) step(s *lease.State, p *plan, n int, strangers map[authz.PeerID
 		if f != nil {
 			k.strangers(f.Holders, strangers)
 		}
-		k.pieces(j, first+at)
+		k.pieces(j, first+at, true)
 		for _, piece := range j.PiecesOf(int32(first + at)) {
 			k.strangers(piece.Holders, strangers)
 		}

@@ -26,7 +26,7 @@ func (l *leader) keep(projects []lease.JobID, frames []frameID, ended []lease.Jo
 			if j, ok := s.Job(id.job); ok {
 				if at, ok := j.Place(id.frame); ok {
 					k.frames(j, j.Frames[at:at+1])
-					k.pieces(j, at)
+					k.pieces(j, at, false)
 				}
 			}
 		}
@@ -34,7 +34,7 @@ func (l *leader) keep(projects []lease.JobID, frames []frameID, ended []lease.Jo
 			if j, ok := s.Job(id); ok {
 				k.frames(j, j.Frames)
 				for at := range j.Pieces {
-					k.pieces(j, at)
+					k.pieces(j, at, true)
 				}
 			}
 		}
@@ -103,9 +103,13 @@ func (k keeping) frame(j *lease.Job, f *lease.Frame) bool {
 }
 
 // pieces asks for the pieces of a frame to be held: what a machine rendered of it must
-// not go with the machine, and more samples may be asked for later.
-func (k keeping) pieces(j *lease.Job, place int) {
+// not go with the machine, and more samples may be asked for later. all looks at those
+// too that enough machines held before.
+func (k keeping) pieces(j *lease.Job, place int, all bool) {
 	for _, p := range j.PiecesOf(int32(place)) {
+		if p.Kept && !all {
+			continue
+		}
 		chosen, _ := k.keepers(j, p.Holders, p.CID, p.Size)
 		for _, keeper := range chosen {
 			k.ask(keeper, Keep{Job: j.ID, Frame: j.Numbers()[place], CID: p.CID, Size: p.Size, Piece: true}, p.Holders)

@@ -175,7 +175,8 @@ type Order struct {
 	Split  lease.Split  `json:"split,omitzero"`
 	Spans  []lease.Span `json:"spans,omitempty"`
 	Pieces []Piece      `json:"pieces,omitempty"`
-	// Movie are the frames that a movie is to be made of, in order.
+	// Movie are the frames that a movie is to be made of, in order, and of their names
+	// the endings.
 	Movie []lease.Result `json:"movie,omitempty"`
 	// Device is what the member shall render on; "" leaves the choice to it.
 	Device lease.Device `json:"device,omitempty"`

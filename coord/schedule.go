@@ -1,6 +1,7 @@
 package coord
 
 import (
+	"path"
 	"slices"
 	"time"
 
@@ -111,7 +112,8 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 		case j.Makes(t):
 			for _, f := range j.Frames[:j.Pictures()] {
 				if f != nil {
-					o.Movie = append(o.Movie, lease.Result{Frame: f.Result.Frame, CID: f.CID, Name: f.Name, Size: f.Size})
+					// Of the name the ending is all that is needed, and twenty thousand must fit.
+					o.Movie = append(o.Movie, lease.Result{Frame: f.Result.Frame, CID: f.CID, Name: path.Ext(f.Name), Size: f.Size})
 				}
 			}
 		case j.Splits():
@@ -125,6 +127,10 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 	return o, live
 }
 
+// maxWithSources is of how many pieces an order says who has them: it must fit into one
+// message. Of more, their member asks.
+const maxWithSources = 256
+
 // parts adds to an order what of its frame is to be rendered, or which pieces are to be
 // merged. Both locks are held.
 func (l *leader) parts(o *Order, j *lease.Job, t *lease.Task) {
@@ -132,8 +138,13 @@ func (l *leader) parts(o *Order, j *lease.Job, t *lease.Task) {
 		o.Spans = j.Gaps(t)
 		return
 	}
-	for _, p := range j.PiecesOf(t.Lo) {
-		o.Pieces = append(o.Pieces, Piece{Span: p.Span, CID: p.CID, Size: p.Size, Sources: l.addrs(p.Holders, o.Peer)})
+	pieces := j.PiecesOf(t.Lo)
+	for _, p := range pieces {
+		piece := Piece{Span: p.Span, CID: p.CID, Size: p.Size}
+		if len(pieces) <= maxWithSources {
+			piece.Sources = l.addrs(p.Holders, o.Peer)
+		}
+		o.Pieces = append(o.Pieces, piece)
 	}
 }
 

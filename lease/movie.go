@@ -74,7 +74,7 @@ func (j *Job) unfinished() int {
 	return n
 }
 
-// release lets the task of the movie be granted, or keeps it back, by what is rendered.
+// releaseMovie lets the task of the movie be granted, or keeps it back, by what is rendered.
 func (j *Job) releaseMovie() {
 	at := j.movie()
 	if at < 0 {

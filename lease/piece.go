@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sort"
 
 	"vizpeer/authz"
 )
@@ -78,7 +79,11 @@ func (j *Job) Gaps(t *Task) []Span {
 	if !j.open(t.Lo) {
 		return nil
 	}
-	return t.Span.Gaps(spansOf(j.PiecesOf(t.Lo)))
+	// Of a frame in thousands of tiles each part has few: they are in order.
+	pieces := j.PiecesOf(t.Lo)
+	first := sort.Search(len(pieces), func(i int) bool { return pieces[i].To > t.Span.From })
+	last := sort.Search(len(pieces), func(i int) bool { return pieces[i].From >= t.Span.To })
+	return t.Span.Gaps(spansOf(pieces[first:max(first, last)]))
 }
 
 func spansOf(pieces []Piece) []Span {

@@ -186,3 +186,23 @@ func TestMovieIsMadeLast(t *testing.T) {
 	f.do(lease.Command{Retry: &lease.Retry{Job: "j", Frames: lease.Frames{{First: 2, Last: 2, Step: 1}}}})
 	require.Equal(t, []int32{0}, j.Next(9), "the movie waits for the frame")
 }
+
+// A frame in as many tiles as there may be: what each report costs must not grow with
+// their square.
+func TestThousandsOfTiles(t *testing.T) {
+	f := newFarm(t)
+	j := f.still("j", lease.Split{By: lease.ByTiles, Units: lease.MaxTiles, Columns: 64, Rows: 64})
+	for tile := int32(0); j.Uncovered() > 0; tile++ {
+		r := lease.Report{Lease: lease.ID(fmt.Sprint("tile", tile)), Task: lease.TaskID{Job: "j", Index: j.Next(1)[0]}, Peer: "peer-a"}
+		for _, e := range f.do(lease.Command{Grant: &lease.Grant{Lease: r.Lease, Task: r.Task, Peer: r.Peer, Units: 1}}) {
+			if e.Type == lease.TaskGranted {
+				r.Task.Index = e.Task
+			}
+		}
+		f.do(lease.Command{Complete: &lease.Complete{Report: r, Machines: 1, Pieces: []lease.PieceResult{
+			{Frame: 7, Span: j.Tasks[r.Task.Index].Span, CID: fmt.Sprint("tile", tile), Size: 1},
+		}}})
+	}
+	require.Len(t, j.PiecesOf(0), lease.MaxTiles)
+	require.Equal(t, []int32{0}, j.Next(9), "only the merge is left")
+}

@@ -90,8 +90,9 @@ func (p *Peer) watchSpot(ctx context.Context) error {
 	p.slog.Warn("this machine will be taken away: it takes no more work and saves what it has", "why", n.Reason, "at", n.At)
 	until, cancel := context.WithTimeout(ctx, left)
 	defer cancel()
+	p.worker.leave(n.Reason)
 	p.ads.Nudge() // that it drains
-	p.worker.conclude(until, n.Reason, true)
+	p.worker.conclude(until, true)
 	if ctx.Err() == nil {
 		p.worker.handBack()
 		p.worker.alone.wait(until)

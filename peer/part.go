@@ -12,7 +12,6 @@ import (
 	"github.com/ipfs/go-cid"
 	"golang.org/x/sync/errgroup"
 
-	"vizpeer/blobs"
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
 	"vizpeer/lease"
@@ -91,7 +90,7 @@ func (w *worker) input(ctx context.Context, content string, size int64, by lease
 		return fmt.Errorf("%w: %w", errPieces, err)
 	}
 	if err := w.store.ExportFile(ctx, root, path); err != nil {
-		if isFull(err) || errors.Is(err, blobs.ErrDiskFull) {
+		if isFull(err) {
 			return err
 		}
 		return fmt.Errorf("%w: %w", errPieces, err)
@@ -100,14 +99,15 @@ func (w *worker) input(ctx context.Context, content string, size int64, by lease
 }
 
 // discard lets a piece go that is of no use any more.
-func (w *worker) discard(d coord.Drop) {
-	root, err := cid.Decode(d.CID)
+func (w *worker) discard(job lease.JobID, content string) {
+	w.alone.drop(func(cid string, _ lease.JobID) bool { return cid == content })
+	root, err := cid.Decode(content)
 	if err != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(w.ctx, 10*time.Second)
 	defer cancel()
-	if err := w.store.Unpin(ctx, root, framePin(d.Job)); err != nil {
+	if err := w.store.Unpin(ctx, root, framePin(job)); err != nil {
 		w.slog.Debug("a piece is not pinned any more", "err", err)
 		return
 	}

@@ -350,7 +350,8 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 	case <-parts.Done():
 	}
 	saving, saved := context.WithTimeout(parts, stopGrace)
-	if p.worker.conclude(saving, "the machine's vizpeer is stopping", false) {
+	p.worker.leave("the machine's vizpeer is stopping")
+	if p.worker.conclude(saving, false) {
 		p.worker.alone.wait(saving)
 	}
 	saved()
@@ -499,7 +500,7 @@ func (p *Peer) drop(d coord.Drop) {
 	})
 	p.worker.alone.drop(func(cid string, _ lease.JobID) bool { return cid == d.CID })
 	if d.Piece {
-		p.worker.crew.Go(func() { p.worker.discard(d) })
+		p.worker.crew.Go(func() { p.worker.discard(d.Job, d.CID) })
 	}
 }
 

@@ -42,19 +42,27 @@ func newSink(ctx context.Context, w *worker, a *attempt) *sink {
 
 func (s *sink) Progress(p render.Progress) { s.w.say(s.a, p) }
 
-func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
-	defer func() {
-		if isFull(err) {
-			s.full = err
-		}
-	}()
-	file, err := os.Open(f.Path)
+// keep stores a file of the attempt, durably.
+func (s *sink) keep(ctx context.Context, path string) (*blobs.Import, error) {
+	file, err := os.Open(path)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer file.Close()
+	return s.w.keepFrame(ctx, s.a.order.Task.Job, file)
+}
+
+// noteFull remembers that the store had no room.
+func (s *sink) noteFull(err *error) {
+	if isFull(*err) {
+		s.full = *err
+	}
+}
+
+func (s *sink) Frame(ctx context.Context, f render.Frame) (err error) {
+	defer s.noteFull(&err)
 	o := s.a.order
-	i, err := s.w.keepFrame(ctx, o.Task.Job, file)
+	i, err := s.keep(ctx, f.Path)
 	if err != nil {
 		return fmt.Errorf("store frame %d: %w", f.Frame, err)
 	}
@@ -132,18 +140,9 @@ func (s *sink) end(complete bool) (frames []lease.Result, pieces []lease.PieceRe
 
 // Piece stores a piece of a frame and reports it, unless a larger one comes at once.
 func (s *sink) Piece(ctx context.Context, p render.Piece) (err error) {
-	defer func() {
-		if isFull(err) {
-			s.full = err
-		}
-	}()
-	file, err := os.Open(p.Path)
-	if err != nil {
-		return err
-	}
-	defer file.Close()
+	defer s.noteFull(&err)
 	o := s.a.order
-	i, err := s.w.keepFrame(ctx, o.Task.Job, file)
+	i, err := s.keep(ctx, p.Path)
 	if err != nil {
 		return fmt.Errorf("store a piece of frame %d: %w", p.Frame, err)
 	}
@@ -154,7 +153,13 @@ func (s *sink) Piece(ctx context.Context, p render.Piece) (err error) {
 	s.w.alone.add(r.CID, o.Task.Job)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.pieces = append(slices.DeleteFunc(s.pieces, func(o lease.PieceResult) bool { return r.Holds(o.Span) }), r)
+	s.pieces = append(slices.DeleteFunc(s.pieces, func(old lease.PieceResult) bool {
+		held := r.Holds(old.Span)
+		if held && old.CID != r.CID { // nobody will ever hear of it
+			s.w.crew.Go(func() { s.w.discard(o.Task.Job, old.CID) })
+		}
+		return held
+	}), r)
 	s.later()
 	return nil
 }

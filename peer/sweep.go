@@ -15,7 +15,7 @@ import (
 // How long this machine promises to keep what nobody asks it for any more. What is
 // let go then stays cached until there is need of room.
 const (
-	keepUploads = 24 * time.Hour // projects that no job took
+	keepUploads = 24 * time.Hour // projects that no job took, pictures of frames under way
 	// Frames and logs, since they were kept, and in any case as long as the farm
 	// remembers their job: that is while it is open and as long again after its end.
 	keepFrames  = 30 * 24 * time.Hour
@@ -102,7 +102,7 @@ func stale(pins iter.Seq2[blobs.Pin, error], now time.Time, recall func([]lease.
 			return nil, err
 		}
 		age := now.Sub(pin.At)
-		if strings.HasPrefix(pin.Holder, uploadPin("")) && age > keepUploads {
+		if (strings.HasPrefix(pin.Holder, uploadPin("")) || strings.HasPrefix(pin.Holder, shownPin(""))) && age > keepUploads {
 			stale = append(stale, pin)
 		}
 		if job, ok := strings.CutPrefix(pin.Holder, framePin("")); ok && age > keepFrames {

@@ -169,12 +169,18 @@ func (w *worker) leaves() string {
 	return w.leaving
 }
 
-// conclude begins nothing more, and has attempts end with what they have: all of them,
-// or those alone that can give a part of what they render. It returns when those have
-// ended, or ctx has, and tells whether there were any.
-func (w *worker) conclude(ctx context.Context, why string, all bool) bool {
+// leave begins nothing more from now on.
+func (w *worker) leave(why string) {
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.leaving = why
+}
+
+// conclude has attempts end with what they have: all of them, or those alone that can
+// give a part of what they render. It returns when those have ended, or ctx has, and
+// tells whether there were any. Nothing may be begun any more: see leave.
+func (w *worker) conclude(ctx context.Context, all bool) bool {
+	w.mu.Lock()
 	var ending []*attempt
 	for _, a := range w.attempts {
 		if (all || len(a.order.Spans) > 0) && !a.over {

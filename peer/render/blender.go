@@ -172,6 +172,7 @@ func (b *Blender) run(ctx context.Context, a Attempt, dir attemptDir, sink Sink)
 		go b.bounds(limit).watchProcesses(watched, s.cmd.Process.Pid, s.tmp, stop)
 		r, err := newRequest(a, s, merged)
 		if err != nil {
+			s.end() // nobody else has it
 			return false, 0, err
 		}
 		return s.serve(ctx, r, w, log)

@@ -162,8 +162,13 @@ func (s *session) clean() bool {
 			}
 		}
 	}
-	// What Blender was shown of a movie is not its own, and large.
-	return os.RemoveAll(filepath.Join(s.dir.driver(), picturesName)) == nil && diskUse(s.dir.tmp()) <= maxLeft
+	// What Blender was shown of a frame's pieces or a movie is not its own, and large.
+	for _, name := range []string{picturesName, mergedName} {
+		if os.RemoveAll(filepath.Join(s.dir.driver(), name)) != nil {
+			return false
+		}
+	}
+	return diskUse(s.dir.tmp()) <= maxLeft
 }
 
 // open starts a Blender for an attempt. The file is loaded with the first request.
