@@ -99,7 +99,9 @@ func (l *leader) heard(s *session, up Up) error {
 		s.reports <- report{up, refusedAtOnce(err)}
 		return nil
 	}
-	if up.Complete != nil {
+	// The next task is chosen while this one's end is on its way to the disk; but how many
+	// units of a frame that is to have is known only from how fast these went.
+	if up.Complete != nil && len(up.Complete.Pieces) == 0 {
 		pending := l.c.log.StartSoon(Entry{Queue: &cmd})
 		l.over(s, up.Complete.Lease)
 		s.reports <- report{up, pending}

@@ -115,8 +115,8 @@ func (p Pace) Seconds() float64 {
 func (p Pace) Slowest() float64 { return p.slowest }
 
 // Overhead is the least that a try took beside rendering, which is to load the
-// project; in seconds, 0 where none was measured.
-func (p Pace) Overhead() float64 { return p.overhead }
+// project; in seconds. It is false, and 0, where none was measured.
+func (p Pace) Overhead() (float64, bool) { return p.overhead, p.loaded }
 
 // Hand is a device of a machine: what renders one frame at a time.
 type Hand struct {

@@ -33,22 +33,35 @@ const fastest = 20
 // shortest is the time of a frame that takes none, in seconds.
 const shortest = 1e-3
 
-// smallChunk is how much rendering is worth an attempt of its own, in seconds, and
-// worth many times what it takes to load the project.
+// How much rendering is worth an attempt of its own, in seconds: smallChunk; less where an
+// attempt is known to cost next to nothing, as with a Blender that is warm; more where it
+// costs much. And worth many times what it takes to load the project.
 const (
 	smallChunk    = 10.0
+	tinyChunk     = 1.0
+	tinyByLoad    = 10.0
 	smallByLoad   = 2.0
 	desiredByLoad = 30.0
 )
+
+func small(pace lease.Pace) float64 {
+	load, known := pace.Overhead()
+	if !known {
+		return smallChunk
+	}
+	return max(smallByLoad*load, min(max(tinyByLoad*load, tinyChunk), smallChunk))
+}
 
 // chunk is how many frames of j, or units where it splits them, to give to a device of a
 // machine, while all that have a part in the job render rate of them a second. It aims
 // at [lease.ChunkTarget], or more where loading takes long; at half of the device's
 // share of what is left where that is less, so that all end together; and at the
 // whole share rather than at crumbs. This is factoring (Hummel, Schonberg and Flynn,
-// 1992), weighted by speed. What was measured on a few frames is believed for a few:
-// a scene may begin in the dark.
-func chunk(j *lease.Job, m *Machine, d lease.Device, rate float64) int32 {
+// 1992), weighted by speed. Of the last task that waits, of which waits frames or units
+// are to be rendered, it gives no more than the share, or a crumb: others will soon come
+// for theirs. What was measured on a few frames is believed for a few: a scene may begin
+// in the dark.
+func chunk(j *lease.Job, m *Machine, d lease.Device, rate float64, waits int32) int32 {
 	left, first, seconds := float64(j.Unrendered()), float64(lease.DefaultChunk), m.seconds(j, d)
 	switch j.Spec.Split.By {
 	case lease.BySamples:
@@ -61,11 +74,14 @@ func chunk(j *lease.Job, m *Machine, d lease.Device, rate float64) int32 {
 	if all.Frames() == 0 {
 		return whole(min(share, first), j)
 	}
-	load := all.Overhead()
+	load, _ := all.Overhead()
 	n := min(max(lease.ChunkTarget.Seconds(), desiredByLoad*load), lease.MaxChunkFor.Seconds()) / seconds
 	if share < 0.99*left { // others have a part in it
-		small := max(smallChunk, smallByLoad*load) / seconds
-		n = min(n, max(share/2, min(share, small)))
+		crumb := small(all) / seconds
+		n = min(n, max(share/2, min(share, crumb)))
+		if j.Waits() == 1 {
+			n = min(n, max(float64(waits)/seconds/rate, crumb))
+		}
 	}
 	own := j.Pace(lease.Hand{Peer: m.Peer, Device: d}).Frames()
 	known := float64(growth * own)
@@ -138,5 +154,6 @@ func Stuck(j *lease.Job, r Running) (time.Time, bool) {
 	if own := j.Pace(lease.Hand{Peer: r.Peer, Device: r.Device}); own.Frames() >= stuckKnown {
 		long = min(long, stuckMean*own.Seconds())
 	}
-	return r.Since.Add(wait + time.Duration((long+pace.Overhead())*float64(time.Second))), true
+	load, _ := pace.Overhead()
+	return r.Since.Add(wait + time.Duration((long+load)*float64(time.Second))), true
 }

@@ -194,10 +194,10 @@ func (r *round) task(i int32) {
 		m := choose(r.fit, t)
 		p := Placement{Task: lease.TaskID{Job: r.j.ID, Index: i}, Peer: m.Peer, Device: m.best(r.j)}
 		if t.Part() {
-			p.Units = min(left, chunk(r.j, m, p.Device, r.rate))
+			p.Units = min(left, chunk(r.j, m, p.Device, r.rate, left))
 			left -= p.Units
 		} else if r.j.Spec.Adaptive() && !r.j.Splits() {
-			p.Frames = min(left, chunk(r.j, m, p.Device, r.rate))
+			p.Frames = min(left, chunk(r.j, m, p.Device, r.rate, left))
 			left -= p.Frames
 		} else {
 			left = 0

@@ -266,6 +266,7 @@ class Session:
         self.args = args
         self.notes = []  # what every attempt is told
         self.device = None
+        self.paced, self.pace = None, None  # the frame whose parts were rendered last
         guard.release()
         if args.get("remap"):
             for text in remap.remap(bpy, args["remap"]["root"], args["remap"]["origin"]):
@@ -350,7 +351,9 @@ class Session:
     def part(self, request):
         frame, part = request["frames"][0], request["part"]
         say("start", frame=frame)
-        parts.render(bpy, self.scene, frame, part["split"], part["spans"], self.args["out"], say, stopped)
+        if (frame, part["split"]) != self.paced:
+            self.paced, self.pace = (frame, part["split"]), parts.Pace(part["split"]["units"])
+        parts.render(bpy, self.scene, frame, part["split"], part["spans"], self.pace, self.args["out"], say, stopped)
 
     def merge(self, request):
         frame, merge = request["frames"][0], request["merge"]

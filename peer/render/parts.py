@@ -188,7 +188,11 @@ def _write(bpy, scene, path):
 
 
 class Pace:
-    """Says how many samples the next batch has."""
+    """Says how many samples the next batch has.
+
+    It is of a frame, and goes on from one part of it to the next: what was learnt from
+    the first one's small batches is known, and there is a picture to look at.
+    """
 
     def __init__(self, total):
         self.total = total  # of the whole frame
@@ -221,11 +225,12 @@ class Pace:
         return count
 
 
-def render(bpy, scene, frame, split, spans, out, say, stopped):
+def render(bpy, scene, frame, split, spans, pace, out, say, stopped):
     """Renders spans of a frame's units into pieces below out, until stopped() is true.
 
-    Each span of samples is rendered in batches that follow each other. Says "piece" for
-    each batch and each tile, and "preview" for what is there of the span.
+    Each span of samples is rendered in batches that follow each other, as long as pace
+    says. Says "piece" for each batch and each tile, and "preview" for what is there of
+    the span.
     """
     refuse(scene, split)
     if split["by"] == "samples" and scene.cycles.use_adaptive_sampling:
@@ -235,15 +240,16 @@ def render(bpy, scene, frame, split, spans, out, say, stopped):
     scene.frame_subframe = bpy.context.scene.frame_subframe = 0.0
     with pictures.Changes() as changes:
         _prepare(changes, scene, split)
-        each = _samples if split["by"] == "samples" else _tiles
         try:
-            each(bpy, scene, frame, split, spans, out, say, stopped, changes)
+            if split["by"] == "samples":
+                _samples(bpy, scene, frame, spans, pace, out, say, stopped)
+            else:
+                _tiles(bpy, scene, frame, split, spans, out, say, stopped, changes)
         except RuntimeError as e:
             raise Refused("frame %d: %s" % (frame, str(e).strip()))
 
 
-def _samples(bpy, scene, frame, split, spans, out, say, stopped, _):
-    pace = Pace(split["units"])
+def _samples(bpy, scene, frame, spans, pace, out, say, stopped):
     for first, end in spans:
         film = pictures.Film(_layers(scene)[0].name, max(size(scene.render)))
         at, seconds = first, 0.0
