@@ -47,7 +47,10 @@ func (r *Roster) Account(user string) Account {
 // Apply makes the change, or answers why not and changes nothing.
 func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
-	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil} {
+	for _, is := range []bool{
+		c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil,
+		c.AddUser != nil, c.SetPassword != nil, c.Disable != nil, c.SetRole != nil, c.CreateKey != nil, c.RevokeKey != nil, c.EndSession != nil,
+	} {
 		if is {
 			set++
 		}
@@ -76,9 +79,24 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.offer(at, *c.Offer)
 	case c.Withdraw != nil:
 		events, err = r.withdraw(c.Withdraw.Root)
+	case c.AddUser != nil:
+		events, err = r.addUser(*c.AddUser)
+	case c.SetPassword != nil:
+		events, err = r.setPassword(at, *c.SetPassword)
+	case c.Disable != nil:
+		events, err = r.disable(at, *c.Disable)
+	case c.SetRole != nil:
+		events, err = r.setRole(*c.SetRole)
+	case c.CreateKey != nil:
+		events, err = r.createKey(at, *c.CreateKey)
+	case c.RevokeKey != nil:
+		events, err = r.revokeKey(*c.RevokeKey)
+	case c.EndSession != nil:
+		events, err = r.endSession(at, *c.EndSession)
 	}
 	if err == nil && len(events) > 0 {
 		r.version++
+		r.forgetEnded(at)
 	}
 	return events, err
 }
@@ -126,7 +144,7 @@ func (r *Roster) found(at time.Time, f Found) ([]Event, error) {
 	r.putKey(f.MachineKey)
 	r.putKey(f.OperatorKey)
 	r.tickets = []TicketRecord{ticket}
-	r.accounts = []Account{f.Admin}
+	r.putAccount(f.Admin)
 	return []Event{
 		{Type: FarmFounded, Peer: f.Founder, User: f.Admin.User, Role: Admin},
 		{Type: PeerAdmitted, Peer: f.Founder, User: f.Admin.User, Role: Admin},
@@ -265,6 +283,14 @@ func (r *Roster) freeUser(name string) string {
 	return user
 }
 
+// weaker is the less powerful of two roles.
+func weaker(a, b Role) Role {
+	if stronger(a, b) == a {
+		return b
+	}
+	return a
+}
+
 // stronger is the more powerful of two roles.
 func stronger(a, b Role) Role {
 	if slices.Index(Roles(), a) <= slices.Index(Roles(), b) {
@@ -310,7 +336,9 @@ type rosterJSON struct {
 
 // Snapshot writes the whole roster; equal rosters give equal bytes.
 func (r *Roster) Snapshot(w io.Writer) error {
-	return json.NewEncoder(w).Encode(rosterJSON{snapshotFormat, r.document(), r.tickets, r.accounts})
+	doc := r.document()
+	doc.People = nil // they follow from the accounts
+	return json.NewEncoder(w).Encode(rosterJSON{snapshotFormat, doc, r.tickets, r.accounts})
 }
 
 // Restore reads what [Roster.Snapshot] wrote, and refuses what Apply could not
@@ -332,6 +360,10 @@ func restore(in io.Reader) (*Roster, error) {
 		return nil, fmt.Errorf("its format is %d and this vizpeer reads %d: update vizpeer", doc.Format, snapshotFormat)
 	}
 	r := NewRoster()
+	doc.People = nil
+	for _, a := range doc.Accounts {
+		doc.People = append(doc.People, a.Person)
+	}
 	if err := r.load(doc.directoryJSON); err != nil {
 		return nil, err
 	}
