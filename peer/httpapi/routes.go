@@ -61,7 +61,7 @@ const (
 // routes is the whole API: what is not here does not exist. A role decides
 // whether a route may be used at all; whose job it is about, Queue decides.
 func routes() []*route {
-	const get, post, put = http.MethodGet, http.MethodPost, http.MethodPut
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
 	return []*route{
 		{get, "/healthz", here, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
 		{get, "/readyz", here, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
@@ -99,11 +99,17 @@ func routes() []*route {
 		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},
 		{post, "/v1/peers/{id}/undrain", atLeader, managers, "undrain-peer", "Let a machine that is drained take work again", 0, "", bind(drain(false))},
 		{put, "/v1/peers/{id}/labels", atLeader, managers, "label-peer", "Set the labels that a machine is granted, such as those that mean a licence", 0, "", bind((*Server).label)},
+		{post, "/v1/peers/{id}/revoke", atLeader, managers, "revoke-peer", "Remove a machine from the farm: its connections, leases and API keys end at once on every machine", 0, "", bind((*Server).revokePeer)},
+		{get, "/v1/peers/pending", atLeader, inviters, "list-pending", "The machines without a ticket that wait to be let in", 0, "", bind((*Server).pending)},
+		{post, "/v1/peers/pending/{id}/approve", atLeader, inviters, "approve-peer", "Let a machine in that waits and shows the same four words", 0, "", bind((*Server).approve)},
+		{post, "/v1/peers/pending/{id}/deny", atLeader, inviters, "deny-peer", "Send a machine away that waits", 0, "", bind((*Server).deny)},
 		{get, "/v1/blenders", atLeader, people, "list-blenders", "The Blenders that machines of the farm have, and those that they may fetch", 0, "", bind((*Server).blenders)},
 		{post, "/v1/blenders", atLeader, suppliers, "offer-blender", "Let all machines fetch and run a Blender whose folder was stored before", http.StatusCreated, "", bind((*Server).offer)},
 		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
+		{get, "/v1/tickets", atLeader, inviters, "list-tickets", "The tickets that would admit a machine now, without their secrets", 0, "", bind((*Server).tickets)},
+		{del, "/v1/tickets/{id}", atLeader, inviters, "revoke-ticket", "Let a ticket admit nobody any more; whom it admitted stays", 0, "", bind((*Server).revokeTicket)},
 		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
 
 		{post, "/v1/queue/jobs", internal, submitters, "queue-job", "", http.StatusCreated, "", bind((*Server).enqueue)},
