@@ -466,7 +466,9 @@ func TestRosterModel(t *testing.T) {
 				switch {
 				case !known:
 					want = ErrTicketUnknown
-				case m.used[peer] && old.Worker == worker: // nothing to change
+				case m.used[peer] && admitted[peer] && old.Worker == worker: // nothing to change
+				case m.used[peer] && !admitted[peer]:
+					want = ErrTicketBefore
 				case !now.Before(m.expires):
 					want = ErrTicketExpired
 				case !m.used[peer] && len(m.used) >= m.uses:
@@ -487,6 +489,33 @@ func TestRosterModel(t *testing.T) {
 					t.Fatalf("labelling %v %q: %v", peer, labels, err)
 				}
 			},
+			"revoke": func(t *rapid.T) {
+				peer := PeerID(fmt.Sprint("peer", rapid.IntRange(0, 5).Draw(t, "peer")))
+				err := apply(Command{At: now, Revoke: &Revoke{Peer: peer, By: "admin"}})
+				if admitted[peer] != (err == nil) {
+					t.Fatalf("revoking %v: %v", peer, err)
+				}
+				delete(admitted, peer)
+			},
+			"roll": func(t *rapid.T) {
+				here := PeerID(fmt.Sprint("peer", rapid.IntRange(0, 5).Draw(t, "peer")))
+				seen, expire, _ := r.Roll(now, func(id PeerID) bool { return id == here || id == "founder" })
+				if seen != nil {
+					if err := apply(Command{At: now, Seen: seen}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if expire == nil {
+					return
+				}
+				if err := apply(Command{At: now, Expire: expire}); err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range expire.Peers {
+					delete(admitted, id)
+				}
+			},
+			"weeks": func(*rapid.T) { now = now.Add(8 * 24 * time.Hour) },
 			"wait": func(t *rapid.T) {
 				now = now.Add(time.Duration(rapid.IntRange(0, 120).Draw(t, "minutes")) * time.Minute)
 			},

@@ -45,6 +45,8 @@ type membership struct {
 	Farm   authz.FarmID `json:"farm"`
 	Name   string       `json:"name"`
 	NoWork bool         `json:"no_work,omitempty"`
+	// Removed is why the farm has removed it, in words.
+	Removed string `json:"removed,omitempty"`
 }
 
 func (d dataDir) path(name ...string) string {
@@ -102,6 +104,16 @@ func (d dataDir) membership() (membership, error) {
 	err := d.readJSON("membership.json", &m)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, fmt.Errorf("%w (data folder %s)", ErrNotMember, string(d))
+	}
+	return m, err
+}
+
+// admitted is membership for a machine that may run: it fails with [ErrRemoved] where
+// the farm has removed it.
+func (d dataDir) admitted() (membership, error) {
+	m, err := d.membership()
+	if err == nil && m.Removed != "" {
+		err = removedError(string(m.Farm), m.Removed)
 	}
 	return m, err
 }

@@ -46,6 +46,12 @@ var reach = map[string][]string{
 	"POST /v1/peers/{id}/drain":                {"root"},
 	"POST /v1/peers/{id}/undrain":              {"root"},
 	"PUT /v1/peers/{id}/labels":                {"root"},
+	"POST /v1/peers/{id}/revoke":               {"root"},
+	"GET /v1/peers/pending":                    {"root"},
+	"POST /v1/peers/pending/{id}/approve":      {"root"},
+	"POST /v1/peers/pending/{id}/deny":         {"root"},
+	"GET /v1/tickets":                          {"root"},
+	"DELETE /v1/tickets/{id}":                  {"root"},
 	"GET /v1/blenders":                         {"root", "ann", "vic"},
 	"POST /v1/blenders":                        {"root"},
 	"POST /v1/blenders/{cid}/withdraw":         {"root"},
@@ -216,6 +222,16 @@ func TestDocuments(t *testing.T) {
 		require.NoError(t, json.Unmarshal(m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{[]string{"lic:x"}}).body, &p))
 		require.Equal(t, Peer{ID: "12D3Koo", Granted: []string{"lic:x"}}, p)
 		require.Equal(t, 422, m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{make([]string, 65)}).StatusCode)
+		require.JSONEq(t, `{"pending":[]}`, string(m.do(t, "root", "GET", "/v1/peers/pending", nil).body))
+		require.JSONEq(t, `{"tickets":[]}`, string(m.do(t, "root", "GET", "/v1/tickets", nil).body))
+		require.Equal(t, 200, m.do(t, "root", "DELETE", "/v1/tickets/abcdefgh", nil).StatusCode)
+		require.Equal(t, 422, m.do(t, "root", "DELETE", "/v1/tickets/vzt1secret", nil).StatusCode)
+		r = m.do(t, "root", "POST", "/v1/peers/pending/12D3Koo/approve", Approval{authz.Operator})
+		require.Contains(t, string(r.body), `"roles":["operator"]`)
+		require.Equal(t, 200, m.do(t, "root", "POST", "/v1/peers/pending/12D3Koo/deny", nil).StatusCode)
+		require.Contains(t, string(m.do(t, "root", "POST", "/v1/peers/12D3Koo/revoke", nil).body), `"tickets":[]`)
+		// Where the request began counts, not who passed it on.
+		require.Equal(t, CodeConflict, m.do(t, "root", "POST", "/v1/peers/"+m.host.ID().String()+"/revoke", nil).problem(t).Code)
 		r = m.do(t, "root", "POST", "/v1/tickets", Invitation{Role: authz.Operator, Uses: 3})
 		require.Equal(t, 201, r.StatusCode)
 		require.Contains(t, string(r.body), `"ticket":"secret","role":"operator","uses":3`)

@@ -180,6 +180,36 @@ func (f *farm) Invite(_ context.Context, p authz.Principal, in Invitation) (Invi
 	return Invited{Ticket: "secret", Role: in.Role, Uses: max(1, in.Uses)}, f.call("invite", p)
 }
 
+func (f *farm) Tickets(_ context.Context, p authz.Principal) ([]OpenTicket, error) {
+	return nil, f.call("tickets", p)
+}
+
+func (f *farm) RevokeTicket(_ context.Context, p authz.Principal, id string) (OpenTicket, error) {
+	return OpenTicket{ID: id}, f.call("revoke ticket", p)
+}
+
+func (f *farm) Revoke(_ context.Context, p authz.Principal, id, from authz.PeerID) (Revoked, error) {
+	if err := f.call("revoke", p); err != nil {
+		return Revoked{}, err
+	}
+	if id == from {
+		return Revoked{}, fmt.Errorf("%w: not oneself", ErrConflict)
+	}
+	return Revoked{Peer: Peer{ID: id}}, nil
+}
+
+func (f *farm) Pending(_ context.Context, p authz.Principal) ([]Applicant, error) {
+	return nil, f.call("pending", p)
+}
+
+func (f *farm) Approve(_ context.Context, p authz.Principal, id authz.PeerID, role authz.Role) (Peer, error) {
+	return Peer{ID: id, Roles: []string{string(role)}}, f.call("approve", p)
+}
+
+func (f *farm) Deny(_ context.Context, p authz.Principal, id authz.PeerID) (Applicant, error) {
+	return Applicant{ID: id}, f.call("deny", p)
+}
+
 func (f *farm) Events(ctx context.Context, p authz.Principal, q EventQuery) (*Subscription, error) {
 	if err := f.call("events", p); err != nil {
 		return nil, err
