@@ -214,9 +214,19 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 		}
 	}
 	if !rt.rule.open {
-		c.Principal, err = verified(s.local.Authenticate(ctx, c.token))
+		if c.Principal, err = verified(s.local.Authenticate(ctx, c.token)); err == nil {
+			err = c.atHome()
+		}
 	}
 	return c, "", err
+}
+
+// atHome refuses a machine's own key where the request began at another machine.
+func (c caller) atHome() error {
+	if c.Machine == "" || string(c.Machine) == c.peer.String() {
+		return nil
+	}
+	return unauthorised("this is the key of another machine, and good only there: log in, or ask an admin for a key of your own (`vizpeer key create`)", true)
 }
 
 // authenticate asks this machine and, where it does not know the token, the
@@ -232,7 +242,10 @@ func (s *Server) authenticate(ctx context.Context, c caller) (authz.Principal, e
 			p, err = (&remoteQueue{s, leader, c}).principal(ctx)
 		}
 	}
-	return verified(p, err)
+	if c.Principal, err = verified(p, err); err == nil {
+		err = c.atHome()
+	}
+	return c.Principal, err
 }
 
 // verified refuses a principal that a backend should never have answered.
