@@ -53,6 +53,9 @@ own key again. --json prints the session instead of keeping it.`,
 				if s.MustChange {
 					c.hint(changeFirst)
 				}
+				if c.tokenFile != "" {
+					c.hint("But --token-file, or $VIZPEER_TOKEN, goes before the session: commands act by that while it is set.")
+				}
 			})
 		},
 	}
