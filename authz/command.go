@@ -29,6 +29,14 @@ type Command struct {
 	// Offer and Withdraw are of a Blender.
 	Offer    *Offer    `json:"offer,omitempty"`
 	Withdraw *Withdraw `json:"withdraw,omitempty"`
+	// The rest is about people: see people.go.
+	AddUser     *AddUser     `json:"add_user,omitempty"`
+	SetPassword *SetPassword `json:"set_password,omitempty"`
+	Disable     *Disable     `json:"disable,omitempty"`
+	SetRole     *SetRole     `json:"set_role,omitempty"`
+	CreateKey   *CreateKey   `json:"create_key,omitempty"`
+	RevokeKey   *RevokeKey   `json:"revoke_key,omitempty"`
+	EndSession  *EndSession  `json:"end_session,omitempty"`
 	// Of machines.
 	Approve      *Approve      `json:"approve,omitempty"`
 	Revoke       *Revoke       `json:"revoke,omitempty"`
@@ -101,14 +109,24 @@ const (
 
 	BlenderOffered   EventType = "blender.offered"
 	BlenderWithdrawn EventType = "blender.withdrawn"
+
+	UserAdded       EventType = "user.added"
+	PasswordChanged EventType = "user.password"
+	UserDisabled    EventType = "user.disabled"
+	UserEnabled     EventType = "user.enabled"
+	RoleChanged     EventType = "user.role"
+	KeyCreated      EventType = "key.created"
+	KeyRevoked      EventType = "key.revoked"
+	SessionEnded    EventType = "session.ended"
 )
 
 // Event is one consequence of a command. It holds no secret and no hash of one.
 type Event struct {
 	Type EventType
 	Peer PeerID // who was admitted or removed, or has other labels now
-	User string // who minted the ticket or offers the Blender, or the person of the machine
+	User string // who minted the ticket or offers the Blender, or the person of the machine, account, key or session
 	Role Role
+	Key  string // the ID of an API key
 	// Reason is why a machine was removed, in words.
 	Reason string
 }

@@ -15,7 +15,7 @@ func TestRevoke(t *testing.T) {
 	ticket := mint(t, r, Operator, false, 3)
 	token, err := join(t, r, ticket, "desk", "desk")
 	require.NoError(t, err)
-	_, err = r.Authenticate(token)
+	_, err = r.Authenticate(token, noon)
 	require.NoError(t, err)
 	// Its person made another key with it.
 	spare, key, err := NewKey(zeros{}, "desk", Operator, noon)
@@ -33,7 +33,7 @@ func TestRevoke(t *testing.T) {
 	_, ok := r.Member("desk")
 	require.False(t, ok)
 	for _, dead := range []string{token, spare} {
-		_, err = r.View().Authenticate(dead)
+		_, err = r.View().Authenticate(dead, noon)
 		require.ErrorIs(t, err, ErrToken)
 	}
 	_, err = revoke("desk")
@@ -63,7 +63,7 @@ func TestRevoke(t *testing.T) {
 	require.True(t, ok)
 	require.Equal(t, "desk", m.User)
 	require.Equal(t, Node, m.Role, "with no right that it had before")
-	_, err = r.Authenticate(again)
+	_, err = r.Authenticate(again, noon)
 	require.NoError(t, err)
 	_, ok = r.Former("desk")
 	require.False(t, ok)
@@ -85,7 +85,7 @@ func TestApprove(t *testing.T) {
 	events, err := r.Apply(Command{At: noon, Approve: &ask})
 	require.NoError(t, err)
 	require.Equal(t, []Event{{Type: PeerAdmitted, Peer: "desk", User: "desk", Role: Operator}}, events)
-	p, err := r.Authenticate(token)
+	p, err := r.Authenticate(token, noon)
 	require.NoError(t, err)
 	require.Equal(t, Principal{User: "desk", Role: Operator, Key: key.ID}, p)
 	require.False(t, r.IsCoordinator("desk"))

@@ -52,6 +52,7 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
 	for _, is := range []bool{
 		c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil,
+		c.AddUser != nil, c.SetPassword != nil, c.Disable != nil, c.SetRole != nil, c.CreateKey != nil, c.RevokeKey != nil, c.EndSession != nil,
 		c.Approve != nil, c.Revoke != nil, c.Seen != nil, c.Expire != nil, c.RevokeTicket != nil,
 	} {
 		if is {
@@ -82,6 +83,20 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.offer(at, *c.Offer)
 	case c.Withdraw != nil:
 		events, err = r.withdraw(c.Withdraw.Root)
+	case c.AddUser != nil:
+		events, err = r.addUser(*c.AddUser)
+	case c.SetPassword != nil:
+		events, err = r.setPassword(at, *c.SetPassword)
+	case c.Disable != nil:
+		events, err = r.disable(at, *c.Disable)
+	case c.SetRole != nil:
+		events, err = r.setRole(*c.SetRole)
+	case c.CreateKey != nil:
+		events, err = r.createKey(at, *c.CreateKey)
+	case c.RevokeKey != nil:
+		events, err = r.revokeKey(*c.RevokeKey)
+	case c.EndSession != nil:
+		events, err = r.endSession(at, *c.EndSession)
 	case c.Approve != nil:
 		events, err = r.approve(at, *c.Approve)
 	case c.Revoke != nil:
@@ -95,6 +110,7 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 	}
 	if err == nil && len(events) > 0 {
 		r.version++
+		r.forgetEnded(at)
 	}
 	return events, err
 }
@@ -142,7 +158,7 @@ func (r *Roster) found(at time.Time, f Found) ([]Event, error) {
 	r.putKey(f.MachineKey)
 	r.putKey(f.OperatorKey)
 	r.tickets = []TicketRecord{ticket}
-	r.accounts = []Account{f.Admin}
+	r.putAccount(f.Admin)
 	return []Event{
 		{Type: FarmFounded, Peer: f.Founder, User: f.Admin.User, Role: Admin},
 		{Type: PeerAdmitted, Peer: f.Founder, User: f.Admin.User, Role: Admin},
@@ -258,6 +274,14 @@ func (r *Roster) freeUser(name string) string {
 	return user
 }
 
+// weaker is the less powerful of two roles.
+func weaker(a, b Role) Role {
+	if stronger(a, b) == a {
+		return b
+	}
+	return a
+}
+
 // stronger is the more powerful of two roles.
 func stronger(a, b Role) Role {
 	if slices.Index(Roles(), a) <= slices.Index(Roles(), b) {
@@ -306,8 +330,10 @@ type rosterJSON struct {
 
 // Snapshot writes the whole roster; equal rosters give equal bytes.
 func (r *Roster) Snapshot(w io.Writer) error {
+	doc := r.document()
+	doc.People = nil // they follow from the accounts
 	return json.NewEncoder(w).Encode(rosterJSON{
-		Format: snapshotFormat, directoryJSON: r.document(), Tickets: r.tickets, Accounts: r.accounts, Seen: r.seen, Former: r.former,
+		Format: snapshotFormat, directoryJSON: doc, Tickets: r.tickets, Accounts: r.accounts, Seen: r.seen, Former: r.former,
 	})
 }
 
@@ -330,6 +356,10 @@ func restore(in io.Reader) (*Roster, error) {
 		return nil, fmt.Errorf("its format is %d and this vizpeer reads %d: update vizpeer", doc.Format, snapshotFormat)
 	}
 	r := NewRoster()
+	doc.People = nil
+	for _, a := range doc.Accounts {
+		doc.People = append(doc.People, a.Person)
+	}
 	if err := r.load(doc.directoryJSON); err != nil {
 		return nil, err
 	}

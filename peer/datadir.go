@@ -22,6 +22,7 @@ import (
 //	addrs.json       where it last reached other members
 //	genesis.json     on the founder: the first entry of the farm's log
 //	farm.recovery    on the founder: the farm's key
+//	session          the session of whoever has logged in; the command line reads and writes it
 //	token            this machine's API key; the command line and the add-on read it
 //	scrub.json       when the store was last read through
 //	receipts.key     what proves that a receipt for an upload is this machine's

@@ -67,6 +67,7 @@ type Peer struct {
 	holdings   *holdings
 	neighbours *neighbours
 	receipts   receipts
+	passwords  *passwords
 	lobby      *lobby
 
 	scrubber *scrubber
@@ -153,7 +154,10 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Peer{cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has, lobby: newLobby()}
+	p := &Peer{
+		cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has,
+		passwords: newPasswords(), lobby: newLobby(),
+	}
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
 	p.rights = newRights(p.gate)

@@ -65,6 +65,18 @@ var reach = map[string][]string{
 	"POST /v1/blobs/{cid}/pin":                 {"root", "ann"},
 	"POST /v1/blobs/{cid}/unpin":               {"root", "ann"},
 	"POST /v1/tickets":                         {"root"},
+	"POST /v1/auth/login":                      {"", "root", "ann", "vic", "box"},
+	"POST /v1/auth/logout":                     {"root", "ann", "vic", "box"},
+	"POST /v1/auth/password":                   {"root", "ann", "vic"},
+	"GET /v1/admin/users":                      {"root"},
+	"POST /v1/admin/users":                     {"root"},
+	"POST /v1/admin/users/{user}/password":     {"root"},
+	"POST /v1/admin/users/{user}/disable":      {"root"},
+	"POST /v1/admin/users/{user}/enable":       {"root"},
+	"POST /v1/admin/users/{user}/role":         {"root"},
+	"GET /v1/admin/keys":                       {"root"},
+	"POST /v1/admin/keys":                      {"root"},
+	"DELETE /v1/admin/keys/{id}":               {"root"},
 	"POST /v1/queue/jobs":                      {"root", "ann"},
 	"GET /v1/queue/jobs/{id}/frames/{f}":       {"root", "ann", "vic"},
 	"GET /v1/queue/jobs/{id}/tasks/{tsk}":      {"root", "ann", "vic"},
@@ -116,10 +128,7 @@ func TestRulesAreApplied(t *testing.T) {
 			if rt.place == internal || rt.id == "events" {
 				continue
 			}
-			path := strings.NewReplacer("{id}", "jann", "{frame}", "1", "{cid}", someCID).Replace(rt.Path)
-			if rt.id == "task-log" {
-				path += "?task=0"
-			}
+			path := someplace(rt)
 			for _, who := range []string{"", "root", "ann", "vic", "box", "nobody"} {
 				r := m.do(t, who, rt.Method, path, nil)
 				name := rt.Method + " " + rt.Path
@@ -138,6 +147,15 @@ func TestRulesAreApplied(t *testing.T) {
 			}
 		}
 	}
+}
+
+// someplace is a path of a route.
+func someplace(rt *route) string {
+	path := strings.NewReplacer("{id}", "jann", "{frame}", "1", "{cid}", someCID, "{user}", "ann").Replace(rt.Path)
+	if rt.id == "task-log" {
+		path += "?task=0"
+	}
+	return path
 }
 
 func TestInternalRoutesAreNotOnLoopback(t *testing.T) {

@@ -68,6 +68,7 @@ type Queue interface {
 	// Events follows what the principal may see. It never blocks the leader: a
 	// reader that falls behind is dropped.
 	Events(context.Context, authz.Principal, EventQuery) (*Subscription, error)
+	People
 }
 
 // EventQuery is what a reader of events asks for.

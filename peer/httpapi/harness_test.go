@@ -221,6 +221,58 @@ func (f *farm) Events(ctx context.Context, p authz.Principal, q EventQuery) (*Su
 	return &Subscription{Events: ch, Missed: f.missed, Err: func() error { f.mu.Lock(); defer f.mu.Unlock(); return f.subErr }}, nil
 }
 
+// The people of a fake farm are those of farmTokens; each one's password is "password
+// of" and the name.
+
+func (f *farm) Login(_ context.Context, in Credentials) (Session, error) {
+	if err := f.call("login", authz.Principal{User: in.Username}); err != nil {
+		return Session{}, err
+	}
+	role, ok := farmTokens[in.Username]
+	if !ok || in.Password != "password of "+in.Username {
+		return Session{}, authz.ErrPassword
+	}
+	return Session{Token: in.Username, Username: in.Username, Role: role}, nil
+}
+
+func (f *farm) Logout(_ context.Context, p authz.Principal) error { return f.call("logout", p) }
+
+func (f *farm) ChangePassword(_ context.Context, p authz.Principal, in PasswordChange) (Session, error) {
+	return Session{Token: p.User}, f.call("password", p)
+}
+
+func (f *farm) Users(_ context.Context, p authz.Principal) ([]User, error) {
+	return nil, f.call("users", p)
+}
+
+func (f *farm) AddUser(_ context.Context, p authz.Principal, in NewUser) (User, error) {
+	return User{Username: in.Username, Role: in.Role}, f.call("add user", p)
+}
+
+func (f *farm) ResetPassword(_ context.Context, p authz.Principal, user, password string) (User, error) {
+	return User{Username: user, Password: cmp.Or(password, "drawn")}, f.call("reset", p)
+}
+
+func (f *farm) DisableUser(_ context.Context, p authz.Principal, user string, on bool) (User, error) {
+	return User{Username: user, Disabled: on}, f.call("disable", p)
+}
+
+func (f *farm) SetRole(_ context.Context, p authz.Principal, user string, role authz.Role) (User, error) {
+	return User{Username: user, Role: role}, f.call("role", p)
+}
+
+func (f *farm) Keys(_ context.Context, p authz.Principal) ([]APIKey, error) {
+	return nil, f.call("keys", p)
+}
+
+func (f *farm) CreateKey(_ context.Context, p authz.Principal, in NewKey) (APIKey, error) {
+	return APIKey{Username: in.Username, Role: in.Role, Key: "secret"}, f.call("create key", p)
+}
+
+func (f *farm) RevokeKey(_ context.Context, p authz.Principal, id string) (APIKey, error) {
+	return APIKey{ID: id}, f.call("revoke key", p)
+}
+
 // follower waits until n readers of events have subscribed, and returns the last.
 func (f *farm) follower(t *testing.T, n int) (chan Event, context.Context) {
 	t.Helper()
@@ -264,6 +316,8 @@ type machine struct {
 	spec   func(*lease.Spec)
 	panics bool
 
+	mustChange bool // everybody has a one-time password
+
 	folder   bool // whether the store's root is one
 	storeErr error
 	unpinned []string
@@ -295,7 +349,7 @@ func (m *machine) Authenticate(_ context.Context, token string) (authz.Principal
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r, ok := m.tokens[token]; ok {
-		return authz.Principal{User: token, Role: r}, nil
+		return authz.Principal{User: token, Role: r, MustChange: m.mustChange}, nil
 	}
 	return authz.Principal{}, fmt.Errorf("%w: unheard of", ErrUnauthorised)
 }
@@ -516,6 +570,8 @@ func newMachines(t *testing.T, n int, cfg Config, listen ...string) (*farm, []*m
 	if cfg.Member == nil {
 		cfg.Member = func(id peer.ID) bool { return members[id] }
 	}
+	// Tests ask faster than people, but for those that are about that.
+	cfg.Requests, cfg.Logins = cmp.Or(cfg.Requests, 1_000_000), cmp.Or(cfg.Logins, 1_000_000)
 	if cfg.Grace == 0 {
 		cfg.Grace = time.Second
 	}
