@@ -34,7 +34,7 @@ func TestAdsAreBounded(t *testing.T) {
 
 // What a neighbour passes on is weighed by how much there is to look at, and bounded.
 func TestNeighboursAreBounded(t *testing.T) {
-	rpc := &pubsub.RPC{RPC: &pubsub_pb.RPC{}}
+	rpc := &pubsub.RPC{}
 	require.Equal(t, 1, weight(rpc))
 	for range 99 {
 		rpc.Publish = append(rpc.Publish, &pubsub_pb.Message{})
