@@ -61,7 +61,7 @@ coordinator to be reached, 5 the job failed or was cancelled, 130 interrupted.`,
 	c.group(root,
 		c.initCommand(), c.inviteCommand(), c.joinCommand(), c.upCommand(),
 		c.statusCommand(), c.doctorCommand(), c.versionCommand(), c.demoCommand(),
-		c.renderCommand(), c.jobCommand(), c.peerCommand(), c.coordCommand(), c.blobCommand(), c.blenderCommand(),
+		c.renderCommand(), c.jobCommand(), c.peerCommand(), c.coordCommand(), c.blobCommand(), c.blenderCommand(), c.auditCommand(),
 	)
 	return root
 }

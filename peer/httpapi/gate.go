@@ -168,13 +168,20 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 		c, elsewhere, err := s.identify(r, from, rt)
 		switch {
 		case err != nil:
-			writeProblem(w, s.explain(r.Context(), from, rt, err))
+			p := s.explain(r.Context(), from, rt, err)
+			if rt.changes() {
+				s.refused(rt.deed(hc, c), p.Status)
+			}
+			writeProblem(w, p)
 		case elsewhere != "":
 			s.forward(w, r, rt, elsewhere)
 		case rt.rule.allows == nil || !rt.rule.allows(c.Principal):
+			if rt.changes() {
+				s.refused(rt.deed(hc, c), http.StatusForbidden)
+			}
 			writeProblem(w, MapError(fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, rt.rule.who, c.Role)))
 		default:
-			next(huma.WithValue(hc, callerKey{}, c))
+			s.carryOut(hc, rt, c, next)
 		}
 	}
 }
