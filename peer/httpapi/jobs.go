@@ -67,7 +67,7 @@ func (s *Server) retry(ctx context.Context, in *struct {
 }
 
 func (s *Server) more(ctx context.Context, in *struct {
-	onceInput
+	Repeatable
 	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Body More
 }) (*onceAnswer[JobSummary], error) {
@@ -93,7 +93,7 @@ func (s *Server) why(ctx context.Context, in *struct {
 // submit takes a job from a program on this machine: what is about the machine
 // is checked here, and the rest by the leader.
 func (s *Server) submit(ctx context.Context, in *struct {
-	onceInput
+	Repeatable
 	Body Submission
 }) (*onceAnswer[Submitted], error) {
 	c := callerOf(ctx)

@@ -12,14 +12,14 @@ import (
 // replayedHeader tells that an answer is that of an earlier request with the same key.
 const replayedHeader = "Idempotency-Replayed"
 
-// onceInput is the part of a request by which it can be sent again without being done
-// again.
-type onceInput struct {
+// Repeatable is the part of a request by which it can be sent again without being done
+// again. It is exported because huma looks into no other.
+type Repeatable struct {
 	Key string `header:"Idempotency-Key" maxLength:"64" doc:"1 to 64 printable characters, of the caller's choice and a new one for each request: for 24 hours the same request with the same key is done once, and answered each time, also by another leader"`
 }
 
 // once is what the key stands for: all that the caller asks for. nil without a key.
-func (in onceInput) once(c caller, request any) (*lease.Once, error) {
+func (in Repeatable) once(c caller, request any) (*lease.Once, error) {
 	if in.Key == "" {
 		return nil, nil
 	}
