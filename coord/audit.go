@@ -215,7 +215,7 @@ func about(e Entry, object, detail string) (string, string) {
 		switch {
 		case r.Mint != nil:
 			t := r.Mint.Ticket
-			detail := fmt.Sprintf("%s, for %d machines, until %s", t.Role, t.Uses, t.ExpiresAt.UTC().Format(time.RFC3339))
+			detail := fmt.Sprintf("%s, uses %d, until %s", t.Role, t.Uses, t.ExpiresAt.UTC().Format(time.RFC3339))
 			if t.Coordinator {
 				detail = "coordinator, " + detail
 			}
