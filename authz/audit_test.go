@@ -9,24 +9,23 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mr-tron/base58"
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 )
 
-// signer is a machine with an identity key.
-type signer struct {
+// notary is a machine with an identity key.
+type notary struct {
 	id  PeerID
 	key ed25519.PrivateKey
 }
 
-func newSigner(seed byte) signer {
+func newNotary(seed byte) notary {
 	key := ed25519.NewKeyFromSeed(slices.Repeat([]byte{seed}, ed25519.SeedSize))
-	return signer{PeerID(base58.Encode(append(slices.Clone(ed25519ID), key.Public().(ed25519.PublicKey)...))), key}
+	return notary{peerIDOf(key.Public().(ed25519.PublicKey)), key}
 }
 
 // seal signs all that waits.
-func (s signer) seal(records []Record) Seal {
+func (s notary) seal(records []Record) Seal {
 	out := Seal{Signer: s.id}
 	for i, r := range records {
 		if i == 0 {
@@ -51,7 +50,7 @@ func chain(t require.TestingT, n int) (*Trail, []Record) {
 	for i := range n {
 		trail.Add(time.Date(2026, 3, 1, 12, 0, 0, i, time.UTC), aDeed(i), []string{OutcomeOK, "forbidden"}[i%2])
 		if i%3 == 1 || i == n-1 {
-			require.NoError(t, trail.Seal(newSigner(byte(i%2)).seal(trail.Unsigned())))
+			require.NoError(t, trail.Seal(newNotary(byte(i%2)).seal(trail.Unsigned())))
 			out = append(out, trail.Signed()...)
 			trail.Store()
 		}
@@ -143,19 +142,19 @@ func TestAuditFindsWhatWasDone(t *testing.T) {
 		case "append":
 			forged := Record{Seq: uint64(n + 1), At: records[at].At, Deed: aDeed(7), Outcome: OutcomeOK, Prev: trail.Head().Hash}
 			forged.Hash = forged.sum()
-			s := newSigner(9)
+			s := newNotary(9)
 			forged.Signer, forged.Signature = s.id, ed25519.Sign(s.key, forged.Statement())
 			records = append(records, forged)
 			want = uint64(n + 1)
 		case "unsign":
 			records[at].Signer, records[at].Signature = "", nil
 		case "resign":
-			records[at].Signer = newSigner(9).id
+			records[at].Signer = newNotary(9).id
 		case "other": // a whole chain of somebody else's, as good as the real one
 			_, records = chain(t, n)
 			records[n-1].Object = "another"
 			records[n-1].Hash = records[n-1].sum()
-			s := newSigner(9)
+			s := newNotary(9)
 			records[n-1].Signer, records[n-1].Signature = s.id, ed25519.Sign(s.key, records[n-1].Statement())
 			want = uint64(n)
 		}
@@ -173,7 +172,7 @@ func TestTrail(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		trails := []*Trail{{}, {}}
 		disks := [][]Record{nil, nil}
-		leader := newSigner(1)
+		leader := newNotary(1)
 		for i := range rapid.IntRange(1, 40).Draw(t, "steps") {
 			switch rapid.IntRange(0, 4).Draw(t, "step") {
 			case 0, 1:
@@ -206,7 +205,7 @@ func TestTrail(t *testing.T) {
 			require.Equal(t, trails[0].Head(), trails[1].Head())
 			require.Len(t, trails[1].Unsigned(), len(trails[0].Unsigned()))
 			if len(trails[0].Unsigned()) > 0 {
-				bad := newSigner(2).seal(trails[0].Unsigned())
+				bad := newNotary(2).seal(trails[0].Unsigned())
 				bad.Signer = leader.id
 				require.ErrorIs(t, trails[0].Seal(bad), ErrSeal)
 				bad = leader.seal(trails[0].Unsigned())
@@ -242,7 +241,7 @@ func TestRestoreTrailRefuses(t *testing.T) {
 }
 
 func TestPublicKey(t *testing.T) {
-	s := newSigner(3)
+	s := newNotary(3)
 	key, err := s.id.PublicKey()
 	require.NoError(t, err)
 	require.Equal(t, s.key.Public(), key)

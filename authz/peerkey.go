@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/ed25519"
 	"fmt"
+	"slices"
 
 	"github.com/mr-tron/base58"
 )
@@ -27,4 +28,9 @@ func (p PeerID) PublicKey() (ed25519.PublicKey, error) {
 		return nil, fmt.Errorf("the peer ID %.64q holds no Ed25519 key", string(p))
 	}
 	return key, nil
+}
+
+// peerIDOf is the ID of the peer with that key.
+func peerIDOf(key ed25519.PublicKey) PeerID {
+	return PeerID(base58.Encode(slices.Concat(ed25519ID, key)))
 }

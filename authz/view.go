@@ -65,7 +65,8 @@ func (m Member) validate() error {
 }
 
 // View is the copy of the roster that every peer holds: who is a member, which
-// API keys exist, which Blenders are offered, and which farm this is. It holds no tickets and no accounts.
+// API keys exist, who has an account, which sessions were ended, which Blenders are
+// offered, and which farm this is. It holds no tickets and no passwords.
 //
 // Views are exchanged as JSON. A view that came from outside goes through
 // [ParseView]. Reading a view is safe for concurrent use: nothing changes it.
@@ -80,6 +81,8 @@ type directory struct {
 	members []Member
 	keys    []Key
 	offers  []Offer
+	people  []Person // by user; a roster's follow from its accounts
+	ended   []Ended  // by ID
 }
 
 type directoryJSON struct {
@@ -89,6 +92,8 @@ type directoryJSON struct {
 	Members []Member `json:"members"`
 	Keys    []Key    `json:"keys"`
 	Offers  []Offer  `json:"offers,omitempty"`
+	People  []Person `json:"people,omitempty"`
+	Ended   []Ended  `json:"ended,omitempty"`
 }
 
 // Version counts the changes to the roster; it never goes back within an epoch.
@@ -137,10 +142,13 @@ func (d *directory) Coordinators() []PeerID {
 	return ids
 }
 
-// Authenticate returns who shows the API key. It fails with [ErrToken], or with
-// an error that wraps [ErrTokenText] where the text cannot be a key; neither
-// quotes it.
-func (d *directory) Authenticate(token string) (Principal, error) {
+// Authenticate returns who shows the API key or the session. It fails with
+// [ErrToken], [ErrSession] or [ErrDisabled], or with an error that wraps
+// [ErrTokenText] where the text can be neither; none quotes it.
+func (d *directory) Authenticate(token string, now time.Time) (Principal, error) {
+	if strings.HasPrefix(token, sessionPrefix) {
+		return d.session(token, now)
+	}
 	id, secret, err := parseToken(token)
 	if err != nil {
 		return Principal{}, err
@@ -152,7 +160,11 @@ func (d *directory) Authenticate(token string) (Principal, error) {
 	if !key.Hash.matches(secret) {
 		return Principal{}, ErrToken
 	}
-	return key.Principal(), nil
+	role, err := d.standing(key.User, key.Role)
+	if err != nil {
+		return Principal{}, err
+	}
+	return Principal{User: key.User, Role: role, Key: key.ID, Machine: key.Peer}, nil
 }
 
 func (d *directory) member(id PeerID) (int, bool) {
@@ -190,17 +202,18 @@ func (d *directory) dropKey(id string) {
 func (d *directory) clone() directory {
 	c := *d
 	c.members, c.keys, c.offers = slices.Clone(d.members), slices.Clone(d.keys), slices.Clone(d.offers)
+	c.people, c.ended = slices.Clone(d.people), slices.Clone(d.ended)
 	return c
 }
 
 func (d *directory) document() directoryJSON {
-	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers}
+	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers, d.people, d.ended}
 }
 
 // load takes over a document after checking all that the rest of the package
 // relies on.
 func (d *directory) load(doc directoryJSON) error {
-	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && doc.Name == "" {
+	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && len(doc.People) == 0 && len(doc.Ended) == 0 && doc.Name == "" {
 		*d = directory{version: doc.Version} // no farm yet
 		return nil
 	}
@@ -210,7 +223,7 @@ func (d *directory) load(doc directoryJSON) error {
 	if err := checkName("farm", doc.Name); err != nil {
 		return err
 	}
-	if len(doc.Members) > MaxMembers || len(doc.Keys) > 2*MaxMembers {
+	if len(doc.Members) > MaxMembers || len(doc.Keys) > MaxMembers+MaxKeys {
 		return fmt.Errorf("the roster has %d members and %d keys, more than possible", len(doc.Members), len(doc.Keys))
 	}
 	for i, m := range doc.Members {
@@ -240,7 +253,10 @@ func (d *directory) load(doc directoryJSON) error {
 			return errors.New("the roster's Blenders are not in order")
 		}
 	}
-	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers}
+	if err := checkPeople(doc.People, doc.Ended); err != nil {
+		return err
+	}
+	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers, doc.People, doc.Ended}
 	return nil
 }
 

@@ -160,7 +160,7 @@ func (c *Coordinator) Refused(d authz.Deed, outcome string) {
 	}
 }
 
-// note is what the audit is to say of an entry; nil of one that no person is behind.
+// note is what the audit is to say of an entry; nil of one that is not to be on record.
 func (c *Coordinator) note(ctx context.Context, e Entry) *authz.Note {
 	var d authz.Deed
 	switch doing := authz.DoingOf(ctx); {
@@ -169,6 +169,8 @@ func (c *Coordinator) note(ctx context.Context, e Entry) *authz.Note {
 		d = doing.Deed
 	case e.Roster != nil && e.Roster.Redeem != nil: // a machine asks for itself
 		d = c.joins(*e.Roster.Redeem)
+	case e.Roster != nil && e.Roster.Expire != nil: // nobody asks, and members change
+		d = authz.Deed{Machine: c.self, Action: "expire-peers"}
 	default:
 		return nil
 	}
@@ -183,7 +185,7 @@ func (c *Coordinator) joins(r authz.Redeem) authz.Deed {
 	return d
 }
 
-func joining(r authz.Redeem) string { return r.Name + " by " + ticketName(r.Ticket) }
+func joining(r authz.Redeem) string { return r.Name + " by ticket " + ticketName(r.Ticket) }
 
 // about is what an entry is about, and what more there is to say of it, where the
 // request itself did not say.
@@ -228,14 +230,33 @@ func about(e Entry, object, detail string) (string, string) {
 			return say(r.Offer.Root, r.Offer.Name+" "+r.Offer.Version)
 		case r.Withdraw != nil:
 			return say(r.Withdraw.Root, "")
+		case r.AddUser != nil:
+			return say(r.AddUser.Account.User, string(r.AddUser.Account.Role))
+		case r.SetPassword != nil:
+			return say(r.SetPassword.User, "")
+		case r.Disable != nil:
+			return say(r.Disable.User, "")
+		case r.SetRole != nil:
+			return say(r.SetRole.User, string(r.SetRole.Role))
+		case r.CreateKey != nil:
+			k := r.CreateKey.Key
+			return say(k.ID, strings.TrimSpace(fmt.Sprintf("%s, of %s %s", k.Role, k.User, k.Name)))
+		case r.RevokeKey != nil:
+			return say(r.RevokeKey.ID, "")
+		case r.EndSession != nil:
+			return say(r.EndSession.ID, "")
+		case r.Approve != nil:
+			return say(string(r.Approve.Peer), fmt.Sprintf("%s, as %s", r.Approve.Name, r.Approve.Role))
+		case r.Revoke != nil:
+			return say(string(r.Revoke.Peer), "")
+		case r.Expire != nil:
+			return say(fmt.Sprintf("%d machines", len(r.Expire.Peers)), "those of them that were away since "+r.Expire.Before.UTC().Format(time.RFC3339))
+		case r.RevokeTicket != nil:
+			return say(ticketName(r.RevokeTicket.Ticket), "")
 		}
 	}
 	return object, detail
 }
 
-// ticketName names a ticket without giving it away, so that the audit tells which
-// machines one admitted.
-func ticketName(h authz.Hash) string {
-	text, _ := h.MarshalText() // it never fails
-	return "ticket " + string(text[:12])
-}
+// ticketName is the ID of a ticket, by which the audit tells which machines one admitted.
+func ticketName(h authz.Hash) string { return authz.TicketRecord{Hash: h}.ID() }

@@ -43,6 +43,9 @@ type leader struct {
 
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
+
+	roll   *time.Timer // the next roll call
+	rollAt time.Time   // when that is due
 }
 
 // frameID names a frame.
@@ -89,6 +92,8 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		l.audit.run(ctx)
 	}()
 	defer func() { <-audited }()
+	l.roll, l.rollAt = time.NewTimer(rollPause), time.Now().Add(rollPause)
+	defer l.roll.Stop()
 	l.establish()
 	c.leading.Store(l)
 	c.has.Leads()
@@ -114,6 +119,8 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		case <-equip.C:
 			looks = false
 			l.equip()
+		case <-l.roll.C:
+			l.rollCall()
 		case <-ctx.Done():
 			return nil
 		}

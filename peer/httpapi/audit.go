@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"strings"
@@ -27,7 +28,10 @@ func (rt *route) action() string {
 
 // deed is what a request on a route wants to do, and to what.
 func (rt *route) deed(hc huma.Context, c caller) authz.Deed {
-	d := authz.Deed{User: c.User, Key: c.Key, Action: rt.action()}
+	d := authz.Deed{User: c.User, Key: cmp.Or(c.Session, c.Key), Action: rt.action()}
+	if c.addr.IsValid() {
+		d.Address = c.addr.String()
+	}
 	if c.peer != "" {
 		d.Machine = authz.PeerID(c.peer.String())
 	}

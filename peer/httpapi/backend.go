@@ -65,9 +65,22 @@ type Queue interface {
 	// counts what comes often. On a peer that does not lead it does nothing.
 	Note(context.Context, authz.Deed) error
 	Refused(d authz.Deed, outcome string)
+	// Tickets lists those that would admit a machine now, and RevokeTicket makes one of
+	// them admit nobody any more. They are an admin's, as all that follow.
+	Tickets(context.Context, authz.Principal) ([]OpenTicket, error)
+	RevokeTicket(ctx context.Context, p authz.Principal, id string) (OpenTicket, error)
+	// Revoke removes a machine, and answers what it was. What it cannot do without is an
+	// [ErrConflict]: the queue's last keeper, and the machine from, which asks.
+	Revoke(ctx context.Context, p authz.Principal, id, from authz.PeerID) (Revoked, error)
+	// Pending lists the machines without a ticket that wait to be let in. Approve lets
+	// one in, with a role, "" for a node; Deny sends it away.
+	Pending(context.Context, authz.Principal) ([]Applicant, error)
+	Approve(ctx context.Context, p authz.Principal, id authz.PeerID, role authz.Role) (Peer, error)
+	Deny(ctx context.Context, p authz.Principal, id authz.PeerID) (Applicant, error)
 	// Events follows what the principal may see. It never blocks the leader: a
 	// reader that falls behind is dropped.
 	Events(context.Context, authz.Principal, EventQuery) (*Subscription, error)
+	People
 }
 
 // JobQuery is what a reader of jobs asks for. Each filter that is set must fit.

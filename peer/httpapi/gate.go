@@ -40,6 +40,9 @@ type caller struct {
 	authz.Principal
 	token string  // goes to the leader with what is asked of it; never logged
 	peer  peer.ID // the machine where the request began
+	// addr is the address of the client there, as that machine says; the zero address
+	// is one that is not known.
+	addr netip.Addr
 }
 
 type callerKey struct{}
@@ -66,7 +69,7 @@ func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 		}()
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		if err := s.admit(from, r); err != nil {
+		if err := errors.Join(s.limit(from, r), s.admit(from, r)); err != nil {
 			writeProblem(w, MapError(err))
 			return
 		}
@@ -160,11 +163,13 @@ func bodyError(err error, patience time.Duration) error {
 func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		rt := hc.Operation().Metadata[routeKey].(*route)
-		if rt.rule.open {
-			next(hc)
-			return
-		}
 		r, w := humago.Unwrap(hc)
+		if rt.rule.tries {
+			if err := s.limitTries(from, r); err != nil {
+				writeProblem(w, MapError(err))
+				return
+			}
+		}
 		c, elsewhere, err := s.identify(r, from, rt)
 		switch {
 		case err != nil:
@@ -174,7 +179,11 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 			}
 			writeProblem(w, p)
 		case elsewhere != "":
-			s.forward(w, r, rt, elsewhere)
+			s.forward(w, r, rt, elsewhere, c)
+		case rt.rule.open:
+			s.carryOut(hc, rt, c, next)
+		case c.MustChange && !rt.rule.first:
+			writeProblem(w, newProblem(http.StatusForbidden, CodeMustChange, "the password is a one-time one: choose your own with `vizpeer user passwd` (POST /v1/auth/password) before anything else"))
 		case rt.rule.allows == nil || !rt.rule.allows(c.Principal):
 			if rt.changes() {
 				s.refused(rt.deed(hc, c), http.StatusForbidden)
@@ -189,12 +198,17 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 // identify finds out who asks or, where another peer must answer, which one.
 func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, elsewhere peer.ID, err error) {
 	ctx := r.Context()
-	if c.token, err = bearer(r); err != nil {
-		return c, "", err
+	c.addr = clientAddr(r, from)
+	if !rt.rule.open {
+		if c.token, err = bearer(r); err != nil {
+			return c, "", err
+		}
 	}
 	if rt.place == here {
 		c.peer = s.host.ID()
-		c.Principal, err = s.authenticate(ctx, c.token)
+		if !rt.rule.open {
+			c.Principal, err = s.authenticate(ctx, c)
+		}
 		return c, "", err
 	}
 	leader, local, err := s.findLeader(ctx)
@@ -212,24 +226,39 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 			return c, "", err
 		}
 	}
-	c.Principal, err = verified(s.local.Authenticate(ctx, c.token))
+	if !rt.rule.open {
+		if c.Principal, err = verified(s.local.Authenticate(ctx, c.token)); err == nil {
+			err = c.atHome()
+		}
+	}
 	return c, "", err
+}
+
+// atHome refuses a machine's own key where the request began at another machine.
+func (c caller) atHome() error {
+	if c.Machine == "" || string(c.Machine) == c.peer.String() {
+		return nil
+	}
+	return unauthorised("this is the key of another machine, and good only there: log in, or ask an admin for a key of your own (`vizpeer key create`)", true)
 }
 
 // authenticate asks this machine and, where it does not know the token, the
 // leader: not every machine knows every token of the farm.
-func (s *Server) authenticate(ctx context.Context, token string) (authz.Principal, error) {
-	p, err := s.local.Authenticate(ctx, token)
+func (s *Server) authenticate(ctx context.Context, c caller) (authz.Principal, error) {
+	p, err := s.local.Authenticate(ctx, c.token)
 	if err != nil && MapError(err).Code == CodeUnauthorised {
 		leader, local, ferr := s.findLeader(ctx)
 		if ferr != nil {
 			return p, fmt.Errorf("this machine does not know the token, and nobody else can be asked: %w", ferr)
 		}
 		if !local {
-			p, err = (&remoteQueue{s, leader, token}).principal(ctx)
+			p, err = (&remoteQueue{s, leader, c}).principal(ctx)
 		}
 	}
-	return verified(p, err)
+	if c.Principal, err = verified(p, err); err == nil {
+		err = c.atHome()
+	}
+	return c.Principal, err
 }
 
 // verified refuses a principal that a backend should never have answered.
