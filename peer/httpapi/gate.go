@@ -173,11 +173,15 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 		}
 		switch {
 		case err != nil:
-			writeProblem(w, s.explain(r.Context(), from, rt, err))
+			p := s.explain(r.Context(), from, rt, err)
+			if rt.changes() {
+				s.refused(rt.deed(hc, c), p.Status)
+			}
+			writeProblem(w, p)
 		case elsewhere != "":
 			s.forward(w, r, rt, elsewhere, c)
 		default:
-			next(huma.WithValue(hc, callerKey{}, c))
+			s.carryOut(hc, rt, c, next)
 		}
 	}
 }

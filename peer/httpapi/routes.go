@@ -55,6 +55,7 @@ var (
 	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
 	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
 	managers   = rule{who: "admins", allows: authz.Principal.MayManageMachines}
+	auditors   = rule{who: "admins", allows: authz.Principal.MayAudit}
 	registrars = rule{who: "admins", allows: authz.Principal.MayManagePeople}
 	suppliers  = rule{who: "admins", allows: authz.Principal.MayOffer}
 )
@@ -104,7 +105,7 @@ func routes() []*route {
 		{post, "/v1/blobs/{cid}/pin", here, submitters, "pin-blob", "Keep content that is here for the caller", 0, "", bind((*Server).pinBlob)},
 		{post, "/v1/blobs/{cid}/unpin", here, submitters, "unpin-blob", "Take the caller's pin back", 0, "", bind((*Server).unpinBlob)},
 
-		{get, "/v1/jobs", atLeader, people, "list-jobs", "The jobs that the caller may see", 0, "", bind((*Server).jobs)},
+		{get, "/v1/jobs", atLeader, people, "list-jobs", "The jobs that the caller may see, the newest first", 0, "", bind((*Server).jobs)},
 		{get, "/v1/jobs/{id}", atLeader, people, "job", "One job with its frames", 0, "", bind((*Server).job)},
 		{get, "/v1/jobs/{id}/tasks", atLeader, people, "tasks", "A job's tasks with their attempts", 0, "", bind((*Server).tasks)},
 		{post, "/v1/jobs/{id}/cancel", atLeader, submitters, "cancel-job", "Cancel a job", 0, "", bind(control(Cancel))},
@@ -127,6 +128,8 @@ func routes() []*route {
 		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
+		{get, "/v1/audit", atLeader, auditors, "audit", "Who did what, from where and with what result, the latest first", 0, "", bind((*Server).audit)},
+		{get, "/v1/audit/verify", atLeader, auditors, "verify-audit", "Check the chain of all records and their signatures; a Step a line, counted in records, the last with an AuditVerified", 0, linesType, bind((*Server).verifyAudit)},
 		{post, "/v1/auth/login", atLeader, guests, "login", "Begin a session with a user name and a password", 0, "", bind((*Server).login)},
 		{post, "/v1/auth/logout", atLeader, selves, "logout", "End the session that is shown", 0, "", bind((*Server).logout)},
 		{post, "/v1/auth/password", atLeader, owners, "change-password", "Change the caller's own password, which ends all its sessions and begins another", 0, "", bind((*Server).changePassword)},
