@@ -27,6 +27,7 @@ type Command struct {
 	// Offer and Withdraw are of a Blender.
 	Offer    *Offer    `json:"offer,omitempty"`
 	Withdraw *Withdraw `json:"withdraw,omitempty"`
+	Trust    *Trust    `json:"trust,omitempty"`
 }
 
 // Found makes the farm: the first command of its log. Repeating it for the same
@@ -43,6 +44,8 @@ type Found struct {
 	OperatorKey Key          `json:"operator_key"`
 	// MachineKey is the founder machine's own, an admin's, of the admin's user.
 	MachineKey Key `json:"machine_key"`
+	// CA is the certificate of the farm's CA; a farm of an earlier version has none yet.
+	CA []byte `json:"ca,omitempty"`
 }
 
 // TicketRecord is what the farm remembers of a ticket, and what it grants.
@@ -86,6 +89,7 @@ const (
 	TicketMinted EventType = "ticket.minted"
 	PeerAdmitted EventType = "peer.admitted"
 	PeerLabelled EventType = "peer.labelled"
+	CATrusted    EventType = "ca.trusted"
 
 	BlenderOffered   EventType = "blender.offered"
 	BlenderWithdrawn EventType = "blender.withdrawn"

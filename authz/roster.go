@@ -47,7 +47,7 @@ func (r *Roster) Account(user string) Account {
 // Apply makes the change, or answers why not and changes nothing.
 func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
-	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil} {
+	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil, c.Trust != nil} {
 		if is {
 			set++
 		}
@@ -76,6 +76,8 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.offer(at, *c.Offer)
 	case c.Withdraw != nil:
 		events, err = r.withdraw(c.Withdraw.Root)
+	case c.Trust != nil:
+		events, err = r.trust(*c.Trust)
 	}
 	if err == nil && len(events) > 0 {
 		r.version++
@@ -120,6 +122,12 @@ func (r *Roster) found(at time.Time, f Found) ([]Event, error) {
 		return nil, errors.New("the operator key must be an operator's own, of another user than the admin")
 	case ticket.Role != Node || ticket.Coordinator:
 		return nil, errors.New("the farm's first ticket must be a node ticket")
+	}
+	if len(f.CA) > 0 {
+		if err := checkCA(f.CA); err != nil {
+			return nil, err
+		}
+		r.ca = [][]byte{f.CA}
 	}
 	r.charter, r.name = f.Charter, f.Name
 	r.putMember(founder)

@@ -32,6 +32,7 @@ type Coordinator struct {
 	leading atomic.Pointer[leader]
 	has     Machine
 	limits  lease.Limits
+	counts  counts
 
 	mu  sync.Mutex
 	can map[authz.PeerID]lease.Capability // the latest ad of each member
@@ -229,6 +230,7 @@ func (c *Coordinator) applied(a Applied) {
 		c.has.Roster(c.Roster())
 	}
 	if l := c.leading.Load(); l != nil {
+		c.counts.applied(a)
 		l.applied(a)
 	}
 }

@@ -128,6 +128,7 @@ func Join(ctx context.Context, cfg Config, text string, j Joining) (Joined, erro
 		d.write("token", []byte(token+"\n"), 0o600),
 		d.writeJSON("addrs.json", map[authz.PeerID][]string{authz.PeerID(via.ID.String()): texts(via.Addrs)}, 0o600),
 		d.writeJSON("roster.json", view, 0o600),
+		d.writeCA(view),
 	)
 	if err != nil {
 		return Joined{}, err

@@ -37,6 +37,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 			for _, name := range []string{"Origin", "Referer", "Cookie", "Connection", "Upgrade"} {
 				pr.Out.Header.Del(name)
 			}
+			state(pr.Out)
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			// The answer is the leader's, the browser's trust in it this machine's.
@@ -253,6 +254,7 @@ func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path 
 	}
 	r.Header.Set("Authorization", "Bearer "+q.token)
 	r.Header.Set("Content-Type", "application/json")
+	state(r)
 	resp, err := q.s.farm.RoundTrip(r)
 	if err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -45,7 +46,14 @@ type farm struct {
 	ended   []context.Context
 	missed  bool
 	subErr  error
-	err     error // what every method answers, if set
+	err     error      // what every method answers, if set
+	from    netip.Addr // where the caller of Jobs or Farm was last
+}
+
+func (f *farm) askedFrom() netip.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.from
 }
 
 func (f *farm) call(name string, p authz.Principal) error {
@@ -63,7 +71,10 @@ func (f *farm) Submit(_ context.Context, p authz.Principal, s lease.Spec) (Submi
 	return Submitted{Job: "jnew", Project: s.Project, Tasks: 3, Split: s.Split}, err
 }
 
-func (f *farm) Jobs(_ context.Context, p authz.Principal) ([]JobSummary, error) {
+func (f *farm) Jobs(ctx context.Context, p authz.Principal) ([]JobSummary, error) {
+	f.mu.Lock()
+	f.from = clientAddr(ctx)
+	f.mu.Unlock()
 	return nil, f.call("jobs", p)
 }
 
@@ -172,7 +183,10 @@ func (f *farm) Withdraw(_ context.Context, p authz.Principal, root string) (Blen
 	return Blender{Machines: []string{}}, nil
 }
 
-func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
+func (f *farm) Farm(ctx context.Context, p authz.Principal) (Farm, error) {
+	f.mu.Lock()
+	f.from = clientAddr(ctx)
+	f.mu.Unlock()
 	return Farm{Name: "attic"}, f.call("farm", p)
 }
 
