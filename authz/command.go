@@ -3,6 +3,7 @@ package authz
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -13,6 +14,7 @@ var (
 	ErrTicketUnknown = errors.New("the farm does not know this ticket, or it expired long ago: ask an admin for a new one (`vizpeer invite`)")
 	ErrTicketUsed    = errors.New("the ticket is used up: ask an admin for a new one (`vizpeer invite`)")
 	ErrTicketExpired = errors.New("the ticket has expired: ask an admin for a new one (`vizpeer invite`)")
+	ErrTicketBefore  = errors.New("this machine was removed from the farm, and the ticket is the one that admitted it before: ask an admin for a new one (`vizpeer invite`)")
 	ErrNotMember     = errors.New("no member of the farm is of that ID")
 	ErrFull          = fmt.Errorf("the farm is full: %d members and %d open tickets are its limits", MaxMembers, MaxTickets)
 )
@@ -28,6 +30,20 @@ type Command struct {
 	Offer    *Offer    `json:"offer,omitempty"`
 	Withdraw *Withdraw `json:"withdraw,omitempty"`
 	Trust    *Trust    `json:"trust,omitempty"`
+	// The rest is about people: see people.go.
+	AddUser     *AddUser     `json:"add_user,omitempty"`
+	SetPassword *SetPassword `json:"set_password,omitempty"`
+	Disable     *Disable     `json:"disable,omitempty"`
+	SetRole     *SetRole     `json:"set_role,omitempty"`
+	CreateKey   *CreateKey   `json:"create_key,omitempty"`
+	RevokeKey   *RevokeKey   `json:"revoke_key,omitempty"`
+	EndSession  *EndSession  `json:"end_session,omitempty"`
+	// Of machines.
+	Approve      *Approve      `json:"approve,omitempty"`
+	Revoke       *Revoke       `json:"revoke,omitempty"`
+	Seen         *Seen         `json:"seen,omitempty"`
+	Expire       *Expire       `json:"expire,omitempty"`
+	RevokeTicket *RevokeTicket `json:"revoke_ticket,omitempty"`
 }
 
 // Found makes the farm: the first command of its log. Repeating it for the same
@@ -90,15 +106,67 @@ const (
 	PeerAdmitted EventType = "peer.admitted"
 	PeerLabelled EventType = "peer.labelled"
 	CATrusted    EventType = "ca.trusted"
+	PeerRevoked  EventType = "peer.revoked"
+	PeerExpired  EventType = "peer.expired"
+
+	TicketRevoked EventType = "ticket.revoked"
 
 	BlenderOffered   EventType = "blender.offered"
 	BlenderWithdrawn EventType = "blender.withdrawn"
+
+	UserAdded       EventType = "user.added"
+	PasswordChanged EventType = "user.password"
+	UserDisabled    EventType = "user.disabled"
+	UserEnabled     EventType = "user.enabled"
+	RoleChanged     EventType = "user.role"
+	KeyCreated      EventType = "key.created"
+	KeyRevoked      EventType = "key.revoked"
+	SessionEnded    EventType = "session.ended"
 )
 
 // Event is one consequence of a command. It holds no secret and no hash of one.
 type Event struct {
 	Type EventType
-	Peer PeerID // who was admitted, or has other labels now
-	User string // who minted the ticket or offers the Blender, or the person of the machine
+	Peer PeerID // who was admitted or removed, or has other labels now
+	User string // who minted the ticket or offers the Blender, or the person of the machine, account, key or session
 	Role Role
+	Key  string // the ID of an API key
+	// Reason is why a machine was removed, in words.
+	Reason string
+}
+
+// RevokeTicket makes a ticket admit nobody any more; whom it admitted stays.
+type RevokeTicket struct {
+	Ticket Hash `json:"ticket"`
+}
+
+// ID names an open ticket for people. It gives nothing of the secret away.
+func (t TicketRecord) ID() string { return base32Text.EncodeToString(t.Hash[:ticketIDSize]) }
+
+// Left is how many machines the ticket may still admit.
+func (t TicketRecord) Left() int { return t.Uses - len(t.Redeemed) }
+
+// Open tells whether the ticket would admit a machine now.
+func (t TicketRecord) Open(at time.Time) bool { return at.Before(t.ExpiresAt) && t.Left() > 0 }
+
+// OpenTickets lists the tickets that would admit a machine, those that expire first
+// before others.
+func (r *Roster) OpenTickets(at time.Time) (open []TicketRecord) {
+	for _, t := range r.tickets {
+		if t.Open(at) {
+			open = append(open, t)
+		}
+	}
+	slices.SortStableFunc(open, func(a, b TicketRecord) int { return a.ExpiresAt.Compare(b.ExpiresAt) })
+	return open
+}
+
+func (r *Roster) revokeTicket(at time.Time, c RevokeTicket) ([]Event, error) {
+	i, ok := findTicket(r.tickets, c.Ticket)
+	if !ok || !r.tickets[i].Open(at) {
+		return nil, ErrTicketUnknown
+	}
+	t := r.tickets[i]
+	r.tickets = slices.Delete(r.tickets, i, i+1)
+	return []Event{{Type: TicketRevoked, User: t.By, Role: t.Role}}, nil
 }

@@ -29,6 +29,8 @@ type Key struct {
 	Role    Role      `json:"role"`
 	Peer    PeerID    `json:"peer,omitempty"` // the machine whose token file holds it; "" for a person's own
 	Created time.Time `json:"created"`
+	Name    string    `json:"name,omitempty"` // what it is for, in its maker's words
+	By      string    `json:"by,omitempty"`   // the user who made it; "" where a ticket did
 }
 
 // NewKey makes an API key with a 256-bit secret read from random, which is
@@ -49,9 +51,6 @@ func NewKey(random io.Reader, user string, role Role, at time.Time) (token strin
 	return tokenPrefix + key.ID + "_" + base32Text.EncodeToString(secret[:]), key, nil
 }
 
-// Principal is who shows the key.
-func (k Key) Principal() Principal { return Principal{User: k.User, Role: k.Role, Key: k.ID} }
-
 func (k Key) validate() error {
 	if len(k.ID) != base32Text.EncodedLen(tokenIDSize) || !isBase32(k.ID) {
 		return fmt.Errorf("%.64q is not the ID of an API key", k.ID)
@@ -64,6 +63,16 @@ func (k Key) validate() error {
 	}
 	if k.Peer != "" {
 		if err := checkPeer(k.Peer); err != nil {
+			return err
+		}
+	}
+	if k.Name != "" {
+		if err := checkName("API key", k.Name); err != nil {
+			return err
+		}
+	}
+	if k.By != "" {
+		if err := checkName("user", k.By); err != nil {
 			return err
 		}
 	}

@@ -3,6 +3,7 @@ package authz
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // PeerID is a machine's libp2p peer ID in its text form ("12D3Koo…"). The pure
@@ -42,13 +43,19 @@ func ParseRole(s string) (Role, error) {
 	return "", fmt.Errorf("unknown role %q: use one of admin, operator, viewer, node", s)
 }
 
-// Principal is who makes a request: a person's API key, or a machine's.
+// Principal is who makes a request: a person's API key or session, or a machine.
 type Principal struct {
 	// User owns the jobs this principal submits. It is never empty.
 	User string `json:"user"`
 	Role Role   `json:"role"`
 	// Key is the ID, not the secret, of the API key that proved it.
 	Key string `json:"key,omitempty"`
+	// Session is the ID of the session that proved it, and Expires its end.
+	Session string    `json:"session,omitempty"`
+	Expires time.Time `json:"expires,omitzero"`
+	// MustChange tells that the session began with a one-time password: it is good
+	// for choosing another, and for nothing else.
+	MustChange bool `json:"must_change,omitempty"`
 }
 
 // MaySubmit tells whether p may submit jobs and upload projects.
@@ -78,3 +85,7 @@ func (p Principal) MayOffer() bool { return p.Role == Admin }
 // MaySeeMachines tells whether p may see the names and hardware of all peers;
 // others see the counts only.
 func (p Principal) MaySeeMachines() bool { return p.Role == Admin }
+
+// MayManagePeople tells whether p may make, change and disable accounts and API
+// keys.
+func (p Principal) MayManagePeople() bool { return p.Role == Admin }

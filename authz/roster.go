@@ -27,6 +27,9 @@ type Roster struct {
 	directory
 	tickets  []TicketRecord // by hash
 	accounts []Account      // by user
+
+	seen   map[PeerID]time.Time // when members were noted last: see [Seen]
+	former []Former             // by peer
 }
 
 // NewRoster is the roster of no farm yet.
@@ -47,7 +50,11 @@ func (r *Roster) Account(user string) Account {
 // Apply makes the change, or answers why not and changes nothing.
 func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
-	for _, is := range []bool{c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil, c.Trust != nil} {
+	for _, is := range []bool{
+		c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil, c.Trust != nil,
+		c.AddUser != nil, c.SetPassword != nil, c.Disable != nil, c.SetRole != nil, c.CreateKey != nil, c.RevokeKey != nil, c.EndSession != nil,
+		c.Approve != nil, c.Revoke != nil, c.Seen != nil, c.Expire != nil, c.RevokeTicket != nil,
+	} {
 		if is {
 			set++
 		}
@@ -78,9 +85,34 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.withdraw(c.Withdraw.Root)
 	case c.Trust != nil:
 		events, err = r.trust(*c.Trust)
+	case c.AddUser != nil:
+		events, err = r.addUser(*c.AddUser)
+	case c.SetPassword != nil:
+		events, err = r.setPassword(at, *c.SetPassword)
+	case c.Disable != nil:
+		events, err = r.disable(at, *c.Disable)
+	case c.SetRole != nil:
+		events, err = r.setRole(*c.SetRole)
+	case c.CreateKey != nil:
+		events, err = r.createKey(at, *c.CreateKey)
+	case c.RevokeKey != nil:
+		events, err = r.revokeKey(*c.RevokeKey)
+	case c.EndSession != nil:
+		events, err = r.endSession(at, *c.EndSession)
+	case c.Approve != nil:
+		events, err = r.approve(at, *c.Approve)
+	case c.Revoke != nil:
+		events, err = r.revoke(at, *c.Revoke)
+	case c.Seen != nil:
+		err = r.note(at, *c.Seen)
+	case c.Expire != nil:
+		events, err = r.expire(at, *c.Expire)
+	case c.RevokeTicket != nil:
+		events, err = r.revokeTicket(at, *c.RevokeTicket)
 	}
 	if err == nil && len(events) > 0 {
 		r.version++
+		r.forgetEnded(at)
 	}
 	return events, err
 }
@@ -134,7 +166,7 @@ func (r *Roster) found(at time.Time, f Found) ([]Event, error) {
 	r.putKey(f.MachineKey)
 	r.putKey(f.OperatorKey)
 	r.tickets = []TicketRecord{ticket}
-	r.accounts = []Account{f.Admin}
+	r.putAccount(f.Admin)
 	return []Event{
 		{Type: FarmFounded, Peer: f.Founder, User: f.Admin.User, Role: Admin},
 		{Type: PeerAdmitted, Peer: f.Founder, User: f.Admin.User, Role: Admin},
@@ -180,6 +212,8 @@ func (r *Roster) CheckTicket(at time.Time, c Redeem) error {
 	switch {
 	case r.unchanged(c, again):
 		return nil
+	case !isMember && slices.Contains(ticket.Redeemed, c.Peer):
+		return ErrTicketBefore // who was removed has no way back by what it had
 	case !at.Before(ticket.ExpiresAt):
 		return ErrTicketExpired
 	case !again && len(ticket.Redeemed) >= ticket.Uses:
@@ -202,45 +236,17 @@ func (r *Roster) redeem(at time.Time, c Redeem) ([]Event, error) {
 	}
 	i, _ := findTicket(r.tickets, c.Ticket)
 	ticket := r.tickets[i]
-	old, isMember := r.Member(c.Peer)
+	_, isMember := r.Member(c.Peer)
 	again := isMember && slices.Contains(ticket.Redeemed, c.Peer)
 	if r.unchanged(c, again) {
 		return nil, nil
 	}
-	m := Member{ID: c.Peer, Name: c.Name, Worker: c.Worker, Coordinator: ticket.Coordinator, Role: ticket.Role, JoinedAt: at}
-	if isMember { // a ticket adds rights; it never takes any away
-		m.User, m.JoinedAt, m.Labels = old.User, old.JoinedAt, old.Labels
-		m.Coordinator = m.Coordinator || old.Coordinator
-		m.Role = stronger(m.Role, old.Role)
-	} else {
-		m.User = r.freeUser(c.Name)
-	}
-	if err := m.validate(); err != nil {
-		return nil, err
-	}
-	if c.KeyID == "" && m.Role != Node {
-		return nil, fmt.Errorf("a machine that joins as %s brings an API key for its person", m.Role)
-	}
-	if c.KeyID != "" {
-		key := Key{ID: c.KeyID, Hash: c.KeyHash, User: m.User, Role: m.Role, Peer: m.ID, Created: at}
-		if err := key.validate(); err != nil {
-			return nil, err
-		}
-		if j, ok := r.key(key.ID); ok && r.keys[j].Peer != m.ID {
-			return nil, errors.New("another API key has this ID: make a new one")
-		}
-		m.Key = key.ID
-		r.dropKey(old.Key)
-		r.putKey(key)
-	} else {
-		m.Key = old.Key
-	}
-	if !again {
+	events, err := r.admit(at, c, ticket.Role, ticket.Coordinator)
+	if err == nil && !again {
 		ticket.Redeemed = append(slices.Clone(ticket.Redeemed), c.Peer)
 		r.tickets[i] = ticket
 	}
-	r.putMember(m)
-	return []Event{{Type: PeerAdmitted, Peer: m.ID, User: m.User, Role: m.Role}}, nil
+	return events, err
 }
 
 // hasKey tells whether the machine's key is already the one that c brings.
@@ -265,12 +271,23 @@ func (r *Roster) freeUser(name string) string {
 	for _, a := range r.accounts {
 		taken[a.User] = true
 	}
+	for _, f := range r.former {
+		taken[f.User] = true
+	}
 	user := name
 	for n := 2; taken[user]; n++ {
 		suffix := "-" + strconv.Itoa(n)
 		user = strings.TrimSpace(strings.ToValidUTF8(name[:min(len(name), MaxName-len(suffix))], "")) + suffix
 	}
 	return user
+}
+
+// weaker is the less powerful of two roles.
+func weaker(a, b Role) Role {
+	if stronger(a, b) == a {
+		return b
+	}
+	return a
 }
 
 // stronger is the more powerful of two roles.
@@ -314,11 +331,18 @@ type rosterJSON struct {
 	directoryJSON
 	Tickets  []TicketRecord `json:"tickets"`
 	Accounts []Account      `json:"accounts"`
+
+	Seen   map[PeerID]time.Time `json:"seen,omitempty"`
+	Former []Former             `json:"former,omitempty"`
 }
 
 // Snapshot writes the whole roster; equal rosters give equal bytes.
 func (r *Roster) Snapshot(w io.Writer) error {
-	return json.NewEncoder(w).Encode(rosterJSON{snapshotFormat, r.document(), r.tickets, r.accounts})
+	doc := r.document()
+	doc.People = nil // they follow from the accounts
+	return json.NewEncoder(w).Encode(rosterJSON{
+		Format: snapshotFormat, directoryJSON: doc, Tickets: r.tickets, Accounts: r.accounts, Seen: r.seen, Former: r.former,
+	})
 }
 
 // Restore reads what [Roster.Snapshot] wrote, and refuses what Apply could not
@@ -340,6 +364,10 @@ func restore(in io.Reader) (*Roster, error) {
 		return nil, fmt.Errorf("its format is %d and this vizpeer reads %d: update vizpeer", doc.Format, snapshotFormat)
 	}
 	r := NewRoster()
+	doc.People = nil
+	for _, a := range doc.Accounts {
+		doc.People = append(doc.People, a.Person)
+	}
 	if err := r.load(doc.directoryJSON); err != nil {
 		return nil, err
 	}
@@ -363,5 +391,5 @@ func restore(in io.Reader) (*Roster, error) {
 		}
 	}
 	r.tickets, r.accounts = doc.Tickets, doc.Accounts
-	return r, nil
+	return r, r.loadAway(doc.Seen, doc.Former)
 }

@@ -26,7 +26,7 @@ type genesis struct {
 
 // cheapAccount skips the 0.2 s of a real password.
 func cheapAccount(user string) Account {
-	return Account{User: user, Role: Admin, Salt: make([]byte, passwordSaltSize), Iterations: passwordIterations, Hash: Hash{1}}
+	return Account{Person{User: user, Role: Admin}, Password{Salt: make([]byte, passwordSaltSize), Iterations: passwordIterations, Hash: Hash{1}}}
 }
 
 func newGenesis(t testing.TB, founder PeerID) genesis {
@@ -97,11 +97,11 @@ func TestFound(t *testing.T) {
 	require.Equal(t, Admin, r.Account("admin").Role)
 	require.Zero(t, r.Account("nobody"))
 
-	p, err := r.Authenticate(g.adminToken)
+	p, err := r.Authenticate(g.adminToken, noon)
 	require.NoError(t, err)
 	require.Equal(t, Admin, p.Role)
 	require.Equal(t, "admin", p.User)
-	p, err = r.Authenticate(g.operatorToken)
+	p, err = r.Authenticate(g.operatorToken, noon)
 	require.NoError(t, err)
 	require.Equal(t, Operator, p.Role)
 	require.Equal(t, "operator", p.User)
@@ -153,7 +153,7 @@ func TestRedeem(t *testing.T) {
 	m, _ := r.Member("worker1")
 	require.Equal(t, Node, m.Role)
 	require.False(t, m.Coordinator)
-	p, err := r.Authenticate(token)
+	p, err := r.Authenticate(token, noon)
 	require.NoError(t, err)
 	require.Equal(t, Principal{User: "box-2", Role: Node, Key: m.Key}, p)
 
@@ -165,9 +165,9 @@ func TestRedeem(t *testing.T) {
 	// A join that was cut off is run again: the new key replaces the lost one.
 	again, err := join(t, r, g.ticket, "worker1", "box-2")
 	require.NoError(t, err)
-	_, err = r.Authenticate(token)
+	_, err = r.Authenticate(token, noon)
 	require.ErrorIs(t, err, ErrToken)
-	_, err = r.Authenticate(again)
+	_, err = r.Authenticate(again, noon)
 	require.NoError(t, err)
 
 	two := mint(t, r, Node, false, 2)
@@ -215,7 +215,7 @@ func TestATicketAddsRightsAndTakesNone(t *testing.T) {
 	require.Equal(t, Operator, m.Role)
 	require.Equal(t, "ann-pc", m.User, "her jobs stay hers")
 	require.Equal(t, "ann-laptop", m.Name)
-	p, err := r.Authenticate(token)
+	p, err := r.Authenticate(token, noon)
 	require.NoError(t, err)
 	require.Equal(t, Operator, p.Role)
 }
@@ -267,14 +267,14 @@ func TestAuthenticateDenies(t *testing.T) {
 	r, g := founded(t)
 	stranger, _, err := NewKey(rand.Reader, "admin", Admin, noon)
 	require.NoError(t, err)
-	_, err = r.Authenticate(stranger)
+	_, err = r.Authenticate(stranger, noon)
 	require.ErrorIs(t, err, ErrToken)
 	mixed := g.operatorToken[:len(tokenPrefix)+13] + g.adminToken[len(tokenPrefix)+13:]
-	_, err = r.Authenticate(mixed)
+	_, err = r.Authenticate(mixed, noon)
 	require.ErrorIs(t, err, ErrToken)
-	_, err = r.Authenticate("vzk_")
+	_, err = r.Authenticate("vzk_", noon)
 	require.ErrorIs(t, err, ErrTokenText)
-	_, err = r.Authenticate(g.ticket.String())
+	_, err = r.Authenticate(g.ticket.String(), noon)
 	require.ErrorIs(t, err, ErrTokenText)
 }
 
@@ -303,7 +303,7 @@ func TestView(t *testing.T) {
 	require.Equal(t, now, got)
 	require.Equal(t, r.Members(), got.Members())
 	require.Equal(t, []PeerID{"ann", "bob", "founder"}, got.Coordinators())
-	p, err := got.Authenticate(g.operatorToken)
+	p, err := got.Authenticate(g.operatorToken, noon)
 	require.NoError(t, err)
 	require.Equal(t, "operator", p.User)
 
@@ -466,7 +466,9 @@ func TestRosterModel(t *testing.T) {
 				switch {
 				case !known:
 					want = ErrTicketUnknown
-				case m.used[peer] && old.Worker == worker: // nothing to change
+				case m.used[peer] && admitted[peer] && old.Worker == worker: // nothing to change
+				case m.used[peer] && !admitted[peer]:
+					want = ErrTicketBefore
 				case !now.Before(m.expires):
 					want = ErrTicketExpired
 				case !m.used[peer] && len(m.used) >= m.uses:
@@ -487,6 +489,33 @@ func TestRosterModel(t *testing.T) {
 					t.Fatalf("labelling %v %q: %v", peer, labels, err)
 				}
 			},
+			"revoke": func(t *rapid.T) {
+				peer := PeerID(fmt.Sprint("peer", rapid.IntRange(0, 5).Draw(t, "peer")))
+				err := apply(Command{At: now, Revoke: &Revoke{Peer: peer, By: "admin"}})
+				if admitted[peer] != (err == nil) {
+					t.Fatalf("revoking %v: %v", peer, err)
+				}
+				delete(admitted, peer)
+			},
+			"roll": func(t *rapid.T) {
+				here := PeerID(fmt.Sprint("peer", rapid.IntRange(0, 5).Draw(t, "peer")))
+				seen, expire, _ := r.Roll(now, func(id PeerID) bool { return id == here || id == "founder" })
+				if seen != nil {
+					if err := apply(Command{At: now, Seen: seen}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				if expire == nil {
+					return
+				}
+				if err := apply(Command{At: now, Expire: expire}); err != nil {
+					t.Fatal(err)
+				}
+				for _, id := range expire.Peers {
+					delete(admitted, id)
+				}
+			},
+			"weeks": func(*rapid.T) { now = now.Add(8 * 24 * time.Hour) },
 			"wait": func(t *rapid.T) {
 				now = now.Add(time.Duration(rapid.IntRange(0, 120).Draw(t, "minutes")) * time.Minute)
 			},

@@ -22,6 +22,7 @@ const (
 	ticketPrefix     = "vzt1"
 	ticketSecretSize = 16
 	ticketSumSize    = 4
+	ticketIDSize     = 5 // bytes of the hash that name one
 	ticketMinSize    = 2 + farmHashSize + ticketSecretSize + 1 + 1 + 1 + ticketSumSize
 	ticketMaxSize    = ticketMinSize + MaxTicketAddrs*(2+MaxTicketAddrSize)
 	// maxTicketInput leaves room for the line breaks of a wrapped copy.

@@ -65,8 +65,9 @@ func (m Member) validate() error {
 }
 
 // View is the copy of the roster that every peer holds: who is a member, which
-// API keys exist, which Blenders are offered, whose certificates HTTPS listeners show, and which farm this is. It
-// holds no tickets and no accounts.
+// API keys exist, who has an account, which sessions were ended, which Blenders are
+// offered, whose certificates HTTPS listeners show, and which farm this is. It holds no
+// tickets and no passwords.
 //
 // Views are exchanged as JSON. A view that came from outside goes through
 // [ParseView]. Reading a view is safe for concurrent use: nothing changes it.
@@ -82,6 +83,8 @@ type directory struct {
 	keys    []Key
 	offers  []Offer
 	ca      [][]byte // DER, the oldest first
+	people  []Person // by user; a roster's follow from its accounts
+	ended   []Ended  // by ID
 }
 
 type directoryJSON struct {
@@ -92,6 +95,8 @@ type directoryJSON struct {
 	Keys    []Key    `json:"keys"`
 	Offers  []Offer  `json:"offers,omitempty"`
 	CA      [][]byte `json:"ca,omitempty"`
+	People  []Person `json:"people,omitempty"`
+	Ended   []Ended  `json:"ended,omitempty"`
 }
 
 // Version counts the changes to the roster; it never goes back within an epoch.
@@ -140,10 +145,13 @@ func (d *directory) Coordinators() []PeerID {
 	return ids
 }
 
-// Authenticate returns who shows the API key. It fails with [ErrToken], or with
-// an error that wraps [ErrTokenText] where the text cannot be a key; neither
-// quotes it.
-func (d *directory) Authenticate(token string) (Principal, error) {
+// Authenticate returns who shows the API key or the session. It fails with
+// [ErrToken], [ErrSession] or [ErrDisabled], or with an error that wraps
+// [ErrTokenText] where the text can be neither; none quotes it.
+func (d *directory) Authenticate(token string, now time.Time) (Principal, error) {
+	if strings.HasPrefix(token, sessionPrefix) {
+		return d.session(token, now)
+	}
 	id, secret, err := parseToken(token)
 	if err != nil {
 		return Principal{}, err
@@ -155,7 +163,11 @@ func (d *directory) Authenticate(token string) (Principal, error) {
 	if !key.Hash.matches(secret) {
 		return Principal{}, ErrToken
 	}
-	return key.Principal(), nil
+	role, err := d.standing(key.User, key.Role)
+	if err != nil {
+		return Principal{}, err
+	}
+	return Principal{User: key.User, Role: role, Key: key.ID}, nil
 }
 
 func (d *directory) member(id PeerID) (int, bool) {
@@ -193,17 +205,18 @@ func (d *directory) dropKey(id string) {
 func (d *directory) clone() directory {
 	c := *d
 	c.members, c.keys, c.offers, c.ca = slices.Clone(d.members), slices.Clone(d.keys), slices.Clone(d.offers), slices.Clone(d.ca)
+	c.people, c.ended = slices.Clone(d.people), slices.Clone(d.ended)
 	return c
 }
 
 func (d *directory) document() directoryJSON {
-	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers, d.ca}
+	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers, d.ca, d.people, d.ended}
 }
 
 // load takes over a document after checking all that the rest of the package
 // relies on.
 func (d *directory) load(doc directoryJSON) error {
-	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && len(doc.CA) == 0 && doc.Name == "" {
+	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && len(doc.CA) == 0 && len(doc.People) == 0 && len(doc.Ended) == 0 && doc.Name == "" {
 		*d = directory{version: doc.Version} // no farm yet
 		return nil
 	}
@@ -213,7 +226,7 @@ func (d *directory) load(doc directoryJSON) error {
 	if err := checkName("farm", doc.Name); err != nil {
 		return err
 	}
-	if len(doc.Members) > MaxMembers || len(doc.Keys) > 2*MaxMembers {
+	if len(doc.Members) > MaxMembers || len(doc.Keys) > MaxMembers+MaxKeys {
 		return fmt.Errorf("the roster has %d members and %d keys, more than possible", len(doc.Members), len(doc.Keys))
 	}
 	for i, m := range doc.Members {
@@ -251,7 +264,10 @@ func (d *directory) load(doc directoryJSON) error {
 			return err
 		}
 	}
-	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers, doc.CA}
+	if err := checkPeople(doc.People, doc.Ended); err != nil {
+		return err
+	}
+	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers, doc.CA, doc.People, doc.Ended}
 	return nil
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -133,8 +134,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 // Close closes the log. Run must have ended.
 func (c *Coordinator) Close() error { return c.log.Close() }
 
-func (c *Coordinator) isMember(p authz.PeerID) bool {
-	_, ok := c.Roster().Member(p)
+func (c *Coordinator) isMember(p authz.PeerID) (ok bool) {
+	c.Read(func(_ *lease.State, r *authz.Roster) { _, ok = r.Member(p) })
 	return ok
 }
 
@@ -205,6 +206,40 @@ func (c *Coordinator) MayJoin(at time.Time, redeem authz.Redeem) (err error) {
 	return err
 }
 
+// Errors of [Coordinator.Remove], beside those of the roster.
+var (
+	// ErrSoleVoter: the queue would be gone with the machine.
+	ErrSoleVoter = errors.New("this machine alone keeps the farm's queue: let another coordinator join and become a voter first")
+	// ErrHandover: the machine led; another one leads in a moment and can remove it.
+	ErrHandover = errors.New("this machine led the queue and hands it over: try again in a few seconds")
+)
+
+// Remove commits that a machine is no member any more. One that keeps the log leaves
+// that first; the leader itself hands over and answers [ErrHandover].
+func (c *Coordinator) Remove(ctx context.Context, cmd authz.Command) error {
+	if !c.Leading() {
+		leader, _ := c.log.Leader()
+		return ErrNotLeader{Leader: leader}
+	}
+	who, st := cmd.Revoke.Peer, c.Status()
+	voter := slices.Contains(st.Voters, who)
+	switch {
+	case voter && len(st.Voters) == 1:
+		return ErrSoleVoter
+	case who == c.self:
+		return errors.Join(ErrHandover, c.log.StepDown())
+	case voter || slices.Contains(st.Standbys, who):
+		id, err := peer.Decode(string(who))
+		if err != nil {
+			return err
+		}
+		if err := c.log.Remove(ctx, id); err != nil {
+			return err
+		}
+	}
+	return c.commit(ctx, Entry{Roster: &cmd})
+}
+
 // Admit commits a change of the roster.
 func (c *Coordinator) Admit(ctx context.Context, cmd authz.Command) error {
 	return c.commit(ctx, Entry{Roster: &cmd})
@@ -225,6 +260,12 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 func (c *Coordinator) applied(a Applied) {
 	for n, e := range a.Queue {
 		c.hub.publish(Event{ID: eventID(a.Index, n), At: a.At, Event: e})
+	}
+	for n, e := range a.Roster {
+		if e.Type == authz.PeerRevoked || e.Type == authz.PeerExpired {
+			c.slog.Warn("a machine is no member any more", "peer", e.Peer.Short(), "why", e.Reason)
+			c.hub.publish(Event{ID: eventID(a.Index, n), At: a.At, Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: e.Peer, State: "removed", Reason: e.Reason}})
+		}
 	}
 	if len(a.Roster) > 0 || a.Restored {
 		c.has.Roster(c.Roster())

@@ -70,21 +70,37 @@ func (l *leader) returned(p authz.PeerID) {
 	l.plan.ended = l.plan.ended || l.plan.scarce
 }
 
-// revised passes a new roster on, cuts off who is no member any more and sees to
-// what they held, and takes the others for what the roster says.
+// revised passes a new roster on, cuts off who is no member any more, takes its leases
+// back and sees to what it held, and takes the others for what the roster says.
 func (l *leader) revised(v *authz.View) {
+	var removed []authz.PeerID
 	l.mu.Lock()
+	for p, s := range l.sessions {
+		if _, member := v.Member(p); !member {
+			s.close()
+		}
+	}
 	for _, m := range l.members.Members() {
 		if _, member := v.Member(m.ID); member {
 			continue
 		}
-		if s := l.sessions[m.ID]; s != nil {
-			s.close()
+		removed = append(removed, m.ID)
+		for _, timers := range []map[authz.PeerID]*time.Timer{l.awaited, l.absent} {
+			if t := timers[m.ID]; t != nil {
+				t.Stop()
+				delete(timers, m.ID)
+			}
 		}
+		delete(l.gone, m.ID)
+		delete(l.seen, m.ID)
 		l.plan.again, l.plan.ended = true, true
 	}
 	l.members = v
+	machines := l.machines()
 	l.mu.Unlock()
+	for _, p := range removed {
+		_ = l.propose(lease.Command{Lose: &lease.Lose{Peer: p, Machines: machines, Removed: true}})
+	}
 	l.each(func(s *session) {
 		s.send(Down{Roster: v})
 		l.c.Read(func(q *lease.State, _ *authz.Roster) { l.judge(s, q) })

@@ -42,6 +42,9 @@ type leader struct {
 
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
+
+	roll   *time.Timer // the next roll call
+	rollAt time.Time   // when that is due
 }
 
 // frameID names a frame.
@@ -81,6 +84,8 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
+	l.roll, l.rollAt = time.NewTimer(rollPause), time.Now().Add(rollPause)
+	defer l.roll.Stop()
 	l.establish()
 	c.leading.Store(l)
 	c.has.Leads()
@@ -106,6 +111,8 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		case <-equip.C:
 			looks = false
 			l.equip()
+		case <-l.roll.C:
+			l.rollCall()
 		case <-ctx.Done():
 			return nil
 		}

@@ -103,6 +103,11 @@ func (l *Log) AddVoter(ctx context.Context, id peer.ID) error {
 	})
 }
 
+// Remove has a coordinator hold the log no more. Only the leader can.
+func (l *Log) Remove(ctx context.Context, id peer.ID) error {
+	return l.wait(ctx, func() raft.Future { return l.raft.RemoveServer(raft.ServerID(id.String()), 0, l.cfg.ApplyTimeout) })
+}
+
 func (l *Log) change(ctx context.Context, id peer.ID, f func(raft.ServerID, raft.ServerAddress) raft.Future) error {
 	if !l.allow(id) {
 		return fmt.Errorf("%s is no coordinator of this farm: admit it with a coordinator's ticket first", id)

@@ -287,7 +287,10 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 	defer stop()
 	defer context.AfterFunc(l.ctx, s.close)()
 	defer s.close()
-	unknown := l.join(s, hello)
+	unknown, err := l.join(s, hello)
+	if err != nil {
+		return err
+	}
 	defer l.leave(s)
 	var wg sync.WaitGroup
 	defer wg.Wait()
@@ -323,9 +326,20 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 
 // join makes s the member's stream and welcomes it. It returns the leases that
 // the queue gives the member and of which the member knows nothing.
-func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
+func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.c.Read(func(_ *lease.State, r *authz.Roster) {
+		if _, member := r.Member(s.peer); !member { // it was one when its stream was opened
+			err = authz.ErrNotMember
+		}
+		if time.Since(r.LastSeen(s.peer)) >= authz.SeenPause {
+			l.rollSoon()
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
 	if old := l.sessions[s.peer]; old != nil {
 		old.close()
 	}
@@ -379,7 +393,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report) {
 	s.look = true
 	l.returned(s.peer)
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
-	return unknown
+	return unknown, nil
 }
 
 func (l *leader) leave(s *session) {
@@ -391,7 +405,7 @@ func (l *leader) leave(s *session) {
 	delete(l.sessions, s.peer)
 	l.plan.scarce = l.plan.scarce || s.keeping > 0 // who shall keep it instead, or again?
 	l.seen[s.peer] = time.Now()
-	if l.ctx.Err() == nil {
+	if _, member := l.members.Member(s.peer); member && l.ctx.Err() == nil {
 		l.await(s.peer)
 	}
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})

@@ -25,6 +25,7 @@ import (
 //	ca.crt           the certificates of the farm's CA, for whoever calls over HTTPS
 //	ca.key           on a coordinator: its key of the CA, and the chain that it is certified by
 //	https.key        the key and the certificate of this machine's HTTPS listener
+//	session          the session of whoever has logged in; the command line reads and writes it
 //	token            this machine's API key; the command line and the add-on read it
 //	scrub.json       when the store was last read through
 //	receipts.key     what proves that a receipt for an upload is this machine's
@@ -47,6 +48,8 @@ type membership struct {
 	Farm   authz.FarmID `json:"farm"`
 	Name   string       `json:"name"`
 	NoWork bool         `json:"no_work,omitempty"`
+	// Removed is why the farm has removed it, in words.
+	Removed string `json:"removed,omitempty"`
 }
 
 func (d dataDir) path(name ...string) string {
@@ -104,6 +107,16 @@ func (d dataDir) membership() (membership, error) {
 	err := d.readJSON("membership.json", &m)
 	if errors.Is(err, fs.ErrNotExist) {
 		return m, fmt.Errorf("%w (data folder %s)", ErrNotMember, string(d))
+	}
+	return m, err
+}
+
+// admitted is membership for a machine that may run: it fails with [ErrRemoved] where
+// the farm has removed it.
+func (d dataDir) admitted() (membership, error) {
+	m, err := d.membership()
+	if err == nil && m.Removed != "" {
+		err = removedError(string(m.Farm), m.Removed)
 	}
 	return m, err
 }

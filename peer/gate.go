@@ -149,6 +149,25 @@ func (g *gate) Connected(_ network.Network, c network.Conn) {
 	})
 }
 
+// keep lets a stranger stay connected until release is called: it waits for somebody's
+// word. Then its time begins anew.
+func (g *gate) keep(c network.Conn) (release func()) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	t := g.strangers[c]
+	if t == nil {
+		return func() {}
+	}
+	t.Stop()
+	return func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if g.strangers[c] == t {
+			t.Reset(strangerTime)
+		}
+	}
+}
+
 // Disconnected makes room for another stranger.
 func (g *gate) Disconnected(_ network.Network, c network.Conn) {
 	g.mu.Lock()

@@ -61,6 +61,7 @@ func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option
 		libp2p.ResourceManager(resources),
 		libp2p.ConnectionManager(connections),
 		libp2p.DisableRelay(),
+		libp2p.Ping(false), // nobody asks, and strangers get an answer by join alone
 		// After many dials in vain these would take all of UDP, or of IPv6, for blocked,
 		// and refuse to dial a member that is back.
 		libp2p.UDPBlackHoleSuccessCounter(nil),

@@ -40,7 +40,7 @@ func TestDialErrors(t *testing.T) {
 	defer h.Close()
 	a := applicant{host: h}
 	for range 2 {
-		_, err := a.exchange(t.Context(), gone, true)
+		_, _, err := a.exchange(t.Context(), gone, true)
 		require.Regexp(t, `^127\.0\.0\.1:\d+: .*refused[^\n]*$`, err.Error())
 	}
 

@@ -75,6 +75,7 @@ func Init(cfg Config, f Founding) (Founded, error) {
 	if found.Admin, err = authz.NewAccount(rand.Reader, out.AdminUser, authz.Admin, out.AdminPassword); err != nil {
 		return Founded{}, err
 	}
+	found.Admin.MustChange = true
 	ticket, err := authz.NewTicket(rand.Reader, out.Farm, authz.Node, false, reachable(cfg.P2PListen, id))
 	if err != nil {
 		return Founded{}, err

@@ -72,7 +72,8 @@ func (l *link) Nudge() {
 	}
 }
 
-// Run keeps the stream open until ctx ends.
+// Run keeps the stream open until ctx ends. It fails with a [goneError] once it hears
+// that this machine is no member any more.
 func (l *link) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
@@ -88,6 +89,11 @@ func (l *link) Run(ctx context.Context) error {
 			if err != nil {
 				l.slog.Debug("no work stream", "peer", l.gate.name(p), "err", err)
 				l.hangUp(p, err)
+				if next == "" && !welcomed && p != l.host.ID() {
+					if why, yes := l.removed(ctx, p); yes {
+						return &goneError{why}
+					}
+				}
 			}
 			switch {
 			case !welcomed:

@@ -37,7 +37,7 @@ func (l local) Authenticate(_ context.Context, token string) (authz.Principal, e
 	if v == nil {
 		return authz.Principal{}, fmt.Errorf("%w: this machine has not seen the farm's roster yet", httpapi.ErrUnauthorised)
 	}
-	p, err := v.Authenticate(token)
+	p, err := v.Authenticate(token, time.Now())
 	if err != nil {
 		return authz.Principal{}, fmt.Errorf("%w: %w", httpapi.ErrUnauthorised, err)
 	}

@@ -59,6 +59,13 @@ func (n *neighbours) Run(ctx context.Context, farm authz.FarmID, quiet bool) err
 		} else {
 			defer lan.Close()
 		}
+		if n.gate.coordinator(peerOf(n.host.ID())) {
+			// Whoever has no ticket asks here; this machine looks for nobody by it.
+			lobby := mdns.NewMdnsService(n.host, mdnsAnyone, notifee(nil))
+			if err := lobby.Start(); err == nil {
+				defer lobby.Close()
+			}
+		}
 	}
 	for {
 		select {

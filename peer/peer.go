@@ -71,6 +71,8 @@ type Peer struct {
 	certs      *certs
 	meters     *meters
 	health     health
+	passwords  *passwords
+	lobby      *lobby
 
 	scrubber *scrubber
 
@@ -87,11 +89,12 @@ type Ready struct {
 }
 
 // Run runs the peer of cfg.DataDir until ctx ends. ready is called once, when
-// the peer serves. It fails with [ErrNotMember] where the folder is no member's.
+// the peer serves. It fails with [ErrNotMember] where the folder is no member's, and with [ErrRemoved] where
+// the farm has removed the machine, before or while it runs.
 func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 	cfg = cfg.withDefaults()
 	d := dataDir(cfg.DataDir)
-	m, err := d.membership()
+	m, err := d.admitted()
 	if err != nil {
 		return err
 	}
@@ -143,7 +146,7 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 func New(cfg Config, has Machine) (_ *Peer, err error) {
 	cfg = cfg.withDefaults()
 	d := dataDir(cfg.DataDir)
-	m, err := d.membership()
+	m, err := d.admitted()
 	if err != nil {
 		return nil, err
 	}
@@ -159,7 +162,10 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := &Peer{cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has}
+	p := &Peer{
+		cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has,
+		passwords: newPasswords(), lobby: newLobby(),
+	}
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
 	p.rights = newRights(p.gate)
@@ -344,14 +350,22 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		Metrics: p.meters.registry,
 	}, local{p}, queue{p}, finder{p}, p.host)
 	if p.coord != nil {
-		admit(parts, p.host, p.coord)
+		p.admit(parts)
 		g.Go(func() error { return p.coord.Run(parts) })
 	}
 	g.Go(func() error { return server.ServePeers(parts) })
 	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list) })
 	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
 	g.Go(func() error { return p.neighbours.Seek(parts) })
-	g.Go(func() error { return p.link.Run(parts) })
+	g.Go(func() error {
+		err := p.link.Run(parts)
+		var gone *goneError
+		if errors.As(err, &gone) {
+			p.slog.Error("this machine was removed from the farm, and stops", "why", gone.why)
+			err = errors.Join(removedError(p.gate.view().Name(), gone.why), p.left(gone.why))
+		}
+		return err
+	})
 	g.Go(func() error { return p.remember(parts) })
 	g.Go(func() error { return p.certs.Run(parts) })
 	g.Go(func() error { return p.sweep(work) })

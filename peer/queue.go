@@ -374,7 +374,7 @@ func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, 
 	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		for _, m := range r.Members() {
 			if p.MaySeeMachines() || m.User == p.User {
-				out = append(out, member(s, m, known.Members[m.ID]))
+				out = append(out, member(s, r, m, known.Members[m.ID]))
 			}
 		}
 		return nil
@@ -382,13 +382,16 @@ func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, 
 	return out, err
 }
 
-func member(s *lease.State, m authz.Member, known coord.Member) httpapi.Peer {
+func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
 	out := httpapi.Peer{
 		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Machine(m.ID).Finished,
 		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
 	}
 	if known.Can != nil {
 		out.Slots = known.Can.TotalSlots()
+	}
+	if known.Seen.IsZero() {
+		known.Seen = r.LastSeen(m.ID)
 	}
 	if !known.Seen.IsZero() {
 		seen := known.Seen.UTC()
@@ -438,7 +441,7 @@ func (q queue) peer(id authz.PeerID) (out httpapi.Peer, err error) {
 		if !ok {
 			return httpapi.ErrNotFound
 		}
-		out = member(s, m, known.Members[id])
+		out = member(s, r, m, known.Members[id])
 		return nil
 	})
 	return out, err
@@ -503,7 +506,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 	if err := q.coord.Admit(ctx, authz.Command{At: now, Mint: &authz.Mint{Ticket: record}}); err != nil {
 		return httpapi.Invited{}, answer(err)
 	}
-	return httpapi.Invited{Ticket: t.String(), Role: role, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
+	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
 }
 
 func (q queue) Events(ctx context.Context, p authz.Principal, in httpapi.EventQuery) (*httpapi.Subscription, error) {

@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -47,12 +48,25 @@ type client struct {
 	local bool // the peer is on this machine
 }
 
-// client finds the peer that the flags name.
+// client finds the peer that the flags name, and who commands act as.
 func (c *cli) client() (*client, error) {
 	base, token, err := c.endpoint()
 	if err != nil {
 		return nil, err
 	}
+	return c.newClient(base, token)
+}
+
+// guest finds the peer for who has not logged in yet.
+func (c *cli) guest() (*client, error) {
+	base, err := c.apiBase()
+	if err != nil {
+		return nil, err
+	}
+	return c.newClient(base, "")
+}
+
+func (c *cli) newClient(base, token string) (*client, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, usagef("%q is no API address: write it like http://127.0.0.1:8787", base)
@@ -113,30 +127,24 @@ func (c *cli) trust(host string) (*tls.Config, error) {
 
 func (c *cli) endpoint() (base, token string, err error) {
 	tokenPath := c.tokenFile
-	if base = c.api; base == "" || tokenPath == "" {
+	if tokenPath == "" {
 		dir, err := c.folder()
 		if err != nil {
 			return "", "", err
 		}
-		if tokenPath == "" {
+		tokenPath = filepath.Join(dir, sessionFile) // who has logged in goes before the machine
+		if _, err := os.Stat(tokenPath); errors.Is(err, fs.ErrNotExist) {
 			tokenPath = filepath.Join(dir, tokenFile)
-			switch _, err := os.Stat(tokenPath); {
-			case errors.Is(err, fs.ErrNotExist):
-				return "", "", unreachablef("this machine is in no farm yet (%s holds none): start one with `vizpeer init`, or join one with `vizpeer join TICKET`", dir)
-			case err != nil:
-				return "", "", fmt.Errorf("the data folder cannot be read: %w: run this as the person who owns it, or name another with --data-dir", err)
-			}
 		}
-		if base == "" {
-			text, err := os.ReadFile(filepath.Join(dir, apiFile))
-			if errors.Is(err, fs.ErrNotExist) {
-				return "", "", errNoPeer
-			}
-			if err != nil {
-				return "", "", fmt.Errorf("the address of the running peer could not be read: %w: run this as the person who owns it, or name another folder with --data-dir", err)
-			}
-			base = strings.TrimSpace(string(text))
+		switch _, err := os.Stat(tokenPath); {
+		case errors.Is(err, fs.ErrNotExist):
+			return "", "", unreachablef("this machine is in no farm yet (%s holds none): start one with `vizpeer init`, or join one with `vizpeer join TICKET`", dir)
+		case err != nil:
+			return "", "", fmt.Errorf("the data folder cannot be read: %w: run this as the person who owns it, or name another with --data-dir", err)
 		}
+	}
+	if base, err = c.apiBase(); err != nil {
+		return "", "", err
 	}
 	secret, err := os.ReadFile(tokenPath)
 	var failed *fs.PathError
@@ -150,6 +158,25 @@ func (c *cli) endpoint() (base, token string, err error) {
 	return base, strings.TrimSpace(string(secret)), nil
 }
 
+// apiBase is the URL of the API that the flags name.
+func (c *cli) apiBase() (string, error) {
+	if c.api != "" {
+		return c.api, nil
+	}
+	dir, err := c.folder()
+	if err != nil {
+		return "", err
+	}
+	text, err := os.ReadFile(filepath.Join(dir, apiFile))
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", errNoPeer
+	}
+	if err != nil {
+		return "", fmt.Errorf("the address of the running peer could not be read: %w: run this as the person who owns it, or name another folder with --data-dir", err)
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
 var errNoPeer = unreachablef("no vizpeer is running on this machine: start it with `vizpeer up`")
 
 // exchange makes a request and hands over the response, whose status is in
@@ -159,20 +186,54 @@ func (cl *client) exchange(ctx context.Context, method, path, contentType string
 	if err != nil {
 		return nil, fmt.Errorf("the request could not be made: %w", err)
 	}
-	req.Header.Set("Authorization", "Bearer "+cl.token)
+	if cl.token != "" {
+		req.Header.Set("Authorization", "Bearer "+cl.token)
+	}
 	req.Header.Set("User-Agent", "vizpeer/"+version)
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
-	resp, err := cl.http.Do(req)
-	if err != nil {
-		return nil, cl.explain(ctx, err)
+	for {
+		resp, err := cl.http.Do(req)
+		if err != nil {
+			return nil, cl.explain(ctx, err)
+		}
+		if resp.StatusCode/100 == 2 {
+			return resp, nil
+		}
+		err = readProblem(resp)
+		resp.Body.Close()
+		if !cl.later(req, resp) {
+			return nil, err
+		}
+		if req.GetBody != nil {
+			if req.Body, err = req.GetBody(); err != nil {
+				return nil, fmt.Errorf("the request could not be made again: %w", err)
+			}
+		}
 	}
-	if resp.StatusCode/100 == 2 {
-		return resp, nil
+}
+
+// maxPause is the longest that a command waits because it asked too much at once.
+const maxPause = 3 * time.Second
+
+// later waits until a request may be made again that was one too many, such as for a
+// frame after many others. Where that takes long, as after many wrong passwords, or
+// cannot be, it says so at once.
+func (cl *client) later(req *http.Request, resp *http.Response) bool {
+	wait, err := strconv.Atoi(resp.Header.Get("Retry-After"))
+	pause := time.Duration(wait) * time.Second
+	if resp.StatusCode != http.StatusTooManyRequests || err != nil || pause <= 0 || pause > maxPause || req.Body != nil && req.GetBody == nil {
+		return false
 	}
-	defer resp.Body.Close()
-	return nil, readProblem(resp)
+	again := time.NewTimer(pause)
+	defer again.Stop()
+	select {
+	case <-again.C:
+		return true
+	case <-req.Context().Done():
+		return false
+	}
 }
 
 // explain turns a failure to get any answer into the sentence for it.

@@ -95,20 +95,40 @@ type joined struct {
 
 func (c *cli) joinCommand() *cobra.Command {
 	var (
-		name   string
-		noWork bool
+		name    string
+		noWork  bool
+		addrs   []string
+		timeout time.Duration
 	)
 	cmd := &cobra.Command{
-		Use:   "join TICKET",
-		Short: "Join a farm with a ticket",
+		Use:   "join [TICKET]",
+		Short: "Join a farm with a ticket, or ask one to let this machine in",
 		Long: `Join a farm with a ticket that "vizpeer invite" made there. "-" reads the ticket from
-standard input, so that it stands in no process list. "vizpeer up" then runs the peer.`,
-		Args: takes("TICKET"),
+standard input, so that it stands in no process list. "vizpeer up" then runs the peer.
+
+Without a ticket this machine asks the farms of the local network, or the coordinator that
+--addr names, to let it in: it shows four words and waits until an admin, who sees the same
+words in "vizpeer peer ls --pending", approves it.`,
+		Args: takes("[TICKET]"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().Changed("name") {
 				if err := checkName("--name", name); err != nil {
 					return err
 				}
+			}
+			j := peer.Joining{Name: name, NoWork: noWork}
+			var s settings
+			switch {
+			case len(args) == 1 && len(addrs) > 0:
+				return usagef("--addr is for joining without a ticket: the ticket names its coordinators itself")
+			case timeout <= 0:
+				return usagef("--timeout %s is not possible: use a time such as 10m", timeout)
+			case len(args) == 0:
+				cfg, err := c.peerConfig(&s, s.flags(), slog.LevelWarn)
+				if err != nil {
+					return err
+				}
+				return c.joinWithout(cmd.Context(), cfg, addrs, j, timeout)
 			}
 			ticket := args[0]
 			if ticket == "-" {
@@ -119,14 +139,13 @@ standard input, so that it stands in no process list. "vizpeer up" then runs the
 				ticket = string(text)
 			}
 			ticket = strings.TrimSpace(ticket)
-			var s settings
 			cfg, err := c.peerConfig(&s, s.flags(), slog.LevelWarn)
 			if err != nil {
 				return err
 			}
 			ctx, cancel := context.WithTimeout(cmd.Context(), time.Minute)
 			defer cancel()
-			j, err := peer.Join(ctx, cfg, ticket, peer.Joining{Name: name, NoWork: noWork})
+			joinedTo, err := peer.Join(ctx, cfg, ticket, j)
 			if errors.Is(err, peer.ErrMember) {
 				// What the ticket is for is so already.
 				t, _ := authz.ParseTicket(ticket) // or it would be no member of its farm
@@ -138,15 +157,23 @@ standard input, so that it stands in no process list. "vizpeer up" then runs the
 			if err != nil {
 				return err
 			}
-			return c.print(joined{Farm: string(j.Farm), Peer: string(j.Peer), Roles: orEmpty(j.Roles)}, func() {
-				fmt.Fprintf(c.out, "This machine is a member of the farm %s: %s\n", plain(j.Name), strings.Join(j.Roles, ", "))
-				c.hint("Next: vizpeer up")
-			})
+			return c.welcome(joinedTo)
 		},
 	}
-	cmd.Flags().StringVar(&name, "name", "", "this machine's name (default: its host name)")
-	cmd.Flags().BoolVar(&noWork, "no-work", false, "do not render on this machine")
+	f := cmd.Flags()
+	f.StringVar(&name, "name", "", "this machine's name (default: its host name)")
+	f.BoolVar(&noWork, "no-work", false, "do not render on this machine")
+	f.StringArrayVar(&addrs, "addr", nil, "without a ticket: a coordinator's address, as its `up --json` shows it (repeatable)")
+	f.DurationVar(&timeout, "timeout", 10*time.Minute, "without a ticket: how long to wait for an admin")
 	return cmd
+}
+
+// welcome says what this machine has become.
+func (c *cli) welcome(j peer.Joined) error {
+	return c.print(joined{Farm: string(j.Farm), Peer: string(j.Peer), Roles: orEmpty(j.Roles)}, func() {
+		fmt.Fprintf(c.out, "This machine is a member of the farm %s: %s\n", plain(j.Name), strings.Join(j.Roles, ", "))
+		c.hint("Next: vizpeer up")
+	})
 }
 
 var errParentGone = errors.New("standard input was closed")

@@ -43,7 +43,7 @@ func exitCode(err error) int {
 		return exitJob
 	case errors.As(err, &bad), errors.Is(err, authz.ErrTicketText):
 		return exitUsage
-	case errors.As(err, &missing), errors.Is(err, peer.ErrRefused), errors.Is(err, peer.ErrOtherFarm):
+	case errors.As(err, &missing), errors.Is(err, peer.ErrRefused), errors.Is(err, peer.ErrOtherFarm), errors.Is(err, peer.ErrRemoved):
 		return exitNotFound
 	case errors.As(err, &unreachable), errors.Is(err, peer.ErrNoFarm), errors.Is(err, peer.ErrNotMember):
 		return exitUnreachable

@@ -58,5 +58,6 @@ once: the farm keeps only its hash.
 	f.StringVar(&role, "role", string(authz.Node), "node, operator, viewer or admin")
 	f.IntVar(&uses, "uses", 1, "machines that may join with it")
 	f.DurationVar(&expires, "expires", 24*time.Hour, "how long it is good for")
+	cmd.AddCommand(c.inviteLs(), c.inviteRevoke())
 	return cmd
 }

@@ -17,15 +17,19 @@ import (
 )
 
 func (c *cli) peerCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow(), c.peerDrain(), c.peerLabel())
+	return c.group(&cobra.Command{Use: "peer", Short: "The machines of the farm"}, c.peerLs(), c.peerShow(), c.peerDrain(), c.peerLabel(), c.peerRevoke(), c.peerApprove(), c.peerDeny())
 }
 
 func (c *cli) peerLs() *cobra.Command {
-	return &cobra.Command{
+	var pending bool
+	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the farm's machines",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if pending {
+				return c.pendingTable(cmd.Context())
+			}
 			cl, err := c.client()
 			if err != nil {
 				return err
@@ -61,6 +65,8 @@ func (c *cli) peerLs() *cobra.Command {
 			})
 		},
 	}
+	cmd.Flags().BoolVar(&pending, "pending", false, "list the machines without a ticket that wait to be let in instead, for admins")
+	return cmd
 }
 
 func (c *cli) peerShow() *cobra.Command {

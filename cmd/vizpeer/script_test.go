@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 //	up NAME        start `vizpeer up` for the data folder NAME, and wait until it has a leader
 //	down NAME      stop it, and wait until it is gone
 //	await [!] PATTERN COMMAND...  run it until its output matches, or does not
+//	refused COMMAND...  run it until it exits with 3, as what was allowed a moment ago
 //	fields KEY...  the last output is a JSON object, or a list of them, with these keys
 //	save VAR KEY   set VAR to a string of the last output's JSON object (a.b for b in a)
 //	exit CODE ...  run vizpeer with the rest, and demand that exit code
@@ -54,7 +55,7 @@ func TestScripts(t *testing.T) {
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"up": scriptUp, "down": scriptDown,
-			"await": scriptAwait, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
+			"await": scriptAwait, "refused": scriptRefused, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
 		},
 	})
 }
@@ -163,6 +164,30 @@ func scriptAwait(ts *testscript.TestScript, neg bool, args []string) {
 		case <-tick.C:
 		case <-limit:
 			ts.Fatalf("a minute has passed, and %v says\n%s", args[1:], out)
+		}
+	}
+}
+
+// refusedWithin is how soon every peer refuses what was revoked elsewhere.
+const refusedWithin = 5 * time.Second
+
+func scriptRefused(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) < 1 {
+		ts.Fatalf("usage: refused COMMAND...")
+	}
+	limit := time.After(refusedWithin)
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := ts.Exec(args[0], args[1:]...)
+		if failed, ok := err.(*exec.ExitError); ok && failed.ExitCode() == exitNotFound {
+			return
+		}
+		ts.Check(err)
+		select {
+		case <-tick.C:
+		case <-limit:
+			ts.Fatalf("%v is still allowed after %v", args, refusedWithin)
 		}
 	}
 }

@@ -105,6 +105,7 @@ func TestChunks(t *testing.T) {
 		"a large project":              {1000, farm(2*s, 2*s), 60 * s, 1.6, 15},
 		"one frame each":               {3, farm(s, s, s), s, 2.1, 3},
 		"an hour a frame":              {4, farm(3600*s, 3600*s), s, 1.1, 4},
+		"attempts that cost nothing":   {200, farm(s/5, s/2), s / 10, 1.05, 20},
 		"none takes time":              {500, farm(0, 0), s, 0, 20},
 	} {
 		t.Run(name, func(t *testing.T) {

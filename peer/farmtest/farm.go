@@ -16,14 +16,17 @@ import (
 	"iter"
 	"log/slog"
 	"math/rand/v2"
+	"net"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/x/simlibp2p"
@@ -47,6 +50,9 @@ type Farm struct {
 	addrs int       // handed out so far
 
 	change []func(int, *lease.Capability)
+
+	mu      sync.Mutex
+	severed map[[2]string]bool // by the addresses of two machines
 }
 
 // Member is one machine of a simulated farm.
@@ -61,16 +67,21 @@ type Member struct {
 	can  lease.Capability
 	stop context.CancelFunc
 	done chan error
+	ip   string
 }
 
-// Operator is who submits in simulated farms.
-var Operator = authz.Principal{User: "operator", Role: authz.Operator}
+// Operator is who submits in simulated farms, and Admin who administers them.
+var (
+	Operator = authz.Principal{User: "operator", Role: authz.Operator}
+	Admin    = authz.Principal{User: "admin", Role: authz.Admin}
+)
 
 // New founds a farm of one coordinator, which also renders, and joins workers to
 // it by tickets. change, if any, alters what each can do, by its place in Peers.
 // The farm is stopped when the test ends. Call it inside a bubble.
 func New(t *testing.T, workers int, change ...func(i int, can *lease.Capability)) *Farm {
-	f := &Farm{t: t, change: change, net: &simnet.Simnet{LatencyFunc: simnet.StaticLatency(time.Millisecond)}, log: logger(t)}
+	f := &Farm{t: t, change: change, log: logger(t), severed: make(map[[2]string]bool)}
+	f.net = &simnet.Simnet{LatencyFunc: f.latency}
 	f.net.Start()
 	t.Cleanup(f.net.Close)
 	founder := f.machine("founder")
@@ -79,16 +90,12 @@ func New(t *testing.T, workers int, change ...func(i int, can *lease.Capability)
 	founder.ID = founded.Peer
 	founder.Start()
 	f.Within(10*time.Second, "the founder leads", founder.Leads)
-	admin := authz.Principal{User: "admin", Role: authz.Admin}
 	for i := range workers {
 		m := f.machine(fmt.Sprintf("worker%d", i+1))
-		ticket, err := founder.Queue().Invite(t.Context(), admin, httpapi.Invitation{})
+		ticket, err := founder.Queue().Invite(t.Context(), Admin, httpapi.Invitation{})
 		require.NoError(t, err)
-		cfg := m.cfg
-		cfg.HostOptions = append(slices.Clone(cfg.HostOptions), libp2p.ListenAddrStrings(cfg.P2PListen...))
-		joined, err := peer.Join(t.Context(), cfg, ticket.Ticket, peer.Joining{Name: m.Name})
+		_, err = m.Join(ticket.Ticket)
 		require.NoError(t, err)
-		m.ID = joined.Peer
 		m.Start()
 	}
 	f.Online(workers + 1)
@@ -115,7 +122,7 @@ func (f *Farm) machine(name string) *Member {
 	}
 	m.cfg = peer.Config{
 		DataDir:   f.t.TempDir(),
-		P2PListen: f.address(),
+		P2PListen: m.address(),
 		NoMDNS:    true,
 		Logger:    f.log.With("at", name),
 		HostOptions: []libp2p.Option{
@@ -128,14 +135,43 @@ func (f *Farm) machine(name string) *Member {
 	return m
 }
 
-// address is one of the network's that nobody has had.
-func (f *Farm) address() []string {
-	f.addrs++
-	return []string{fmt.Sprintf("/ip4/1.0.0.%d/udp/8788/quic-v1", f.addrs)}
+// address gives the machine an address of the network's that nobody has had.
+func (m *Member) address() []string {
+	m.farm.addrs++
+	m.ip = fmt.Sprintf("1.0.0.%d", m.farm.addrs)
+	return []string{"/ip4/" + m.ip + "/udp/8788/quic-v1"}
+}
+
+// latency is a millisecond, or as good as for ever where a link is cut.
+func (f *Farm) latency(p *simnet.Packet) time.Duration {
+	from, _, _ := net.SplitHostPort(p.From.String())
+	to, _, _ := net.SplitHostPort(p.To.String())
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.severed[[2]string{min(from, to), max(from, to)}] {
+		return 100 * 365 * 24 * time.Hour
+	}
+	return time.Millisecond
+}
+
+// Sever cuts the links between a machine and others, and Heal mends all that are cut.
+func (f *Farm) Sever(m *Member, others ...*Member) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, o := range others {
+		f.severed[[2]string{min(m.ip, o.ip), max(m.ip, o.ip)}] = true
+	}
+}
+
+// Heal is Sever's opposite.
+func (f *Farm) Heal() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	clear(f.severed)
 }
 
 // Move gives a machine that is not running another address.
-func (m *Member) Move() { m.cfg.P2PListen = m.farm.address() }
+func (m *Member) Move() { m.cfg.P2PListen = m.address() }
 
 // TakeNoBlenders keeps a machine that is not running from taking Blenders from the farm.
 func (m *Member) TakeNoBlenders() { m.cfg.NoFetch = true }
@@ -173,6 +209,56 @@ func (m *Member) probe(_ context.Context, blenders []string) (lease.Capability, 
 		can.Slots, can.Backends = max(1, can.Slots), []lease.Backend{lease.CPU}
 	}
 	return can, nil
+}
+
+// Ended waits until the peer has ended by itself, and is why.
+func (m *Member) Ended(within time.Duration) error {
+	m.farm.t.Helper()
+	select {
+	case err := <-m.done:
+		m.stop()
+		m.stop = nil
+		return err
+	case <-time.After(within):
+		require.Fail(m.farm.t, "the peer goes on", "%s for %s", m.Name, within)
+		return nil
+	}
+}
+
+// joining is how the machine is configured before its peer runs: it must be reachable to
+// reach others in a simulated network.
+func (m *Member) joining() peer.Config {
+	cfg := m.cfg
+	cfg.HostOptions = append(slices.Clone(cfg.HostOptions), libp2p.ListenAddrStrings(cfg.P2PListen...))
+	return cfg
+}
+
+// Join joins the farm by a ticket. The peer must not run.
+func (m *Member) Join(ticket string) (peer.Joined, error) {
+	joined, err := peer.Join(m.farm.t.Context(), m.joining(), ticket, peer.Joining{Name: m.Name})
+	if err == nil {
+		m.ID = joined.Peer
+	}
+	return joined, err
+}
+
+// Ask asks the founder to let the machine in without a ticket.
+func (m *Member) Ask(ctx context.Context, shown func(peer.Waiting)) (peer.Joined, error) {
+	joined, err := peer.Ask(ctx, m.joining(), m.farm.Peers[0].Addrs(), peer.Joining{Name: m.Name}, shown)
+	if err == nil {
+		m.ID = joined.Peer
+	}
+	return joined, err
+}
+
+// Newcomer is a machine that has not joined yet.
+func (f *Farm) Newcomer(name string) *Member { return f.machine(name) }
+
+// Revived is why the peer of the machine's folder cannot be started again; nil where it
+// can.
+func (m *Member) Revived() error {
+	_, err := peer.New(m.cfg, peer.Machine{Can: m.can})
+	return err
 }
 
 // Stop shuts the peer down as a service manager would.
@@ -316,9 +402,7 @@ func Files(t *testing.T, dir string) []string {
 func (f *Farm) Join(name, ticket string) (peer.Joined, error) {
 	m := f.machine(name)
 	f.Peers = f.Peers[:len(f.Peers)-1]
-	cfg := m.cfg
-	cfg.HostOptions = append(slices.Clone(cfg.HostOptions), libp2p.ListenAddrStrings(cfg.P2PListen...))
-	return peer.Join(f.t.Context(), cfg, ticket, peer.Joining{Name: name})
+	return m.Join(ticket)
 }
 
 // Stranger is a host on the farm's network that belongs to nobody, and knows
@@ -326,14 +410,29 @@ func (f *Farm) Join(name, ticket string) (peer.Joined, error) {
 func (f *Farm) Stranger() host.Host {
 	m := f.machine("stranger")
 	f.Peers = f.Peers[:len(f.Peers)-1]
-	h, err := libp2p.New(append(slices.Clone(m.cfg.HostOptions), libp2p.ListenAddrStrings(m.cfg.P2PListen...))...)
+	return f.raw(m)
+}
+
+// Impersonate is a host with the identity of a machine whose peer does not run, which
+// knows where everybody is: for what a machine can do that keeps to no rule.
+func (f *Farm) Impersonate(m *Member) host.Host {
+	b, err := os.ReadFile(filepath.Join(m.cfg.DataDir, "identity.key"))
+	require.NoError(f.t, err)
+	key, err := crypto.UnmarshalPrivateKey(b)
+	require.NoError(f.t, err)
+	return f.raw(m, libp2p.Identity(key))
+}
+
+func (f *Farm) raw(m *Member, options ...libp2p.Option) host.Host {
+	options = append(options, libp2p.ListenAddrStrings(m.cfg.P2PListen...))
+	h, err := libp2p.New(append(options, m.cfg.HostOptions...)...)
 	require.NoError(f.t, err)
 	f.t.Cleanup(func() { _ = h.Close() })
 	for _, m := range f.Peers {
 		infos, err := libp2ppeer.AddrInfosFromP2pAddrs(addrs(f.t, m.Addrs())...)
 		require.NoError(f.t, err)
 		for _, i := range infos {
-			h.Peerstore().AddAddrs(i.ID, i.Addrs, time.Hour)
+			h.Peerstore().AddAddrs(i.ID, i.Addrs, 365*24*time.Hour)
 		}
 	}
 	return h

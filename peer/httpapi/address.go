@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"net"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -21,11 +22,11 @@ func clientAddr(ctx context.Context) netip.Addr {
 	return addr
 }
 
-// state tells the leader where the caller of r is.
-func state(r *http.Request) {
-	r.Header.Del(clientHeader)
-	if addr := clientAddr(r.Context()); addr.IsValid() {
-		r.Header.Set(clientHeader, addr.String())
+// stateClient puts the caller's address into a request to the leader.
+func stateClient(h http.Header, c caller) {
+	h.Del(clientHeader)
+	if c.addr.IsValid() {
+		h.Set(clientHeader, c.addr.String())
 	}
 }
 
@@ -54,11 +55,12 @@ func (s *Server) findClient(from side, r *http.Request) netip.Addr {
 
 // remoteAddr is the other end of the connection.
 func remoteAddr(r *http.Request) netip.Addr {
-	a, err := netip.ParseAddrPort(r.RemoteAddr)
-	if err != nil {
+	remote, _ := r.Context().Value(remoteKey{}).(net.Addr)
+	tcp, ok := remote.(*net.TCPAddr)
+	if !ok {
 		return netip.Addr{}
 	}
-	return a.Addr().Unmap().WithZone("")
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
 // proxy tells whether an address is a trusted proxy's.

@@ -46,6 +46,12 @@ var reach = map[string][]string{
 	"POST /v1/peers/{id}/drain":                {"root"},
 	"POST /v1/peers/{id}/undrain":              {"root"},
 	"PUT /v1/peers/{id}/labels":                {"root"},
+	"POST /v1/peers/{id}/revoke":               {"root"},
+	"GET /v1/peers/pending":                    {"root"},
+	"POST /v1/peers/pending/{id}/approve":      {"root"},
+	"POST /v1/peers/pending/{id}/deny":         {"root"},
+	"GET /v1/tickets":                          {"root"},
+	"DELETE /v1/tickets/{id}":                  {"root"},
 	"GET /v1/blenders":                         {"root", "ann", "vic"},
 	"POST /v1/blenders":                        {"root"},
 	"POST /v1/blenders/{cid}/withdraw":         {"root"},
@@ -59,6 +65,18 @@ var reach = map[string][]string{
 	"POST /v1/blobs/{cid}/pin":                 {"root", "ann"},
 	"POST /v1/blobs/{cid}/unpin":               {"root", "ann"},
 	"POST /v1/tickets":                         {"root"},
+	"POST /v1/auth/login":                      {"", "root", "ann", "vic", "box"},
+	"POST /v1/auth/logout":                     {"root", "ann", "vic", "box"},
+	"POST /v1/auth/password":                   {"root", "ann", "vic"},
+	"GET /v1/admin/users":                      {"root"},
+	"POST /v1/admin/users":                     {"root"},
+	"POST /v1/admin/users/{user}/password":     {"root"},
+	"POST /v1/admin/users/{user}/disable":      {"root"},
+	"POST /v1/admin/users/{user}/enable":       {"root"},
+	"POST /v1/admin/users/{user}/role":         {"root"},
+	"GET /v1/admin/keys":                       {"root"},
+	"POST /v1/admin/keys":                      {"root"},
+	"DELETE /v1/admin/keys/{id}":               {"root"},
 	"POST /v1/queue/jobs":                      {"root", "ann"},
 	"GET /v1/queue/jobs/{id}/frames/{f}":       {"root", "ann", "vic"},
 	"GET /v1/queue/jobs/{id}/tasks/{tsk}":      {"root", "ann", "vic"},
@@ -110,10 +128,7 @@ func TestRulesAreApplied(t *testing.T) {
 			if rt.place == internal || rt.id == "events" {
 				continue
 			}
-			path := strings.NewReplacer("{id}", "jann", "{frame}", "1", "{cid}", someCID).Replace(rt.Path)
-			if rt.id == "task-log" {
-				path += "?task=0"
-			}
+			path := someplace(rt)
 			for _, who := range []string{"", "root", "ann", "vic", "box", "nobody"} {
 				r := m.do(t, who, rt.Method, path, nil)
 				name := rt.Method + " " + rt.Path
@@ -132,6 +147,15 @@ func TestRulesAreApplied(t *testing.T) {
 			}
 		}
 	}
+}
+
+// someplace is a path of a route.
+func someplace(rt *route) string {
+	path := strings.NewReplacer("{id}", "jann", "{frame}", "1", "{cid}", someCID, "{user}", "ann").Replace(rt.Path)
+	if rt.id == "task-log" {
+		path += "?task=0"
+	}
+	return path
 }
 
 func TestInternalRoutesAreNotOnLoopback(t *testing.T) {
@@ -198,6 +222,16 @@ func TestDocuments(t *testing.T) {
 		require.NoError(t, json.Unmarshal(m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{[]string{"lic:x"}}).body, &p))
 		require.Equal(t, Peer{ID: "12D3Koo", Granted: []string{"lic:x"}}, p)
 		require.Equal(t, 422, m.do(t, "root", "PUT", "/v1/peers/12D3Koo/labels", Labels{make([]string, 65)}).StatusCode)
+		require.JSONEq(t, `{"pending":[]}`, string(m.do(t, "root", "GET", "/v1/peers/pending", nil).body))
+		require.JSONEq(t, `{"tickets":[]}`, string(m.do(t, "root", "GET", "/v1/tickets", nil).body))
+		require.Equal(t, 200, m.do(t, "root", "DELETE", "/v1/tickets/abcdefgh", nil).StatusCode)
+		require.Equal(t, 422, m.do(t, "root", "DELETE", "/v1/tickets/vzt1secret", nil).StatusCode)
+		r = m.do(t, "root", "POST", "/v1/peers/pending/12D3Koo/approve", Approval{authz.Operator})
+		require.Contains(t, string(r.body), `"roles":["operator"]`)
+		require.Equal(t, 200, m.do(t, "root", "POST", "/v1/peers/pending/12D3Koo/deny", nil).StatusCode)
+		require.Contains(t, string(m.do(t, "root", "POST", "/v1/peers/12D3Koo/revoke", nil).body), `"tickets":[]`)
+		// Where the request began counts, not who passed it on.
+		require.Equal(t, CodeConflict, m.do(t, "root", "POST", "/v1/peers/"+m.host.ID().String()+"/revoke", nil).problem(t).Code)
 		r = m.do(t, "root", "POST", "/v1/tickets", Invitation{Role: authz.Operator, Uses: 3})
 		require.Equal(t, 201, r.StatusCode)
 		require.Contains(t, string(r.body), `"ticket":"secret","role":"operator","uses":3`)

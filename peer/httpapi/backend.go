@@ -53,9 +53,22 @@ type Queue interface {
 	Withdraw(ctx context.Context, p authz.Principal, root string) (Blender, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
+	// Tickets lists those that would admit a machine now, and RevokeTicket makes one of
+	// them admit nobody any more. They are an admin's, as all that follow.
+	Tickets(context.Context, authz.Principal) ([]OpenTicket, error)
+	RevokeTicket(ctx context.Context, p authz.Principal, id string) (OpenTicket, error)
+	// Revoke removes a machine, and answers what it was. What it cannot do without is an
+	// [ErrConflict]: the queue's last keeper, and the machine from, which asks.
+	Revoke(ctx context.Context, p authz.Principal, id, from authz.PeerID) (Revoked, error)
+	// Pending lists the machines without a ticket that wait to be let in. Approve lets
+	// one in, with a role, "" for a node; Deny sends it away.
+	Pending(context.Context, authz.Principal) ([]Applicant, error)
+	Approve(ctx context.Context, p authz.Principal, id authz.PeerID, role authz.Role) (Peer, error)
+	Deny(ctx context.Context, p authz.Principal, id authz.PeerID) (Applicant, error)
 	// Events follows what the principal may see. It never blocks the leader: a
 	// reader that falls behind is dropped.
 	Events(context.Context, authz.Principal, EventQuery) (*Subscription, error)
+	People
 }
 
 // EventQuery is what a reader of events asks for.

@@ -66,6 +66,8 @@ const (
 	CodeNotReady     Code = "not_ready"
 	CodeUnavailable  Code = "unavailable" // try again later: who has it does not answer
 	CodeLacking      Code = "lacking"     // receipts for what is not here any more: send the files
+	CodeTooMany      Code = "too_many"    // requests, or passwords: wait for as long as Retry-After says
+	CodeMustChange   Code = "must_change" // the password is a one-time one: change it first
 	CodeInternal     Code = "internal"
 )
 
@@ -75,7 +77,7 @@ type Problem struct {
 	Title  string `json:"title" doc:"the words of the HTTP status"`
 	Status int    `json:"status" doc:"the HTTP status"`
 	Detail string `json:"detail" doc:"what went wrong and what to do about it, in a sentence"`
-	Code   Code   `json:"code" doc:"a stable word for scripts: not_found, invalid, no_leader, unauthorised, forbidden, conflict, too_large, disk_full, no_room, not_ready, unavailable, lacking, internal"`
+	Code   Code   `json:"code" doc:"a stable word for scripts: not_found, invalid, no_leader, unauthorised, forbidden, conflict, too_large, disk_full, no_room, not_ready, unavailable, lacking, too_many, must_change, internal"`
 	// Failing names the checks that fail: of /readyz only.
 	Failing []string `json:"failing,omitempty" doc:"the checks that fail, for not_ready"`
 	// Lacks lists files to be sent, for lacking; where there are more than
@@ -122,9 +124,19 @@ var errorTable = []struct {
 	{lease.ErrUnknownJob, http.StatusNotFound, CodeNotFound},
 	{lease.ErrUnknownTask, http.StatusNotFound, CodeNotFound},
 	{authz.ErrNotMember, http.StatusNotFound, CodeNotFound},
+	{authz.ErrSession, http.StatusUnauthorized, CodeUnauthorised},
+	{authz.ErrDisabled, http.StatusUnauthorized, CodeUnauthorised},
+	{authz.ErrPassword, http.StatusUnauthorized, CodeUnauthorised},
 	{ErrUnauthorised, http.StatusUnauthorized, CodeUnauthorised},
 	{authz.ErrToken, http.StatusUnauthorized, CodeUnauthorised},
 	{authz.ErrTokenText, http.StatusUnauthorized, CodeUnauthorised},
+	{authz.ErrUserUnknown, http.StatusNotFound, CodeNotFound}, // of admins' routes only
+	{authz.ErrKeyUnknown, http.StatusNotFound, CodeNotFound},
+	{authz.ErrNotAdmin, http.StatusForbidden, CodeForbidden},
+	{authz.ErrUserExists, http.StatusConflict, CodeConflict},
+	{authz.ErrLastAdmin, http.StatusConflict, CodeConflict},
+	{authz.ErrPasswordChanged, http.StatusConflict, CodeConflict},
+	{authz.ErrPeopleFull, http.StatusConflict, CodeConflict},
 	{ErrDenied, http.StatusForbidden, CodeForbidden},
 	{ErrNoLeader, http.StatusServiceUnavailable, CodeNoLeader},
 	{blobs.ErrDiskFull, http.StatusInsufficientStorage, CodeDiskFull},
@@ -180,6 +192,8 @@ func MapError(err error) *Problem {
 		switch {
 		case row.err == ErrNotFound, row.err == lease.ErrUnknownJob, row.err == lease.ErrUnknownTask:
 			return notFound()
+		case row.err == authz.ErrSession, row.err == authz.ErrDisabled, row.err == authz.ErrPassword:
+			return unauthorised(row.err.Error(), row.err != authz.ErrPassword)
 		case row.code == CodeUnauthorised:
 			return unauthorised("the token is not valid here: use the one that init or join left in this machine's token file", true)
 		case row.code == CodeNoLeader:

@@ -48,13 +48,13 @@ func (s *Server) events(ctx context.Context, in *eventsInput) (*huma.StreamRespo
 		h := in.w.Header()
 		h.Set("Content-Type", "text/event-stream")
 		h.Set("Cache-Control", "no-store")
-		s.stream(ctx, in.w, sub)
+		s.stream(ctx, in.w, sub, s.stillAllowed(ctx))
 	}}, nil
 }
 
 // stream writes events as they come, until the subscription, the caller or the
-// server ends.
-func (s *Server) stream(ctx context.Context, w http.ResponseWriter, sub *Subscription) {
+// server ends, or the caller may read no more.
+func (s *Server) stream(ctx context.Context, w http.ResponseWriter, sub *Subscription, allowed func() bool) {
 	flusher := http.NewResponseController(w)
 	send := func(b []byte) bool {
 		_, err := w.Write(b)
@@ -86,11 +86,19 @@ func (s *Server) stream(ctx context.Context, w http.ResponseWriter, sub *Subscri
 				}
 				return
 			}
+			if !allowed() {
+				end("the key or the session is no good any more")
+				return
+			}
 			if !send(encodeEvent(e)) {
 				return
 			}
 			quiet.Reset(s.cfg.KeepAlive)
 		case <-quiet.C:
+			if !allowed() {
+				end("the key or the session is no good any more")
+				return
+			}
 			if !send([]byte(": still here\n\n")) {
 				return
 			}

@@ -26,7 +26,7 @@ import (
 const leaderHeader = "Vizpeer-Leader"
 
 // forward passes a request to the leader as it is, and its answer back.
-func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, leader peer.ID) {
+func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, leader peer.ID, c caller) {
 	proxy := &httputil.ReverseProxy{
 		Transport:     s.farm,
 		FlushInterval: -1, // an event must not wait for the next
@@ -37,7 +37,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 			for _, name := range []string{"Origin", "Referer", "Cookie", "Connection", "Upgrade"} {
 				pr.Out.Header.Del(name)
 			}
-			state(pr.Out)
+			stateClient(pr.Out.Header, c)
 		},
 		ModifyResponse: func(resp *http.Response) error {
 			// The answer is the leader's, the browser's trust in it this machine's.
@@ -199,7 +199,7 @@ func (s *Server) part(ctx context.Context, c caller) (queuePart, error) {
 	case local:
 		return s.queue, nil
 	}
-	return &remoteQueue{s, leader, c.token}, nil
+	return &remoteQueue{s, leader, c}, nil
 }
 
 // remoteQueue asks the leader in the name of the one whose token it has; the
@@ -207,7 +207,7 @@ func (s *Server) part(ctx context.Context, c caller) (queuePart, error) {
 type remoteQueue struct {
 	s      *Server
 	leader peer.ID
-	token  string
+	caller caller
 }
 
 func (q *remoteQueue) Submit(ctx context.Context, _ authz.Principal, spec lease.Spec) (out Submitted, err error) {
@@ -252,9 +252,9 @@ func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path 
 	if err != nil {
 		return fmt.Errorf("asking the leader: %w", err)
 	}
-	r.Header.Set("Authorization", "Bearer "+q.token)
+	r.Header.Set("Authorization", "Bearer "+q.caller.token)
+	stateClient(r.Header, q.caller)
 	r.Header.Set("Content-Type", "application/json")
-	state(r)
 	resp, err := q.s.farm.RoundTrip(r)
 	if err != nil {
 		return err

@@ -40,7 +40,7 @@ type caller struct {
 	token string  // goes to the leader with what is asked of it; never logged
 	peer  peer.ID // the machine that the request came to first
 	from  side
-	// addr is where the caller is, as far as can be known: see clientAddr.
+	// addr is where the client is, as far as can be known: see clientAddr.
 	addr netip.Addr
 }
 
@@ -75,7 +75,7 @@ func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 		}()
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-		if err := s.admit(from, r); err != nil {
+		if err := errors.Join(s.limit(from, r), s.admit(from, r)); err != nil {
 			writeProblem(w, MapError(err))
 			return
 		}
@@ -181,17 +181,23 @@ func bodyError(err error, patience time.Duration) error {
 func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		rt := hc.Operation().Metadata[routeKey].(*route)
-		if rt.rule.open {
-			next(hc)
-			return
-		}
 		r, w := humago.Unwrap(hc)
+		if rt.rule.tries {
+			if err := s.limitTries(from, r); err != nil {
+				writeProblem(w, MapError(err))
+				return
+			}
+		}
 		c, elsewhere, err := s.identify(r, from, rt)
 		switch {
 		case err != nil:
 			writeProblem(w, s.explain(r.Context(), from, rt, err))
 		case elsewhere != "":
-			s.forward(w, r, rt, elsewhere)
+			s.forward(w, r, rt, elsewhere, c)
+		case rt.rule.open:
+			next(huma.WithValue(hc, callerKey{}, c))
+		case c.MustChange && !rt.rule.first:
+			writeProblem(w, newProblem(http.StatusForbidden, CodeMustChange, "the password is a one-time one: choose your own with `vizpeer user passwd` (POST /v1/auth/password) before anything else"))
 		case rt.rule.allows == nil || !rt.rule.allows(c.Principal):
 			writeProblem(w, MapError(fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, rt.rule.who, c.Role)))
 		default:
@@ -204,12 +210,16 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, elsewhere peer.ID, err error) {
 	ctx := r.Context()
 	c.from, c.addr = from, clientAddr(ctx)
-	if c.token, err = bearer(r); err != nil {
-		return c, "", err
+	if !rt.rule.open {
+		if c.token, err = bearer(r); err != nil {
+			return c, "", err
+		}
 	}
 	if rt.place == here || rt.place == anywhere {
 		c.peer = s.host.ID()
-		c.Principal, err = s.authenticate(ctx, c.token)
+		if !rt.rule.open {
+			c.Principal, err = s.authenticate(ctx, c)
+		}
 		return c, "", err
 	}
 	leader, local, err := s.findLeader(ctx)
@@ -227,21 +237,23 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 			return c, "", err
 		}
 	}
-	c.Principal, err = verified(s.local.Authenticate(ctx, c.token))
+	if !rt.rule.open {
+		c.Principal, err = verified(s.local.Authenticate(ctx, c.token))
+	}
 	return c, "", err
 }
 
 // authenticate asks this machine and, where it does not know the token, the
 // leader: not every machine knows every token of the farm.
-func (s *Server) authenticate(ctx context.Context, token string) (authz.Principal, error) {
-	p, err := s.local.Authenticate(ctx, token)
+func (s *Server) authenticate(ctx context.Context, c caller) (authz.Principal, error) {
+	p, err := s.local.Authenticate(ctx, c.token)
 	if err != nil && MapError(err).Code == CodeUnauthorised {
 		leader, local, ferr := s.findLeader(ctx)
 		if ferr != nil {
 			return p, fmt.Errorf("this machine does not know the token, and nobody else can be asked: %w", ferr)
 		}
 		if !local {
-			p, err = (&remoteQueue{s, leader, token}).principal(ctx)
+			p, err = (&remoteQueue{s, leader, c}).principal(ctx)
 		}
 	}
 	return verified(p, err)

@@ -194,6 +194,36 @@ func (f *farm) Invite(_ context.Context, p authz.Principal, in Invitation) (Invi
 	return Invited{Ticket: "secret", Role: in.Role, Uses: max(1, in.Uses)}, f.call("invite", p)
 }
 
+func (f *farm) Tickets(_ context.Context, p authz.Principal) ([]OpenTicket, error) {
+	return nil, f.call("tickets", p)
+}
+
+func (f *farm) RevokeTicket(_ context.Context, p authz.Principal, id string) (OpenTicket, error) {
+	return OpenTicket{ID: id}, f.call("revoke ticket", p)
+}
+
+func (f *farm) Revoke(_ context.Context, p authz.Principal, id, from authz.PeerID) (Revoked, error) {
+	if err := f.call("revoke", p); err != nil {
+		return Revoked{}, err
+	}
+	if id == from {
+		return Revoked{}, fmt.Errorf("%w: not oneself", ErrConflict)
+	}
+	return Revoked{Peer: Peer{ID: id}}, nil
+}
+
+func (f *farm) Pending(_ context.Context, p authz.Principal) ([]Applicant, error) {
+	return nil, f.call("pending", p)
+}
+
+func (f *farm) Approve(_ context.Context, p authz.Principal, id authz.PeerID, role authz.Role) (Peer, error) {
+	return Peer{ID: id, Roles: []string{string(role)}}, f.call("approve", p)
+}
+
+func (f *farm) Deny(_ context.Context, p authz.Principal, id authz.PeerID) (Applicant, error) {
+	return Applicant{ID: id}, f.call("deny", p)
+}
+
 func (f *farm) Events(ctx context.Context, p authz.Principal, q EventQuery) (*Subscription, error) {
 	if err := f.call("events", p); err != nil {
 		return nil, err
@@ -203,6 +233,58 @@ func (f *farm) Events(ctx context.Context, p authz.Principal, q EventQuery) (*Su
 	ch := make(chan Event, 16)
 	f.subs, f.query, f.ended = append(f.subs, ch), q, append(f.ended, ctx)
 	return &Subscription{Events: ch, Missed: f.missed, Err: func() error { f.mu.Lock(); defer f.mu.Unlock(); return f.subErr }}, nil
+}
+
+// The people of a fake farm are those of farmTokens; each one's password is "password
+// of" and the name.
+
+func (f *farm) Login(_ context.Context, in Credentials) (Session, error) {
+	if err := f.call("login", authz.Principal{User: in.Username}); err != nil {
+		return Session{}, err
+	}
+	role, ok := farmTokens[in.Username]
+	if !ok || in.Password != "password of "+in.Username {
+		return Session{}, authz.ErrPassword
+	}
+	return Session{Token: in.Username, Username: in.Username, Role: role}, nil
+}
+
+func (f *farm) Logout(_ context.Context, p authz.Principal) error { return f.call("logout", p) }
+
+func (f *farm) ChangePassword(_ context.Context, p authz.Principal, in PasswordChange) (Session, error) {
+	return Session{Token: p.User}, f.call("password", p)
+}
+
+func (f *farm) Users(_ context.Context, p authz.Principal) ([]User, error) {
+	return nil, f.call("users", p)
+}
+
+func (f *farm) AddUser(_ context.Context, p authz.Principal, in NewUser) (User, error) {
+	return User{Username: in.Username, Role: in.Role}, f.call("add user", p)
+}
+
+func (f *farm) ResetPassword(_ context.Context, p authz.Principal, user, password string) (User, error) {
+	return User{Username: user, Password: cmp.Or(password, "drawn")}, f.call("reset", p)
+}
+
+func (f *farm) DisableUser(_ context.Context, p authz.Principal, user string, on bool) (User, error) {
+	return User{Username: user, Disabled: on}, f.call("disable", p)
+}
+
+func (f *farm) SetRole(_ context.Context, p authz.Principal, user string, role authz.Role) (User, error) {
+	return User{Username: user, Role: role}, f.call("role", p)
+}
+
+func (f *farm) Keys(_ context.Context, p authz.Principal) ([]APIKey, error) {
+	return nil, f.call("keys", p)
+}
+
+func (f *farm) CreateKey(_ context.Context, p authz.Principal, in NewKey) (APIKey, error) {
+	return APIKey{Username: in.Username, Role: in.Role, Key: "secret"}, f.call("create key", p)
+}
+
+func (f *farm) RevokeKey(_ context.Context, p authz.Principal, id string) (APIKey, error) {
+	return APIKey{ID: id}, f.call("revoke key", p)
 }
 
 // follower waits until n readers of events have subscribed, and returns the last.
@@ -248,6 +330,8 @@ type machine struct {
 	spec   func(*lease.Spec)
 	panics bool
 
+	mustChange bool // everybody has a one-time password
+
 	folder   bool // whether the store's root is one
 	storeErr error
 	unpinned []string
@@ -279,7 +363,7 @@ func (m *machine) Authenticate(_ context.Context, token string) (authz.Principal
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if r, ok := m.tokens[token]; ok {
-		return authz.Principal{User: token, Role: r}, nil
+		return authz.Principal{User: token, Role: r, MustChange: m.mustChange}, nil
 	}
 	return authz.Principal{}, fmt.Errorf("%w: unheard of", ErrUnauthorised)
 }
@@ -500,6 +584,8 @@ func newMachines(t *testing.T, n int, cfg Config, listen ...string) (*farm, []*m
 	if cfg.Member == nil {
 		cfg.Member = func(id peer.ID) bool { return members[id] }
 	}
+	// Tests ask faster than people, but for those that are about that.
+	cfg.Requests, cfg.Logins = cmp.Or(cfg.Requests, 1_000_000), cmp.Or(cfg.Logins, 1_000_000)
 	if cfg.Grace == 0 {
 		cfg.Grace = time.Second
 	}

@@ -342,6 +342,7 @@ type Invited struct {
 	Role      authz.Role `json:"role"`
 	Uses      int        `json:"uses"`
 	ExpiresAt time.Time  `json:"expires_at"`
+	ID        string     `json:"id" doc:"names the ticket; it is no part of its secret"`
 }
 
 // Whoami is GET /v1/auth/whoami.

@@ -79,8 +79,7 @@ func TestRemoteSide(t *testing.T) {
 			if rt.id == "events" {
 				continue
 			}
-			path := strings.NewReplacer("{id}", "jann", "{frame}", "1", "{cid}", someCID, "{task}", "1").Replace(rt.Path)
-			got := far.do(t, "root", rt.Method, path, nil)
+			got := far.do(t, "root", rt.Method, someplace(rt), nil)
 			switch rt.place {
 			case here:
 				require.Contains(t, got.problem(t).Detail, "ask there, or ask the peer of your own machine", rt.id)

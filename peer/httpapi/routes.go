@@ -29,15 +29,21 @@ type rule struct {
 	who    string
 	open   bool // needs no token
 	allows func(authz.Principal) bool
+	first  bool // also for who must choose a password before anything else
+	tries  bool // takes a password: an address may try few
 }
 
 var (
 	everybody  = rule{who: "everybody, without a token", open: true}
+	guests     = rule{who: "everybody who knows a password", open: true, tries: true}
+	selves     = rule{who: "everybody with a token, also a session with a one-time password", allows: func(authz.Principal) bool { return true }, first: true}
+	owners     = rule{who: "admins, operators and viewers, also a session with a one-time password", allows: func(p authz.Principal) bool { return p.Role != authz.Node }, first: true, tries: true}
 	members    = rule{who: "everybody with a token", allows: func(authz.Principal) bool { return true }}
 	people     = rule{who: "admins, operators and viewers", allows: func(p authz.Principal) bool { return p.Role != authz.Node }}
 	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
 	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
 	managers   = rule{who: "admins", allows: authz.Principal.MayManageMachines}
+	registrars = rule{who: "admins", allows: authz.Principal.MayManagePeople}
 	suppliers  = rule{who: "admins", allows: authz.Principal.MayOffer}
 )
 
@@ -62,7 +68,7 @@ const (
 // routes is the whole API: what is not here does not exist. A role decides
 // whether a route may be used at all; whose job it is about, Queue decides.
 func routes() []*route {
-	const get, post, put = http.MethodGet, http.MethodPost, http.MethodPut
+	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
 	return []*route{
 		{get, "/healthz", anywhere, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
 		{get, "/readyz", anywhere, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
@@ -71,7 +77,7 @@ func routes() []*route {
 		{get, "/metrics", anywhere, people, "metrics", "Numbers of this machine and, on coordinators, of the queue, for Prometheus", 0, "text/plain", bind((*Server).metrics)},
 
 		{get, "/v1/status", anywhere, members, "status", "This machine, answered without a coordinator", 0, "", bind((*Server).status)},
-		{get, "/v1/auth/whoami", anywhere, members, "whoami", "Who the token belongs to", 0, "", bind((*Server).whoami)},
+		{get, "/v1/auth/whoami", anywhere, selves, "whoami", "Who the token belongs to", 0, "", bind((*Server).whoami)},
 		{post, "/v1/projects", anywhere, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
 		{post, "/v1/jobs", anywhere, submitters, "submit-job", "Submit a job; its output folder is on this machine, and programs elsewhere may not name one", http.StatusCreated, "", bind((*Server).submit)},
 		{get, "/v1/jobs/{id}/frames/{frame}", anywhere, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
@@ -102,18 +108,36 @@ func routes() []*route {
 		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},
 		{post, "/v1/peers/{id}/undrain", atLeader, managers, "undrain-peer", "Let a machine that is drained take work again", 0, "", bind(drain(false))},
 		{put, "/v1/peers/{id}/labels", atLeader, managers, "label-peer", "Set the labels that a machine is granted, such as those that mean a licence", 0, "", bind((*Server).label)},
+		{post, "/v1/peers/{id}/revoke", atLeader, managers, "revoke-peer", "Remove a machine from the farm: its connections, leases and API keys end at once on every machine", 0, "", bind((*Server).revokePeer)},
+		{get, "/v1/peers/pending", atLeader, inviters, "list-pending", "The machines without a ticket that wait to be let in", 0, "", bind((*Server).pending)},
+		{post, "/v1/peers/pending/{id}/approve", atLeader, inviters, "approve-peer", "Let a machine in that waits and shows the same four words", 0, "", bind((*Server).approve)},
+		{post, "/v1/peers/pending/{id}/deny", atLeader, inviters, "deny-peer", "Send a machine away that waits", 0, "", bind((*Server).deny)},
 		{get, "/v1/blenders", atLeader, people, "list-blenders", "The Blenders that machines of the farm have, and those that they may fetch", 0, "", bind((*Server).blenders)},
 		{post, "/v1/blenders", atLeader, suppliers, "offer-blender", "Let all machines fetch and run a Blender whose folder was stored before", http.StatusCreated, "", bind((*Server).offer)},
 		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
+		{post, "/v1/auth/login", atLeader, guests, "login", "Begin a session with a user name and a password", 0, "", bind((*Server).login)},
+		{post, "/v1/auth/logout", atLeader, selves, "logout", "End the session that is shown", 0, "", bind((*Server).logout)},
+		{post, "/v1/auth/password", atLeader, owners, "change-password", "Change the caller's own password, which ends all its sessions and begins another", 0, "", bind((*Server).changePassword)},
+		{get, "/v1/admin/users", atLeader, registrars, "list-users", "The farm's accounts", 0, "", bind((*Server).users)},
+		{post, "/v1/admin/users", atLeader, registrars, "add-user", "Make an account, with a one-time password that is shown this once", http.StatusCreated, "", bind((*Server).addUser)},
+		{post, "/v1/admin/users/{user}/password", atLeader, registrars, "reset-password", "Give a user a one-time password, and end the user's sessions", 0, "", bind((*Server).resetPassword)},
+		{post, "/v1/admin/users/{user}/disable", atLeader, registrars, "disable-user", "Refuse a user's sessions, and the API keys in the user's name", 0, "", bind(disable(true))},
+		{post, "/v1/admin/users/{user}/enable", atLeader, registrars, "enable-user", "Let a user log in again who was disabled", 0, "", bind(disable(false))},
+		{post, "/v1/admin/users/{user}/role", atLeader, registrars, "set-role", "Give a user another role, at once", 0, "", bind((*Server).setRole)},
+		{get, "/v1/admin/keys", atLeader, registrars, "list-keys", "The farm's API keys, those of machines too", 0, "", bind((*Server).keys)},
+		{post, "/v1/admin/keys", atLeader, registrars, "create-key", "Make an API key; it is shown this once", http.StatusCreated, "", bind((*Server).createKey)},
+		{del, "/v1/admin/keys/{id}", atLeader, registrars, "revoke-key", "Refuse an API key from now on", 0, "", bind((*Server).revokeKey)},
+		{get, "/v1/tickets", atLeader, inviters, "list-tickets", "The tickets that would admit a machine now, without their secrets", 0, "", bind((*Server).tickets)},
+		{del, "/v1/tickets/{id}", atLeader, inviters, "revoke-ticket", "Let a ticket admit nobody any more; whom it admitted stays", 0, "", bind((*Server).revokeTicket)},
 		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
 
 		{post, "/v1/queue/jobs", internal, submitters, "queue-job", "", http.StatusCreated, "", bind((*Server).enqueue)},
 		{get, "/v1/queue/jobs/{id}/frames/{frame}", internal, people, "queue-frame", "", 0, "", bind((*Server).frameInfo)},
 		{get, "/v1/queue/jobs/{id}/frames/{frame}/tasks", internal, people, "queue-frame-tasks", "", 0, "", bind((*Server).frameTasks)},
 		{get, "/v1/queue/jobs/{id}/tasks/{task}", internal, people, "queue-task", "", 0, "", bind((*Server).taskInfo)},
-		{get, "/v1/queue/principal", internal, members, "queue-principal", "", 0, "", bind((*Server).principal)},
+		{get, "/v1/queue/principal", internal, selves, "queue-principal", "", 0, "", bind((*Server).principal)},
 	}
 }
 

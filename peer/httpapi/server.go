@@ -58,7 +58,13 @@ type Config struct {
 	Stall time.Duration
 	// Grace is how long requests may go on after the server was told to stop;
 	// 0: 5 s.
-	Grace  time.Duration
+	Grace time.Duration
+	// Requests is how many requests a second a client address may make, in bursts of
+	// twice as many; 0: 50. Other peers pass on ten times as many.
+	Requests int
+	// Logins is how many passwords a minute a client address may try before it has to
+	// wait, for longer each time; 0: 10.
+	Logins int
 	Logger *slog.Logger // nil discards
 }
 
@@ -72,6 +78,9 @@ type Server struct {
 	leader Leader
 	host   host.Host
 	farm   *farmTransport
+
+	requests, passed   *meter // of clients, and of peers for theirs
+	tries, passedTries *meter // of passwords
 
 	openAPI  []byte
 	loopback http.Handler
@@ -98,6 +107,8 @@ func New(cfg Config, local Local, queue Queue, leader Leader, host host.Host) *S
 	if cfg.Metrics == nil {
 		cfg.Metrics = prometheus.NewRegistry()
 	}
+	cfg.Requests = cmp.Or(cfg.Requests, 50)
+	cfg.Logins = cmp.Or(cfg.Logins, 10)
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -105,6 +116,10 @@ func New(cfg Config, local Local, queue Queue, leader Leader, host host.Host) *S
 		cfg.Member = func(peer.ID) bool { return false }
 	}
 	s := &Server{cfg: cfg, log: cfg.Logger, local: local, queue: queue, leader: leader, host: host}
+	s.requests = newMeter(float64(cfg.Requests), 2*cfg.Requests, false)
+	s.passed = newMeter(float64(peerShare*cfg.Requests), 2*peerShare*cfg.Requests, false)
+	s.tries = newMeter(float64(cfg.Logins)/60, cfg.Logins, true)
+	s.passedTries = newMeter(float64(peerShare*cfg.Logins)/60, peerShare*cfg.Logins, false)
 	s.farm = newFarmTransport(host, cfg.Member)
 	s.conns = newConnLimit(cfg.MaxConns, cfg.MaxConnsEach, s.proxy)
 	s.measure(cfg.Metrics)

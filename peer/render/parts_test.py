@@ -52,6 +52,11 @@ class PaceTest(unittest.TestCase):
             if 4096 * each > 100 * lost:
                 self.assertLess(cost, 0.1, (each, lost, took))
 
+    def test_the_next_part_begins_where_the_last_one_ended(self):
+        took = batches(512, [(0, 100), (200, 300)], 0.1, 0.05)
+        self.assertEqual(took[0], 4)
+        self.assertEqual(took[-1], 100, took)  # ten seconds: less than what may be lost
+
     def test_what_the_first_batch_lost_is_not_lost_again(self):
         took = batches(1000, [(0, 1000)], 1, 0.1, first=600)
         self.assertLessEqual(max(took), 1.25 * parts.BATCH)

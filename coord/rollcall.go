@@ -1,0 +1,66 @@
+package coord
+
+import (
+	"context"
+	"time"
+
+	"vizpeer/authz"
+	"vizpeer/lease"
+)
+
+// rollPause is how long the leader waits for others who are there too, before it notes
+// who is: at the beginning of its term, and after one has come that was away.
+const rollPause = time.Minute
+
+// rollSoon has the roll called within a [rollPause]. l.mu is held.
+func (l *leader) rollSoon() {
+	if soon := time.Now().Add(rollPause); soon.Before(l.rollAt) {
+		l.roll.Reset(rollPause)
+		l.rollAt = soon
+	}
+}
+
+// rollCall notes who is there and removes who has stayed away for too long, as
+// [authz.Roster.Roll] says. Whoever keeps the log counts as there: the log must lose
+// it first.
+func (l *leader) rollCall() {
+	now := time.Now()
+	keeps := make(map[authz.PeerID]bool)
+	st := l.c.Status()
+	for _, p := range append(st.Voters, st.Standbys...) {
+		keeps[p] = true
+	}
+	var (
+		seen   *authz.Seen
+		expire *authz.Expire
+		next   time.Time
+	)
+	l.mu.Lock()
+	l.c.Read(func(_ *lease.State, r *authz.Roster) {
+		seen, expire, next = r.Roll(now, func(p authz.PeerID) bool { return l.sessions[p] != nil || keeps[p] })
+	})
+	wait := max(next.Sub(now), rollPause)
+	l.roll.Reset(wait)
+	l.rollAt = now.Add(wait)
+	l.mu.Unlock()
+	if seen != nil {
+		l.change(authz.Command{Seen: seen})
+	}
+	if expire != nil {
+		l.change(authz.Command{Expire: expire})
+	}
+}
+
+// change commits a change of the roster of the leader's own. One that could not be
+// made is due at the next roll call.
+func (l *leader) change(cmd authz.Command) {
+	cmd.At = time.Now()
+	ctx, cancel := context.WithTimeout(l.ctx, rollPause)
+	defer cancel()
+	if _, err := l.c.log.Apply(ctx, Entry{Roster: &cmd}); err != nil && l.ctx.Err() == nil {
+		l.c.slog.Warn("who is there could not be noted", "err", err)
+		l.mu.Lock()
+		l.rollSoon()
+		l.mu.Unlock()
+	}
+}

@@ -1,0 +1,69 @@
+package farmtest
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/peer"
+)
+
+const day = 24 * time.Hour
+
+// A machine that stays away for 30 days is no member any more; one that comes back
+// before that is one, by itself; and one that is there stays, however long.
+func TestAMemberExpires(t *testing.T) {
+	if testing.Short() {
+		t.Skip("a month of simulated time takes a while")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := New(t, 2)
+		founder, late, gone := f.Peers[0], f.Peers[1], f.Peers[2]
+		time.Sleep(2 * time.Minute) // all are noted
+		late.Stop()
+		gone.Stop()
+		isMember := func(m *Member) bool {
+			peers, err := founder.Queue().Peers(t.Context(), Admin)
+			require.NoError(t, err)
+			for _, p := range peers {
+				if p.ID == m.ID {
+					return true
+				}
+			}
+			return false
+		}
+		time.Sleep(29 * day)
+		late.Start()
+		f.Within(time.Minute, "it is back by itself", func() bool { return f.online() == 2 })
+		late.Stop()
+		require.True(t, isMember(gone))
+		time.Sleep(2*day + time.Hour)
+		require.False(t, isMember(gone))
+		require.True(t, isMember(late), "it was seen two days ago")
+		require.True(t, isMember(founder))
+
+		gone.Start()
+		err := gone.Ended(time.Minute)
+		require.ErrorIs(t, err, peer.ErrRemoved)
+		require.ErrorContains(t, err, "it was away for 30 days")
+	})
+}
+
+// The time that the whole farm is off, such as a summer, is nobody's fault.
+func TestAFarmThatIsOffExpiresNobody(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := New(t, 1)
+		time.Sleep(2 * time.Minute)
+		for _, m := range f.Peers {
+			m.Stop()
+		}
+		time.Sleep(60 * day)
+		f.Peers[0].Start()
+		f.Within(10*time.Second, "the founder leads again", f.Peers[0].Leads)
+		time.Sleep(5 * time.Minute)
+		f.Peers[1].Start()
+		f.Online(2)
+	})
+}

@@ -1,0 +1,85 @@
+package peer
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/stretchr/testify/require"
+	"github.com/tyler-smith/go-bip39/wordlists"
+
+	"vizpeer/authz"
+)
+
+// Both ends of one connection show the same words. With a machine in between, which is
+// another peer to each, they differ; and so they do with any other nonce.
+func TestPhrase(t *testing.T) {
+	machine, leader, between := aPeer(t), aPeer(t), aPeer(t)
+	words := func(farm authz.FarmID, m, l libp2ppeer.ID, mn, ln string) string {
+		t.Helper()
+		w, err := phrase(farm, m, l, []byte(mn), []byte(ln))
+		require.NoError(t, err)
+		return w
+	}
+	one := words("farm", machine, leader, "m", "l")
+	require.Equal(t, one, words("farm", machine, leader, "m", "l"))
+	parts := strings.Split(one, "-")
+	require.Len(t, parts, phraseSize)
+	for _, p := range parts {
+		require.Contains(t, wordlists.English, p)
+	}
+	for name, other := range map[string]string{
+		"another farm":                words("form", machine, leader, "m", "l"),
+		"in between, to the machine":  words("farm", machine, between, "m", "l"),
+		"in between, to the leader":   words("farm", between, leader, "m", "l"),
+		"the ends exchanged":          words("farm", leader, machine, "m", "l"),
+		"another nonce of the one":    words("farm", machine, leader, "n", "l"),
+		"another nonce of the other":  words("farm", machine, leader, "m", "k"),
+		"a byte moved between nonces": words("farm", machine, leader, "ml", ""),
+	} {
+		require.NotEqual(t, one, other, name)
+	}
+}
+
+func TestLobbyIsBounded(t *testing.T) {
+	l := newLobby()
+	visit := func(id, from string) (*visitor, func(), error) {
+		v := &visitor{Approve: authz.Approve{Peer: authz.PeerID(id)}, from: from, verdict: make(chan error, 1)}
+		leave, err := l.enter(v)
+		return v, leave, err
+	}
+	first, leave, err := visit("p0", "host0")
+	require.NoError(t, err)
+	for i := 1; i < maxWaitingFrom; i++ {
+		_, _, err := visit(fmt.Sprint("p", i), "host0")
+		require.NoError(t, err)
+	}
+	_, _, err = visit("more", "host0")
+	require.ErrorIs(t, err, errLobbyFull, "one address does not take all places")
+	for i := maxWaitingFrom; i < maxWaiting; i++ {
+		_, _, err := visit(fmt.Sprint("p", i), fmt.Sprint("host", i))
+		require.NoError(t, err)
+	}
+	_, _, err = visit("more", "elsewhere")
+	require.ErrorIs(t, err, errLobbyFull)
+	require.Len(t, l.list(), maxWaiting)
+
+	// One that asks again takes its own place, which its old connection does not give up.
+	again, _, err := visit("p0", "host0")
+	require.NoError(t, err)
+	require.ErrorIs(t, <-first.verdict, errAgain)
+	leave()
+	v, ok := l.find("p0")
+	require.True(t, ok)
+	require.Same(t, again, v)
+
+	// So much may come at once.
+	came := 0
+	for range 1000 {
+		if l.mayEnter() == nil {
+			came++
+		}
+	}
+	require.InDelta(t, askingBurst, came, 2)
+}
