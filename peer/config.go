@@ -24,6 +24,8 @@ type Config struct {
 	// APIListen is the address of the HTTP API, loopback only; port 0 picks a
 	// free one. Default: 127.0.0.1:8787.
 	APIListen string
+	// APIRate is how many requests a second one client address may make; 0: 50.
+	APIRate int
 	// Blender are paths of Blender builds beside those found by themselves.
 	Blender []string
 	// Labels are matched with the labels that a job asks for.

@@ -321,7 +321,7 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 		}
 		defer os.Remove(p.dir.path("api"))
 	}
-	server := httpapi.New(httpapi.Config{Version: p.cfg.Version, Member: p.gate.member, Logger: p.slog}, local{p}, queue{p}, finder{p}, p.host)
+	server := httpapi.New(httpapi.Config{Version: p.cfg.Version, Member: p.gate.member, Requests: p.cfg.APIRate, Logger: p.slog}, local{p}, queue{p}, finder{p}, p.host)
 	if p.coord != nil {
 		p.admit(parts)
 		g.Go(func() error { return p.coord.Run(parts) })

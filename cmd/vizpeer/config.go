@@ -25,6 +25,7 @@ const configName = "config.toml"
 type settings struct {
 	p2pListen []string
 	apiListen string
+	apiRate   int
 	blender   []string
 	labels    []string
 	slots     int
@@ -47,6 +48,7 @@ func (s *settings) flags() *pflag.FlagSet {
 	f := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	f.StringSliceVar(&s.p2pListen, "p2p-listen", nil, "multiaddr to speak with peers on, repeatable (default port 8788, TCP and QUIC)")
 	f.StringVar(&s.apiListen, "api-listen", peer.DefaultAPI, "address of the HTTP API; port 0 picks a free one")
+	f.IntVar(&s.apiRate, "api-rate", 0, "requests a second that one address may make, in bursts of twice as many (default 50)")
 	f.StringSliceVar(&s.blender, "blender", nil, "Blender program, or a folder of them, repeatable (default: the ones found on this machine)")
 	f.StringSliceVar(&s.labels, "label", nil, "label that jobs may ask for, repeatable; one with a colon is an admin's to grant: vizpeer peer label")
 	f.IntVar(&s.slots, "slots", 0, "tasks to render at once on the CPU, beside one on each GPU (default: one where a Blender is found)")

@@ -258,6 +258,7 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		DataDir:    dir,
 		P2PListen:  s.p2pListen,
 		APIListen:  s.apiListen,
+		APIRate:    s.apiRate,
 		Blender:    s.blender,
 		Labels:     s.labels,
 		Slots:      s.slots,

@@ -27,6 +27,8 @@ func TestMain(m *testing.M) {
 //
 //	up NAME        start `vizpeer up` for the data folder NAME, and wait until it has a leader
 //	down NAME      stop it, and wait until it is gone
+//	ended NAME     wait until it has ended by itself
+//	address NAME   set ADDRESS to a multiaddr of it
 //	await [!] PATTERN COMMAND...  run it until its output matches, or does not
 //	refused COMMAND...  run it until it exits with 3, as what was allowed a moment ago
 //	fields KEY...  the last output is a JSON object, or a list of them, with these keys
@@ -56,7 +58,7 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": scriptUp, "down": scriptDown,
+			"up": scriptUp, "down": scriptDown, "ended": scriptEnded, "address": scriptAddress,
 			"await": scriptAwait, "refused": scriptRefused, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
 			"write": scriptWrite, "alter": scriptAlter,
 		},
@@ -67,6 +69,7 @@ func TestScripts(t *testing.T) {
 type scriptPeer struct {
 	stdin io.Closer
 	ended chan struct{}
+	addrs []string
 }
 
 var scriptPeers = make(chan map[string]*scriptPeer, 1)
@@ -101,7 +104,12 @@ func scriptUp(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { p.stop() })
 	ready := make(chan error, 1)
 	go func() {
-		_, err := bufio.NewReader(out).ReadString('\n')
+		line, err := bufio.NewReader(out).ReadString('\n')
+		if err == nil {
+			var up struct{ P2P []string }
+			err = json.Unmarshal([]byte(line), &up)
+			p.addrs = up.P2P
+		}
 		ready <- err
 		_ = cmd.Wait()
 		close(p.ended)
@@ -206,6 +214,36 @@ func scriptDown(ts *testscript.TestScript, neg bool, args []string) {
 		ts.Fatalf("down %s: it is not up", args[0])
 	}
 	p.stop()
+}
+
+// running is the peer that a script started last for a data folder.
+func running(ts *testscript.TestScript, args []string) *scriptPeer {
+	if len(args) != 1 {
+		ts.Fatalf("it takes the NAME of a data folder")
+	}
+	all := <-scriptPeers
+	p := all[peerKey(ts, args[0])]
+	scriptPeers <- all
+	if p == nil {
+		ts.Fatalf("%s was never up", args[0])
+	}
+	return p
+}
+
+func scriptEnded(ts *testscript.TestScript, neg bool, args []string) {
+	select {
+	case <-running(ts, args).ended:
+	case <-time.After(time.Minute):
+		ts.Fatalf("%s is up after a minute", args[0])
+	}
+}
+
+func scriptAddress(ts *testscript.TestScript, neg bool, args []string) {
+	if p := running(ts, args); len(p.addrs) > 0 {
+		ts.Setenv("ADDRESS", p.addrs[0])
+		return
+	}
+	ts.Fatalf("%s has no address", args[0])
 }
 
 func lastObject(ts *testscript.TestScript) map[string]any {

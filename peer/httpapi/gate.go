@@ -164,13 +164,13 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		rt := hc.Operation().Metadata[routeKey].(*route)
 		r, w := humago.Unwrap(hc)
-		if rt.rule.tries {
-			if err := s.limitTries(from, r); err != nil {
-				writeProblem(w, MapError(err))
-				return
-			}
-		}
 		c, elsewhere, err := s.identify(r, from, rt)
+		if err == nil && elsewhere == "" {
+			err = rt.rule.refuses(c.Principal)
+		}
+		if err == nil && rt.rule.tries {
+			err = s.limitTries(from, r)
+		}
 		switch {
 		case err != nil:
 			p := s.explain(r.Context(), from, rt, err)
@@ -180,15 +180,6 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 			writeProblem(w, p)
 		case elsewhere != "":
 			s.forward(w, r, rt, elsewhere, c)
-		case rt.rule.open:
-			s.carryOut(hc, rt, c, next)
-		case c.MustChange && !rt.rule.first:
-			writeProblem(w, newProblem(http.StatusForbidden, CodeMustChange, "the password is a one-time one: choose your own with `vizpeer user passwd` (POST /v1/auth/password) before anything else"))
-		case rt.rule.allows == nil || !rt.rule.allows(c.Principal):
-			if rt.changes() {
-				s.refused(rt.deed(hc, c), http.StatusForbidden)
-			}
-			writeProblem(w, MapError(fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, rt.rule.who, c.Role)))
 		default:
 			s.carryOut(hc, rt, c, next)
 		}

@@ -32,6 +32,19 @@ type rule struct {
 	tries  bool // takes a password: an address may try few
 }
 
+// refuses says why the rule does not let somebody in; nil where it does.
+func (ru rule) refuses(p authz.Principal) error {
+	switch {
+	case ru.open:
+		return nil
+	case p.MustChange && !ru.first:
+		return newProblem(http.StatusForbidden, CodeMustChange, "the password is a one-time one: choose your own with `vizpeer user passwd` (POST /v1/auth/password) before anything else")
+	case ru.allows == nil || !ru.allows(p):
+		return fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, ru.who, p.Role)
+	}
+	return nil
+}
+
 var (
 	everybody  = rule{who: "everybody, without a token", open: true}
 	guests     = rule{who: "everybody who knows a password", open: true, tries: true}
