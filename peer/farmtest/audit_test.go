@@ -93,6 +93,24 @@ func TestAuditOfAFarm(t *testing.T) {
 	})
 }
 
+// Who fails to log in is on record by a name that the farm knows, and by none else: it
+// may be a password.
+func TestFailedLoginsAreOnRecord(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 0)
+		m := f.Peers[0]
+		for _, name := range []string{"admin", "correct horse battery"} {
+			m.Queue().Refused(authz.Deed{Action: httpapi.LoginAction, Object: name, Address: name}, "unauthorised")
+			time.Sleep(time.Second)
+		}
+		page, err := m.Queue().Audit(t.Context(), admin, httpapi.AuditQuery{Action: httpapi.LoginAction})
+		require.NoError(t, err)
+		require.Len(t, page.Records, 2)
+		require.Equal(t, "an unknown user", page.Records[0].Object)
+		require.Equal(t, "admin", page.Records[1].Object)
+	})
+}
+
 // The same submission under the same key is one job, also after the leader's restart.
 func TestKeysOfSubmissions(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
