@@ -520,3 +520,45 @@ func TestRefusalsAreCounted(t *testing.T) {
 		c.within("a later one is on record at once", func() bool { return len(records(t, chief.log)) == rows+1 })
 	})
 }
+
+// A submission that is made again by the same key, because its leader went away, is
+// answered by the next leader with the job that there is. Who watches goes on there,
+// without a gap.
+func TestKeysAndEventsOutliveTheLeader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCouncil(t, 3, 3, Config{})
+		first := c.leader()
+		once := &lease.Once{User: "ann", Key: "k1", Request: "r1"}
+		spec := submission("ann").Queue.Submit.Spec
+		ctx, _ := doing(t.Context(), "ann", "submit-job")
+		before := first.log.Status().AppliedIndex
+		job, tasks, err := first.Submit(ctx, spec, once)
+		require.NoError(t, err)
+		require.Equal(t, before+1, first.log.Status().AppliedIndex, "being on record costs the caller no entry of its own")
+		w := first.Watch(1)
+		seen := <-w.C
+		require.Equal(t, job, seen.Job)
+		w.Stop()
+
+		c.pull(0)
+		second := c.leader(first)
+		w = second.Watch(seen.ID)
+		defer w.Stop()
+		_, _, err = second.Submit(ctx, spec, once)
+		var again *lease.Repeated
+		require.ErrorAs(t, err, &again)
+		require.Equal(t, lease.Repeated{Job: job, Tasks: tasks}, *again)
+		_, _, err = second.Submit(ctx, spec, &lease.Once{User: "ann", Key: "k1", Request: "r2"})
+		require.ErrorIs(t, err, lease.ErrKeyReused)
+		next, _, err := second.Submit(ctx, spec, &lease.Once{User: "bob", Key: "k1", Request: "r1"})
+		require.NoError(t, err)
+		require.False(t, w.Gap)
+		require.Equal(t, next, (<-w.C).Job, "nothing was missed, and nothing comes twice")
+		all := records(t, second.log)
+		var outcomes []string
+		for _, r := range all[len(all)-4:] {
+			outcomes = append(outcomes, r.Outcome)
+		}
+		require.Equal(t, []string{"ok", "repeated", "conflict", "ok"}, outcomes)
+	})
+}

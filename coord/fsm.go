@@ -94,7 +94,11 @@ func (f *fsm) apply(l *raft.Log) outcome {
 		if e.Queue == nil && e.Roster == nil {
 			became = e.Audit.Outcome
 		}
-		f.trail.Add(o.applied.At, e.Audit.Deed, became)
+		deed := e.Audit.Deed
+		if again := new(lease.Repeated); errors.As(o.err, &again) {
+			deed.Object = string(again.Job) // not the one that it would have become
+		}
+		f.trail.Add(o.applied.At, deed, became)
 		o.applied.Audited = true
 	}
 	return o

@@ -50,6 +50,11 @@ func TestChangesAreOnRecord(t *testing.T) {
 				require.Equal(t, c.noted, got, "%s %s as %s at machine %d", c.method, c.path, c.who, i)
 			}
 		}
+
+		login := func(user, password string) { m.do(t, "", "POST", "/v1/auth/login", Credentials{user, password}) }
+		login("ann", "password of ann")
+		login("ann", "of bob")
+		require.Equal(t, []string{"login ann ok ann", "login  unauthorised ann"}, f.record())
 	}
 }
 
