@@ -85,6 +85,9 @@ func (p Principal) MayManageMachines() bool { return p.Role == Admin }
 // MayOffer tells whether p may offer a Blender to all machines, which then run it.
 func (p Principal) MayOffer() bool { return p.Role == Admin }
 
+// MayAudit tells whether p may read who did what.
+func (p Principal) MayAudit() bool { return p.Role == Admin }
+
 // MaySeeMachines tells whether p may see the names and hardware of all peers;
 // others see the counts only.
 func (p Principal) MaySeeMachines() bool { return p.Role == Admin }

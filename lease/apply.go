@@ -82,6 +82,9 @@ func (a *applying) submit(c Submit) error {
 	if c.Job == "" {
 		return fmt.Errorf("%w: the job has no ID", ErrInvalid)
 	}
+	if err := a.repeats(c.Once); err != nil {
+		return err
+	}
 	if _, taken := a.jobs[c.Job]; taken {
 		return fmt.Errorf("%w: job %s", ErrExists, c.Job)
 	}
@@ -104,11 +107,13 @@ func (a *applying) submit(c Submit) error {
 	if j.Splits() {
 		j.Units, j.Pieces = c.Spec.Split.Units, make([][]Piece, frames)
 	}
+	j.totals = a.totals
 	j.derive()
 	a.seq++
 	a.jobs[j.ID] = j
 	a.list = append(a.list, j)
 	a.enlist(j)
+	a.remember(c.Once, j)
 	a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(JobQueued)})
 	return nil
 }

@@ -11,6 +11,7 @@ import (
 	"image/png"
 	"io"
 	"iter"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -77,7 +78,7 @@ func newBenchFarm(b testing.TB, workers int, blender string) *benchFarm {
 }
 
 func benchConfig(dir string) Config {
-	return Config{DataDir: dir, P2PListen: []string{"/ip4/127.0.0.1/tcp/0"}, APIListen: "127.0.0.1:0", NoMDNS: true}
+	return Config{DataDir: dir, P2PListen: []string{"/ip4/127.0.0.1/tcp/0"}, APIListen: []string{"127.0.0.1:0"}, NoMDNS: true}
 }
 
 // benchMachine is what every machine of a bench can do, with that many slots.
@@ -93,11 +94,11 @@ func startPeer(b testing.TB, cfg Config) *benchPeer {
 	b.Helper()
 	p, err := New(cfg, Machine{Can: benchMachine(0)})
 	require.NoError(b, err)
-	api, err := httpapi.Listen(cfg.APIListen)
+	api, err := httpapi.Listen(cfg.APIListen[0])
 	require.NoError(b, err)
 	ctx, stop := context.WithCancel(context.Background())
 	ready, done := make(chan Ready, 1), make(chan error, 1)
-	go func() { done <- p.serve(ctx, api, func(r Ready) { ready <- r }) }()
+	go func() { done <- p.serve(ctx, []net.Listener{api}, func(r Ready) { ready <- r }) }()
 	b.Cleanup(func() {
 		stop()
 		require.NoError(b, <-done)
@@ -202,7 +203,7 @@ func (f *benchFarm) submit(p *benchPeer, frames int) lease.JobID {
 	})
 	require.NoError(f.b, err)
 	spec.Owner, spec.Submitter = benchOperator.User, p.self
-	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec)
+	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec, nil)
 	require.NoError(f.b, err)
 	return out.Job
 }
@@ -357,10 +358,10 @@ func benchmarkWorkers(b *testing.B, blender string, tasks int) {
 		began, computed := time.Now(), cpuTime()
 		id := f.submit(f.founder, tasks)
 		state := func() httpapi.JobSummary {
-			jobs, err := f.founder.Queue().Jobs(b.Context(), benchOperator)
+			jobs, err := f.founder.Queue().Jobs(b.Context(), benchOperator, httpapi.JobQuery{})
 			require.NoError(b, err)
-			require.Equal(b, id, jobs[0].ID)
-			return jobs[0]
+			require.Equal(b, id, jobs.Jobs[0].ID)
+			return jobs.Jobs[0]
 		}
 		f.within("all is rendered", func() bool { j := state(); return j.Tasks.Rendered+j.Tasks.Done == tasks })
 		rendered := time.Since(began)

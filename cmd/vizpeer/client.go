@@ -3,6 +3,9 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -20,13 +23,15 @@ import (
 
 	"vizpeer/authz"
 	"vizpeer/lease"
+	"vizpeer/peer/cert"
 	"vizpeer/peer/httpapi"
 )
 
 // The files that a running peer leaves in its data folder for this client.
 const (
-	apiFile   = "api"   // one line: the API's base URL
-	tokenFile = "token" // one line: the bearer token of this machine's person
+	apiFile   = "api"    // one line: the API's base URL
+	caFile    = "ca.crt" // the certificates of the farm's CA
+	tokenFile = "token"  // one line: the bearer token of this machine's person
 )
 
 const (
@@ -41,7 +46,15 @@ type client struct {
 	base  string // without a slash at the end
 	token string
 	http  *http.Client
-	local bool // the peer is on this machine
+	local bool              // the peer is on this machine
+	extra map[string]string // headers
+}
+
+// with is the client whose requests also have that header.
+func (cl *client) with(name, value string) *client {
+	other := *cl
+	other.extra = map[string]string{name: value}
+	return &other
 }
 
 // client finds the peer that the flags name, and who commands act as.
@@ -50,7 +63,7 @@ func (c *cli) client() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newClient(base, token)
+	return c.newClient(base, token)
 }
 
 // guest finds the peer for who has not logged in yet.
@@ -59,10 +72,10 @@ func (c *cli) guest() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newClient(base, "")
+	return c.newClient(base, "")
 }
 
-func newClient(base, token string) (*client, error) {
+func (c *cli) newClient(base, token string) (*client, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, usagef("%q is no API address: write it like http://127.0.0.1:8787", base)
@@ -71,12 +84,54 @@ func newClient(base, token string) (*client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil // a token for a machine of the farm is no proxy's business
 	transport.DialContext = dialPatiently
+	if u.Scheme == "https" {
+		if transport.TLSClientConfig, err = c.trust(u.Hostname()); err != nil {
+			return nil, err
+		}
+	}
 	return &client{
 		base:  strings.TrimSuffix(base, "/"),
 		token: token,
 		http:  &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		local: u.Hostname() == "localhost" || ip != nil && ip.IsLoopback(),
 	}, nil
+}
+
+// trust is what a peer that is called over HTTPS must show: a certificate of the CA that
+// was pinned or, where none was, of the one of this machine's own farm. A machine of no
+// farm goes by the CAs that its system trusts, for a proxy in front of a peer may have a
+// certificate of one.
+func (c *cli) trust(host string) (*tls.Config, error) {
+	if c.caPin != "" {
+		if c.caFile != "" {
+			return nil, usagef("--ca-file and --ca-fingerprint are two ways to say the same: give one of them")
+		}
+		sum, err := cert.ParseFingerprint(c.caPin)
+		if err != nil {
+			return nil, usagef("--ca-fingerprint: %w", err)
+		}
+		return cert.Pinning(sum, host), nil
+	}
+	path := c.caFile
+	if path == "" {
+		dir, err := c.folder()
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(dir, caFile)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return &tls.Config{MinVersion: tls.VersionTLS12}, nil
+		}
+	}
+	bundle, err := os.ReadFile(path)
+	if err != nil {
+		return nil, notFoundf("the file of the farm's CA could not be read: %w: name it with --ca-file or $VIZPEER_CA_FILE", err)
+	}
+	cfg, err := cert.Trusting(bundle)
+	if err != nil {
+		return nil, usagef("%s is no ca.crt: %w", path, err)
+	}
+	return cfg, nil
 }
 
 func (c *cli) endpoint() (base, token string, err error) {
@@ -147,6 +202,9 @@ func (cl *client) exchange(ctx context.Context, method, path, contentType string
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
+	for name, value := range cl.extra {
+		req.Header.Set(name, value)
+	}
 	for {
 		resp, err := cl.http.Do(req)
 		if err != nil {
@@ -203,6 +261,14 @@ func (cl *client) explain(ctx context.Context, err error) error {
 		return unreachablef("no vizpeer answers at %s (%w): check --api", cl.base, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return unreachablef("the peer at %s gave no answer within %s: see `vizpeer doctor`", cl.base, answerTimeout)
+	}
+	var untrusted *tls.CertificateVerificationError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &name):
+		return unreachablef("the certificate that %s shows is not for that name (%w): call it by another, or start its peer with --api-name", cl.base, name)
+	case errors.As(err, &untrusted), errors.Is(err, cert.ErrPin), errors.As(err, new(x509.UnknownAuthorityError)), errors.As(err, new(x509.CertificateInvalidError)):
+		return unreachablef("the peer at %s shows no certificate of the farm's CA, so nothing was sent to it: check --api, and --ca-file or --ca-fingerprint against what `vizpeer status` shows on a machine of the farm", cl.base)
 	}
 	var inner *url.Error
 	if errors.As(err, &inner) {
@@ -272,10 +338,18 @@ func jobPath(id lease.JobID, rest string) string {
 	return "/v1/jobs/" + url.PathEscape(string(id)) + rest
 }
 
-func (cl *client) jobs(ctx context.Context) ([]httpapi.JobSummary, error) {
-	var answer httpapi.JobList
-	err := cl.call(ctx, http.MethodGet, "/v1/jobs", nil, &answer)
-	return answer.Jobs, err
+// jobs lists all jobs that fit the filters, over as many pages as it takes.
+func (cl *client) jobs(ctx context.Context, filters url.Values) (all []httpapi.JobSummary, err error) {
+	for {
+		var page httpapi.JobList
+		if err := cl.call(ctx, http.MethodGet, "/v1/jobs?"+filters.Encode(), nil, &page); err != nil {
+			return nil, err
+		}
+		if all = append(all, page.Jobs...); page.Next == "" {
+			return all, nil
+		}
+		filters.Set("after", page.Next)
+	}
 }
 
 // named says which job it is that is not there.
@@ -316,10 +390,32 @@ func (cl *client) why(ctx context.Context, id lease.JobID, task int32) (httpapi.
 	return why, named(id, err)
 }
 
-func (cl *client) submit(ctx context.Context, s httpapi.Submission) (httpapi.Submitted, error) {
-	var answer httpapi.Submitted
-	err := cl.call(ctx, http.MethodPost, "/v1/jobs", s, &answer)
-	return answer, err
+// Where the leader goes away before it answers, a submission is made again for so long,
+// every so often.
+const (
+	submitPatience = 2 * time.Minute
+	submitPause    = 2 * time.Second
+)
+
+// submit submits a job. The key of the request makes it one job however often it is
+// asked for, so that a leader that went away before it answered is no trouble; waits is
+// told each time.
+func (cl *client) submit(ctx context.Context, s httpapi.Submission, waits func(error)) (httpapi.Submitted, error) {
+	cl = cl.with("Idempotency-Key", rand.Text())
+	for end := time.Now().Add(submitPatience); ; {
+		var answer httpapi.Submitted
+		err := cl.call(ctx, http.MethodPost, "/v1/jobs", s, &answer)
+		p, refused := errors.AsType[*httpapi.Problem](err)
+		if !refused || p.Code != httpapi.CodeNoLeader || time.Now().After(end) {
+			return answer, err
+		}
+		waits(err)
+		select {
+		case <-time.After(submitPause):
+		case <-ctx.Done():
+			return answer, context.Cause(ctx)
+		}
+	}
 }
 
 func (cl *client) peers(ctx context.Context) ([]httpapi.Peer, error) {

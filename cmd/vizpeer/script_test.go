@@ -33,6 +33,8 @@ func TestMain(m *testing.M) {
 //	refused COMMAND...  run it until it exits with 3, as what was allowed a moment ago
 //	fields KEY...  the last output is a JSON object, or a list of them, with these keys
 //	save VAR KEY   set VAR to a string of the last output's JSON object (a.b for b in a)
+//	write FILE TEXT       write a line to a file
+//	alter FILE OLD NEW    put NEW in the place of the first OLD in a file
 //	exit CODE ...  run vizpeer with the rest, and demand that exit code
 func TestScripts(t *testing.T) {
 	_, err := exec.LookPath("blender")
@@ -58,6 +60,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"up": scriptUp, "down": scriptDown, "ended": scriptEnded, "address": scriptAddress,
 			"await": scriptAwait, "refused": scriptRefused, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
+			"write": scriptWrite, "alter": scriptAlter,
 		},
 	})
 }
@@ -308,4 +311,22 @@ func scriptExit(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+}
+
+func scriptWrite(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: write FILE TEXT")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(args[1]+"\n"), 0o600))
+}
+
+func scriptAlter(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: alter FILE OLD NEW")
+	}
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, args[1]) {
+		ts.Fatalf("%s does not hold %q", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o600))
 }
