@@ -29,6 +29,7 @@ type Command struct {
 	// Offer and Withdraw are of a Blender.
 	Offer    *Offer    `json:"offer,omitempty"`
 	Withdraw *Withdraw `json:"withdraw,omitempty"`
+	Trust    *Trust    `json:"trust,omitempty"`
 	// The rest is about people: see people.go.
 	AddUser     *AddUser     `json:"add_user,omitempty"`
 	SetPassword *SetPassword `json:"set_password,omitempty"`
@@ -59,6 +60,8 @@ type Found struct {
 	OperatorKey Key          `json:"operator_key"`
 	// MachineKey is the founder machine's own, an admin's, of the admin's user.
 	MachineKey Key `json:"machine_key"`
+	// CA is the certificate of the farm's CA; a farm of an earlier version has none yet.
+	CA []byte `json:"ca,omitempty"`
 }
 
 // TicketRecord is what the farm remembers of a ticket, and what it grants.
@@ -102,6 +105,7 @@ const (
 	TicketMinted EventType = "ticket.minted"
 	PeerAdmitted EventType = "peer.admitted"
 	PeerLabelled EventType = "peer.labelled"
+	CATrusted    EventType = "ca.trusted"
 	PeerRevoked  EventType = "peer.revoked"
 	PeerExpired  EventType = "peer.expired"
 

@@ -56,7 +56,7 @@ func (id FarmID) hash() ([]byte, error) {
 }
 
 // FarmKey is the private key that makes a farm. It signs charters and nothing
-// else, and lives in the recovery file, never on the wire and never in the
+// else (certificates are the CA's, whose key may stand beside it in the recovery file), and lives in the recovery file, never on the wire and never in the
 // roster. The zero value is no key.
 type FarmKey struct{ private ed25519.PrivateKey }
 
@@ -111,13 +111,40 @@ func (k FarmKey) EncodeRecovery() []byte {
 	})...)
 }
 
-// DecodeRecovery reads what [FarmKey.EncodeRecovery] wrote. Its errors never
-// quote the file.
+// recoveryCA is the block of the CA's private key, behind the farm key.
+const recoveryCA = "VIZPEER CA KEY"
+
+// AppendCA adds the private key of the farm's CA, in PKCS #8, to the text of a
+// recovery file: where all coordinators are lost, the certificates of a new one then
+// still lead to what people have pinned.
+func AppendCA(file, key []byte) []byte {
+	return append(file, pem.EncodeToMemory(&pem.Block{Type: recoveryCA, Bytes: key})...)
+}
+
+// RecoveredCA is the CA's key of a recovery file, nil where it holds none.
+func RecoveredCA(file []byte) []byte {
+	for len(file) <= maxRecoveryFile {
+		var block *pem.Block
+		if block, file = pem.Decode(file); block == nil {
+			break
+		}
+		if block.Type == recoveryCA {
+			return block.Bytes
+		}
+	}
+	return nil
+}
+
+// DecodeRecovery reads what [FarmKey.EncodeRecovery] wrote, with or without what
+// [AppendCA] added. Its errors never quote the file.
 func DecodeRecovery(file []byte) (FarmKey, error) {
 	if len(file) > maxRecoveryFile {
 		return FarmKey{}, fmt.Errorf("the recovery file has %d bytes, more than the %d possible: name the file that `vizpeer init` wrote", len(file), maxRecoveryFile)
 	}
 	block, rest := pem.Decode(file)
+	if ca, behind := pem.Decode(rest); ca != nil && ca.Type == recoveryCA {
+		rest = behind
+	}
 	switch {
 	case block == nil:
 		return FarmKey{}, fmt.Errorf("this is not a recovery file, or it is cut short: name the file that `vizpeer init` wrote")

@@ -51,7 +51,7 @@ func (r *Roster) Account(user string) Account {
 func (r *Roster) Apply(c Command) ([]Event, error) {
 	set := 0
 	for _, is := range []bool{
-		c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil,
+		c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil, c.Trust != nil,
 		c.AddUser != nil, c.SetPassword != nil, c.Disable != nil, c.SetRole != nil, c.CreateKey != nil, c.RevokeKey != nil, c.EndSession != nil,
 		c.Approve != nil, c.Revoke != nil, c.Seen != nil, c.Expire != nil, c.RevokeTicket != nil,
 	} {
@@ -83,6 +83,8 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.offer(at, *c.Offer)
 	case c.Withdraw != nil:
 		events, err = r.withdraw(c.Withdraw.Root)
+	case c.Trust != nil:
+		events, err = r.trust(*c.Trust)
 	case c.AddUser != nil:
 		events, err = r.addUser(*c.AddUser)
 	case c.SetPassword != nil:
@@ -152,6 +154,12 @@ func (r *Roster) found(at time.Time, f Found) ([]Event, error) {
 		return nil, errors.New("the operator key must be an operator's own, of another user than the admin")
 	case ticket.Role != Node || ticket.Coordinator:
 		return nil, errors.New("the farm's first ticket must be a node ticket")
+	}
+	if len(f.CA) > 0 {
+		if err := checkCA(f.CA); err != nil {
+			return nil, err
+		}
+		r.ca = [][]byte{f.CA}
 	}
 	r.charter, r.name = f.Charter, f.Name
 	r.putMember(founder)

@@ -66,7 +66,8 @@ func (m Member) validate() error {
 
 // View is the copy of the roster that every peer holds: who is a member, which
 // API keys exist, who has an account, which sessions were ended, which Blenders are
-// offered, and which farm this is. It holds no tickets and no passwords.
+// offered, whose certificates HTTPS listeners show, and which farm this is. It holds no
+// tickets and no passwords.
 //
 // Views are exchanged as JSON. A view that came from outside goes through
 // [ParseView]. Reading a view is safe for concurrent use: nothing changes it.
@@ -81,6 +82,7 @@ type directory struct {
 	members []Member
 	keys    []Key
 	offers  []Offer
+	ca      [][]byte // DER, the oldest first
 	people  []Person // by user; a roster's follow from its accounts
 	ended   []Ended  // by ID
 }
@@ -92,6 +94,7 @@ type directoryJSON struct {
 	Members []Member `json:"members"`
 	Keys    []Key    `json:"keys"`
 	Offers  []Offer  `json:"offers,omitempty"`
+	CA      [][]byte `json:"ca,omitempty"`
 	People  []Person `json:"people,omitempty"`
 	Ended   []Ended  `json:"ended,omitempty"`
 }
@@ -201,19 +204,19 @@ func (d *directory) dropKey(id string) {
 
 func (d *directory) clone() directory {
 	c := *d
-	c.members, c.keys, c.offers = slices.Clone(d.members), slices.Clone(d.keys), slices.Clone(d.offers)
+	c.members, c.keys, c.offers, c.ca = slices.Clone(d.members), slices.Clone(d.keys), slices.Clone(d.offers), slices.Clone(d.ca)
 	c.people, c.ended = slices.Clone(d.people), slices.Clone(d.ended)
 	return c
 }
 
 func (d *directory) document() directoryJSON {
-	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers, d.people, d.ended}
+	return directoryJSON{d.version, d.name, d.charter, d.members, d.keys, d.offers, d.ca, d.people, d.ended}
 }
 
 // load takes over a document after checking all that the rest of the package
 // relies on.
 func (d *directory) load(doc directoryJSON) error {
-	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && len(doc.People) == 0 && len(doc.Ended) == 0 && doc.Name == "" {
+	if doc.Charter.Epoch == 0 && len(doc.Members) == 0 && len(doc.Keys) == 0 && len(doc.Offers) == 0 && len(doc.CA) == 0 && len(doc.People) == 0 && len(doc.Ended) == 0 && doc.Name == "" {
 		*d = directory{version: doc.Version} // no farm yet
 		return nil
 	}
@@ -253,10 +256,18 @@ func (d *directory) load(doc directoryJSON) error {
 			return errors.New("the roster's Blenders are not in order")
 		}
 	}
+	if len(doc.CA) > MaxCA {
+		return fmt.Errorf("the roster has %d CA certificates, more than possible", len(doc.CA))
+	}
+	for _, der := range doc.CA {
+		if err := checkCA(der); err != nil {
+			return err
+		}
+	}
 	if err := checkPeople(doc.People, doc.Ended); err != nil {
 		return err
 	}
-	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers, doc.People, doc.Ended}
+	*d = directory{doc.Version, doc.Name, doc.Charter, doc.Members, doc.Keys, doc.Offers, doc.CA, doc.People, doc.Ended}
 	return nil
 }
 

@@ -34,6 +34,7 @@ type Coordinator struct {
 	has     Machine
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
+	counts  counts
 
 	mu  sync.Mutex
 	can map[authz.PeerID]lease.Capability // the latest ad of each member
@@ -292,6 +293,7 @@ func (c *Coordinator) applied(a Applied) {
 		c.lookForAudit() // there may be more to find, or somebody more to ask
 	}
 	if l := c.leading.Load(); l != nil {
+		c.counts.applied(a)
 		l.applied(a)
 	}
 }

@@ -359,6 +359,7 @@ func (l *leader) expire(id lease.ID, t *timedLease) {
 	// its event disarms the timer.
 	l.arm(id, t.task, t.peer)
 	l.mu.Unlock()
+	l.c.counts.expired.Add(1)
 	l.c.slog.Warn("a lease expired", "task", t.task, "peer", t.peer.Short())
 	_ = l.propose(lease.Command{Expire: &lease.Expire{Lease: id, Task: t.task}})
 }

@@ -154,6 +154,7 @@ type Down struct {
 // Welcome says that the sender leads.
 type Welcome struct {
 	Term   uint64      `json:"term"`
+	At     time.Time   `json:"at,omitzero"` // by the leader's clock
 	Roster *authz.View `json:"roster"`
 	// Open lists the jobs that have not ended: whatever the member holds for
 	// others it may let go.

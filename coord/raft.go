@@ -25,6 +25,9 @@ type Config struct {
 	// readable by its owner alone.
 	Dir    string
 	Logger *slog.Logger // nothing is logged by default
+	// Took, if set, is told how long each command of this machine took to be committed
+	// and applied. It must not block.
+	Took func(time.Duration)
 	// Limits are of what people submit while this machine leads.
 	Limits lease.Limits
 

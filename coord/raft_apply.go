@@ -46,7 +46,7 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 		defer l.leave()
 		defer close(done)
 		l.startWaiting()
-		futures := make([]raft.ApplyFuture, len(entries))
+		futures, began := make([]raft.ApplyFuture, len(entries)), time.Now()
 		for i := range data {
 			if errs[i] == nil {
 				futures[i] = l.raft.Apply(data[i], l.cfg.ApplyTimeout)
@@ -54,7 +54,7 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 		}
 		for i, f := range futures {
 			if f != nil {
-				applied[i], errs[i] = l.result(f)
+				applied[i], errs[i] = l.result(f, began)
 			}
 		}
 	}()
@@ -137,11 +137,12 @@ func (l *Log) prepare(e Entry) *Pending {
 
 // start gives a command its place in the log.
 func (l *Log) start(p *Pending) {
+	began := time.Now()
 	f := l.raft.Apply(p.data, l.cfg.ApplyTimeout)
 	go func() {
 		defer l.leave()
 		defer close(p.done)
-		p.applied, p.err = l.result(f)
+		p.applied, p.err = l.result(f, began)
 	}()
 }
 
@@ -164,10 +165,13 @@ func (p *Pending) Wait(ctx context.Context) (Applied, error) {
 	}
 }
 
-// result waits for what became of a command.
-func (l *Log) result(f raft.ApplyFuture) (Applied, error) {
+// result waits for what became of a command that was given its place at began.
+func (l *Log) result(f raft.ApplyFuture, began time.Time) (Applied, error) {
 	if err := f.Error(); err != nil {
 		return Applied{}, l.explain(err)
+	}
+	if l.cfg.Took != nil {
+		l.cfg.Took(time.Since(began))
 	}
 	o := f.Response().(outcome)
 	return o.applied, o.err

@@ -17,13 +17,16 @@ type Status struct {
 	Voters       []authz.PeerID
 	Standbys     []authz.PeerID
 	AppliedIndex uint64
+	// CommitIndex is the last entry that this machine knows to be committed: what lies
+	// between is still to be applied here.
+	CommitIndex uint64
 }
 
 // Status is who holds the log, as far as this machine knows.
 func (l *Log) Status() Status {
 	var s Status
 	s.Leader, s.Term = l.Leader()
-	s.AppliedIndex = l.raft.AppliedIndex()
+	s.AppliedIndex, s.CommitIndex = l.raft.AppliedIndex(), l.raft.CommitIndex()
 	for _, server := range l.raft.GetConfiguration().Configuration().Servers {
 		id := authz.PeerID(server.ID)
 		if server.Suffrage == raft.Voter {

@@ -352,7 +352,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term}
+	w := Welcome{Term: l.term, At: time.Now()}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
 		l.judge(s, q)

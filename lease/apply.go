@@ -107,6 +107,7 @@ func (a *applying) submit(c Submit) error {
 	if j.Splits() {
 		j.Units, j.Pieces = c.Spec.Split.Units, make([][]Piece, frames)
 	}
+	j.totals = a.totals
 	j.derive()
 	a.seq++
 	a.jobs[j.ID] = j

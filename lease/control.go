@@ -94,6 +94,10 @@ func (a *applying) prioritise(c Prioritise) error {
 		return nil
 	}
 	a.delist(j)
+	for s, n := range j.count {
+		a.totals.add(j.Tier, s, -n)
+		a.totals.add(c.Tier, s, n)
+	}
 	j.Tier = c.Tier
 	a.enlist(j)
 	a.tell(Event{Type: JobPrioritised, Job: j.ID, Task: -1, State: string(j.Tier)})

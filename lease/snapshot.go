@@ -88,6 +88,7 @@ func Restore(r io.Reader) (*State, error) {
 		if s.jobs[j.ID] != nil {
 			return nil, fmt.Errorf("the queue's snapshot is damaged: job %s stands in it twice", j.ID)
 		}
+		j.totals = s.totals
 		j.derive()
 		s.jobs[j.ID] = j
 		s.list = append(s.list, j)

@@ -37,12 +37,31 @@ type State struct {
 	// machines is what is remembered of machines; an empty record is as good as none.
 	machines map[authz.PeerID]*Machine
 	once     []done // in log order
+	// totals counts the tasks of all jobs; each job keeps its own part of it.
+	totals Totals
+}
+
+// Totals counts tasks by their job's tier and their own state.
+type Totals map[Tier]map[TaskState]int
+
+func (t Totals) add(tier Tier, s TaskState, n int) {
+	if t == nil || n == 0 {
+		return
+	}
+	if t[tier] == nil {
+		t[tier] = make(map[TaskState]int)
+	}
+	t[tier][s] += n
 }
 
 // NewState returns an empty queue.
 func NewState() *State {
-	return &State{jobs: make(map[JobID]*Job), machines: make(map[authz.PeerID]*Machine)}
+	return &State{jobs: make(map[JobID]*Job), machines: make(map[authz.PeerID]*Machine), totals: make(Totals)}
 }
+
+// Totals counts the tasks of all jobs, at no cost that grows with them. It is for
+// reading only, and only while the state is not changed.
+func (s *State) Totals() Totals { return s.totals }
 
 // Job is one job with its tasks and frames. What State hands out is for reading
 // only, and only while the state is not changed.
@@ -84,6 +103,7 @@ type Job struct {
 	tasks   []int32           // which task each frame is of
 	queued  turnHeap          // candidates for Next; may hold tasks that are no longer queued
 	count   map[TaskState]int // of Tasks
+	totals  Totals            // of the state, of which count is a part
 	// leased counts, by machine, the live leases, and hands by what renders them.
 	leased map[authz.PeerID]int
 	hands  map[Hand]int
@@ -326,6 +346,7 @@ func (j *Job) amend(i int32, k int, how func(*Attempt)) {
 // tally adds a task to what is counted, or takes it out.
 func (j *Job) tally(t *Task, by int) {
 	j.count[t.State] += by
+	j.totals.add(j.Tier, t.State, by)
 	if t.State == TaskQueued && j.blocks(t) {
 		j.blocked += by
 	}
@@ -371,6 +392,9 @@ func (j *Job) derive() {
 	needs, _ := json.Marshal(j.Spec.Needs.Anywhere())
 	j.kind, j.numbers = string(needs), j.Spec.places()
 	j.tasks = make([]int32, len(j.Frames))
+	for s, n := range j.count {
+		j.totals.add(j.Tier, s, -n)
+	}
 	j.count, j.leased, j.hands = make(map[TaskState]int, 6), make(map[authz.PeerID]int), make(map[Hand]int)
 	j.queued = make(turnHeap, 0, len(j.Tasks))
 	j.rendered, j.again, j.undone, j.delivered = 0, 0, 0, 0

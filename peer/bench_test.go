@@ -11,6 +11,7 @@ import (
 	"image/png"
 	"io"
 	"iter"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -77,7 +78,7 @@ func newBenchFarm(b testing.TB, workers int, blender string) *benchFarm {
 }
 
 func benchConfig(dir string) Config {
-	return Config{DataDir: dir, P2PListen: []string{"/ip4/127.0.0.1/tcp/0"}, APIListen: "127.0.0.1:0", NoMDNS: true}
+	return Config{DataDir: dir, P2PListen: []string{"/ip4/127.0.0.1/tcp/0"}, APIListen: []string{"127.0.0.1:0"}, NoMDNS: true}
 }
 
 // benchMachine is what every machine of a bench can do, with that many slots.
@@ -93,11 +94,11 @@ func startPeer(b testing.TB, cfg Config) *benchPeer {
 	b.Helper()
 	p, err := New(cfg, Machine{Can: benchMachine(0)})
 	require.NoError(b, err)
-	api, err := httpapi.Listen(cfg.APIListen)
+	api, err := httpapi.Listen(cfg.APIListen[0])
 	require.NoError(b, err)
 	ctx, stop := context.WithCancel(context.Background())
 	ready, done := make(chan Ready, 1), make(chan error, 1)
-	go func() { done <- p.serve(ctx, api, func(r Ready) { ready <- r }) }()
+	go func() { done <- p.serve(ctx, []net.Listener{api}, func(r Ready) { ready <- r }) }()
 	b.Cleanup(func() {
 		stop()
 		require.NoError(b, <-done)

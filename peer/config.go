@@ -3,6 +3,7 @@ package peer
 import (
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -21,9 +22,14 @@ type Config struct {
 	// P2PListen are multiaddrs to listen on for other peers; port 0 picks a free
 	// one. Default: port 8788 on TCP and QUIC, on every interface.
 	P2PListen []string
-	// APIListen is the address of the HTTP API, loopback only; port 0 picks a
-	// free one. Default: 127.0.0.1:8787.
-	APIListen string
+	// APIListen are the addresses of the HTTP API; port 0 picks a free one. Those
+	// that other machines reach speak HTTPS. Default: 127.0.0.1:8787.
+	APIListen []string
+	// APINames are names and addresses that others call this machine by over HTTPS,
+	// beside its own. An admin must allow them, unless the machine is an admin's.
+	APINames []string
+	// TrustedProxies are those that may say whom they speak for (X-Forwarded-For).
+	TrustedProxies []netip.Prefix
 	// APIRate is how many requests a second one client address may make; 0: 50.
 	APIRate int
 	// Blender are paths of Blender builds beside those found by themselves.
@@ -82,8 +88,8 @@ func (c Config) withDefaults() Config {
 	if c.MinFree == 0 {
 		c.MinFree = minFree
 	}
-	if c.APIListen == "" {
-		c.APIListen = DefaultAPI
+	if len(c.APIListen) == 0 {
+		c.APIListen = []string{DefaultAPI}
 	}
 	if len(c.P2PListen) == 0 {
 		c.P2PListen = []string{

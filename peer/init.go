@@ -14,6 +14,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
+	"vizpeer/peer/cert"
 )
 
 // TicketLife is how long a ticket admits machines unless its maker says
@@ -36,6 +37,7 @@ type Founded struct {
 	NodeTicket    string
 	OperatorKey   string
 	RecoveryFile  string
+	CAFingerprint string // no secret
 }
 
 // Init founds a farm in cfg.DataDir. No peer needs to run. It fails with
@@ -89,6 +91,20 @@ func Init(cfg Config, f Founding) (Founded, error) {
 	}
 	machineKey.Peer = out.Peer
 	found.MachineKey = machineKey
+	ca, err := cert.NewRoot("vizpeer "+string(out.Farm), now)
+	if err != nil {
+		return Founded{}, err
+	}
+	found.CA = ca.Root().Raw
+	out.CAFingerprint = cert.Fingerprint(found.CA)
+	caKey, err := ca.PrivateKey()
+	if err != nil {
+		return Founded{}, err
+	}
+	caFile, err := ca.Encode()
+	if err != nil {
+		return Founded{}, err
+	}
 	genesis := authz.Command{At: now.UTC(), Found: &found}
 	if _, err := authz.NewRoster().Apply(genesis); err != nil {
 		return Founded{}, err
@@ -96,7 +112,9 @@ func Init(cfg Config, f Founding) (Founded, error) {
 	// membership.json makes the folder a farm's: it comes last, so that an
 	// interrupted init can be run again.
 	err = errors.Join(
-		d.write("farm.recovery", key.EncodeRecovery(), 0o600),
+		d.write("farm.recovery", authz.AppendCA(key.EncodeRecovery(), caKey), 0o600),
+		d.write(caKeyFile, caFile, 0o600),
+		d.write(caFileName, cert.Bundle([][]byte{found.CA}), 0o644),
 		d.write("token", []byte(token+"\n"), 0o600),
 		d.writeJSON("genesis.json", genesis, 0o600),
 	)

@@ -193,6 +193,7 @@ func (n *newcomer) settle(view *authz.View, via peer.AddrInfo) (Joined, error) {
 		n.dir.write("token", []byte(n.token+"\n"), 0o600),
 		n.dir.writeJSON("addrs.json", map[authz.PeerID][]string{peerOf(via.ID): texts(via.Addrs)}, 0o600),
 		n.dir.writeJSON("roster.json", view, 0o600),
+		n.dir.writeCA(view),
 	)
 	if err != nil {
 		return Joined{}, err

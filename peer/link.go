@@ -35,6 +35,7 @@ type link struct {
 	changed chan struct{} // closed and replaced when leader or conn change
 	leader  peer.ID       // "" while there is no stream
 	conn    *coord.Conn
+	clock   clock
 	seq     uint64
 	waiting map[uint64]chan coord.Ack
 }
@@ -208,6 +209,9 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 		return "", false, errors.New("the answer was no welcome")
 	}
 	l.orders.roster(down.Welcome.Roster)
+	l.mu.Lock()
+	l.clock = clockAt(time.Now(), down.Welcome.At)
+	l.mu.Unlock()
 	l.slog.Info("joined the queue", "leader", l.gate.name(p), "term", down.Welcome.Term)
 	l.orders.welcome(*down.Welcome)
 	l.set(p, conn)

@@ -3,7 +3,6 @@ package peer
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -279,7 +278,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		Unkept: l.worker.results.frames(),
 	}
 	if v := l.gate.view(); v != nil {
-		s.FarmName = v.Name()
+		s.FarmName, s.CA = v.Name(), fingerprints(v.CA())
 		if m, ok := v.Member(l.self); ok {
 			s.Roles = m.RoleNames()
 		}
@@ -303,21 +302,6 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		s.Parting, s.Drained = &p, drained
 	}
 	return s
-}
-
-// Ready lists what must be well for this peer to be of use.
-func (l local) Ready(context.Context) []httpapi.Check {
-	checks := []httpapi.Check{{Name: "roster"}, {Name: "leader"}, {Name: "store"}}
-	if v := l.gate.view(); v == nil {
-		checks[0].Err = errors.New("the farm's roster has not been seen")
-	}
-	if l.link.Current() == "" {
-		checks[1].Err = httpapi.ErrNoLeader
-	}
-	if can := l.ads.Can(); httpapi.Full(&can) != "" {
-		checks[2].Err = errors.New(httpapi.Full(&can))
-	}
-	return checks
 }
 
 // finder finds the leader for the HTTP API.

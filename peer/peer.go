@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"os"
 	"runtime"
 	"slices"
@@ -67,6 +68,9 @@ type Peer struct {
 	holdings   *holdings
 	neighbours *neighbours
 	receipts   receipts
+	certs      *certs
+	meters     *meters
+	health     health
 	passwords  *passwords
 	lobby      *lobby
 
@@ -96,11 +100,15 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 	}
 	// The address that people and programs use is taken first: it tells best
 	// that another peer runs.
-	api, err := httpapi.Listen(cfg.APIListen)
-	if err != nil {
-		return err
+	var apis []net.Listener
+	for _, addr := range cfg.APIListen {
+		l, err := httpapi.Listen(addr)
+		if err != nil {
+			return err
+		}
+		defer l.Close()
+		apis = append(apis, l)
 	}
-	defer api.Close()
 	look := func(ctx context.Context, fetched []string) (lease.Capability, error) {
 		can, err := probe.Probe(ctx, probe.Config{
 			Blender: cfg.Blender, Fetched: fetched, Labels: cfg.Labels, Slots: cfg.Slots, NoWork: cfg.NoWork || m.NoWork, DataDir: cfg.DataDir, Logger: cfg.Logger,
@@ -130,7 +138,7 @@ func Run(ctx context.Context, cfg Config, ready func(Ready)) error {
 	if err != nil {
 		return err
 	}
-	return p.serve(ctx, api, ready)
+	return p.serve(ctx, apis, ready)
 }
 
 // New opens the peer of cfg.DataDir on the given machine: its host listens, its
@@ -161,6 +169,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
 	p.rights = newRights(p.gate)
+	p.meters = newMeters(cfg.Version)
 	defer func() {
 		if err != nil {
 			err = errors.Join(err, p.close())
@@ -183,12 +192,13 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if p.host, p.unroute, err = routed(p.host, p.gate); err != nil {
 		return nil, err
 	}
-	if p.exchange, err = swarm.New(p.host, p.store, swarm.Config{Allow: p.rights.MayFetch, Caps: cfg.Caps, Logger: cfg.Logger}); err != nil {
+	if p.exchange, err = swarm.New(p.host, p.store, swarm.Config{Allow: p.rights.MayFetch, Caps: cfg.Caps, Came: p.came, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
 	if err := p.openBuilds(cfg.NoFetch || cfg.NoWork || m.NoWork); err != nil {
 		return nil, err
 	}
+	p.certs = newCerts(d, p.host, p.gate, cfg.Logger)
 	genesis, err := d.genesis()
 	if err != nil {
 		return nil, err
@@ -199,8 +209,8 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 			return nil, err
 		}
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
-			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge() },
-		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits}); err != nil {
+			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge(); p.certs.Look() },
+		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took}); err != nil {
 			return nil, err
 		}
 	}
@@ -214,6 +224,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	p.link = newLink(p.host, p.gate, p.coord, cfg.Logger, p)
 	p.rights.open(p.coord, p.link.Ask)
+	p.certs.coord, p.certs.link = p.coord, p.link
 	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
 	p.worker = &worker{
 		store: p.store, fetch: p.exchange, runner: has.Runner, link: p.link, results: res, projects: proj, holdings: p.holdings, slog: cfg.Logger,
@@ -226,6 +237,9 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	p.scrubber = newScrubber(p.store, d, cfg.Logger, p.repair)
 	p.neighbours = newNeighbours(p.host, p.gate, d, p.link, cfg.Logger)
+	if err := d.writeCA(p.gate.view()); err != nil {
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -279,7 +293,7 @@ const stopGrace = 30 * time.Second
 
 // serve runs every part until ctx ends or one fails, then stops them in the
 // order in which they need each other.
-func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (err error) {
+func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)) (err error) {
 	defer func() { err = errors.Join(err, p.close()) }()
 	// A peer waits for its disk in system calls, and Go notices only after a while that
 	// the thread in one could let another run: on a small machine all would stand still.
@@ -314,14 +328,27 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 		return err
 	}
 	var url string
-	if api != nil {
-		url = "http://" + api.Addr().String()
+	if len(apis) > 0 {
+		url = localURL(apis)
 		if err := p.dir.write("api", []byte(url+"\n"), 0o644); err != nil {
 			return err
 		}
 		defer os.Remove(p.dir.path("api"))
 	}
-	server := httpapi.New(httpapi.Config{Version: p.cfg.Version, Member: p.gate.member, Requests: p.cfg.APIRate, Logger: p.slog}, local{p}, queue{p}, finder{p}, p.host)
+	var beyond []netip.Addr
+	for _, l := range apis {
+		if addr, ok := l.Addr().(*net.TCPAddr); ok && !httpapi.Loopback(l) {
+			beyond = append(beyond, addr.AddrPort().Addr().Unmap())
+		}
+	}
+	if len(beyond) > 0 {
+		p.certs.wanted = func() (asked, own []string) { return certNames(p.name, p.cfg.APINames, beyond) }
+	}
+	p.meters.registry.MustRegister(p)
+	server := httpapi.New(httpapi.Config{
+		Version: p.cfg.Version, Member: p.gate.member, Requests: p.cfg.APIRate, TLS: p.certs.listener.Config(), Proxies: p.cfg.TrustedProxies, Logger: p.slog,
+		Metrics: p.meters.registry,
+	}, local{p}, queue{p}, finder{p}, p.host)
 	if p.coord != nil {
 		p.admit(parts)
 		g.Go(func() error { return p.coord.Run(parts) })
@@ -340,12 +367,15 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 		return err
 	})
 	g.Go(func() error { return p.remember(parts) })
+	g.Go(func() error { return p.certs.Run(parts) })
 	g.Go(func() error { return p.sweep(work) })
 	g.Go(func() error { return p.scrubber.Run(work) })
 	g.Go(func() error { return p.mend(work) })
 	g.Go(func() error { return p.builds.Run(work) })
-	if api != nil {
-		g.Go(func() error { return server.Serve(parts, api) })
+	if len(apis) > 0 {
+		for _, l := range apis {
+			g.Go(func() error { return server.Serve(parts, l) })
+		}
 		// Whoever reads the line will ask something of the farm at once. The leader may
 		// be out of reach, but a sole voter is sure to lead, however slow its disk.
 		wait := 3 * time.Second
@@ -356,7 +386,19 @@ func (p *Peer) serve(ctx context.Context, api net.Listener, ready func(Ready)) (
 		context.AfterFunc(parts, cancel)
 		_, _ = p.link.Leader(joining)
 		cancel()
-		ready(Ready{Peer: p.self, API: url, P2P: p.Addrs()})
+		if len(beyond) > 0 {
+			waiting, cancel := context.WithTimeout(ctx, certPatience)
+			context.AfterFunc(parts, cancel)
+			err := p.certs.Wait(waiting)
+			cancel()
+			if err != nil && ctx.Err() == nil {
+				g.Go(func() error { return fmt.Errorf("the API cannot be served on %s: %w", beyond[0], err) })
+				<-parts.Done()
+			}
+		}
+		if parts.Err() == nil {
+			ready(Ready{Peer: p.self, API: url, P2P: p.Addrs()})
+		}
 	}
 	g.Go(func() error { return p.watchSpot(work) })
 	select {
@@ -482,6 +524,7 @@ func (p *Peer) roster(v *authz.View) {
 	}
 	p.exchange.Recheck()
 	p.builds.look()
+	p.certs.Look()
 	select {
 	case p.newRoster <- struct{}{}:
 	default:
@@ -495,6 +538,9 @@ func (p *Peer) remember(ctx context.Context) error {
 		case <-p.newRoster:
 			if err := p.dir.writeJSON("roster.json", p.gate.view(), 0o600); err != nil {
 				p.slog.Warn("the roster could not be remembered", "err", err)
+			}
+			if err := p.dir.writeCA(p.gate.view()); err != nil {
+				p.slog.Warn("the farm's CA could not be written down", "err", err)
 			}
 		case <-ctx.Done():
 			return nil

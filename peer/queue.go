@@ -486,7 +486,7 @@ func state(m coord.Member) string {
 
 func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err error) {
 	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
-		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Limits: q.cfg.Limits.OrDefault()}
+		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
 		for _, m := range r.Members() {
 			out.Peers[state(known.Members[m.ID])]++
 		}

@@ -30,6 +30,7 @@ import (
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
 	"vizpeer/lease"
+	"vizpeer/peer/cert"
 	"vizpeer/peer/farmtest"
 	"vizpeer/peer/httpapi"
 )
@@ -107,6 +108,8 @@ var probes = []struct {
 		status, _ := s.ask(t, to, http.MethodGet, "/v1/farm", "")
 		return status
 	}},
+	{"cert: a listener's", func(t *testing.T, s someone, to *farmtest.Member) string { return s.certify(t, to, false) }},
+	{"cert: a part of it", func(t *testing.T, s someone, to *farmtest.Member) string { return s.certify(t, to, true) }},
 	{"ping", func(t *testing.T, s someone, to *farmtest.Member) string {
 		st, err := s.stream(t, to, "/ipfs/ping/1.0.0")
 		if err != nil {
@@ -123,6 +126,31 @@ var probes = []struct {
 		return "answer"
 	}},
 	{"blobs: a project", func(t *testing.T, s someone, to *farmtest.Member) string { return s.fetch(t, to, project) }},
+}
+
+// certify asks for a certificate for localhost.
+func (s someone) certify(t *testing.T, to *farmtest.Member, ca bool) string {
+	st, err := s.stream(t, to, "/vizpeer/cert/1")
+	if err != nil {
+		return "-"
+	}
+	defer st.Reset()
+	key, err := cert.NewKey()
+	require.NoError(t, err)
+	request, err := cert.Request(key, []string{"localhost"})
+	require.NoError(t, err)
+	require.NoError(t, json.NewEncoder(st).Encode(map[string]any{"request": request, "ca": ca}))
+	var answer struct {
+		Chain  [][]byte
+		Reason string
+	}
+	switch err := json.NewDecoder(st).Decode(&answer); {
+	case err != nil:
+		return "-"
+	case answer.Reason != "":
+		return "no"
+	}
+	return fmt.Sprint(len(answer.Chain))
 }
 
 // project is the one that the operator of the command line uploaded.
@@ -223,6 +251,8 @@ join                 removed   removed   member    member    member
 work                 -         -         welcome   welcome   welcome
 raft                 -         -         -         -         answer
 api                  -         -         200       200       200
+cert: a listener's   -         -         2         2         2
+cert: a part of it   -         -         no        no        2
 ping                 -         -         -         -         -
 blobs: a project     -         -         -         -         content
 gossip: is heard     -         -         yes       yes       yes
@@ -233,6 +263,8 @@ join                 -         -         -         -         -
 work                 -         -         -         -         -
 raft                 -         -         -         -         -
 api                  -         -         421       421       421
+cert: a listener's   -         -         -         -         -
+cert: a part of it   -         -         -         -         -
 ping                 -         -         -         -         -
 blobs: a project     -         -         -         -         content
 `
@@ -306,6 +338,7 @@ func gossip(t *testing.T, f *farmtest.Farm, all []someone) (heard, hears map[str
 			}
 		}
 		stop()
+		time.Sleep(time.Second) // of simulated time: what was said may be on its way
 		if founder.Heard(authz.PeerID(s.host.ID().String())).Cores == 77 {
 			heard[s.name] = "yes"
 		}

@@ -108,6 +108,9 @@ type Config struct {
 	StallTimeout time.Duration
 	// MaxBytes is the largest content one Fetch takes. 0: 256 GiB.
 	MaxBytes int64
+	// Came, if set, is told of the bytes of each block that comes, wanted or not. It must
+	// not block.
+	Came func(from peer.ID, bytes int64)
 	// Logger receives warnings about sources that lie, and debug lines; nil discards.
 	Logger *slog.Logger
 }

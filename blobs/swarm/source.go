@@ -534,6 +534,9 @@ func (s *source) takes(r *round, i uint32, size int) bool {
 func (s *source) hand(ctx context.Context, wanted bool, a arrival) error {
 	size := int64(len(a.data))
 	s.f.e.stats.received.Add(size)
+	if s.f.e.cfg.Came != nil {
+		s.f.e.cfg.Came(s.id, size)
+	}
 	s.moved += size
 	if !wanted {
 		s.f.e.stats.wasted.Add(size)

@@ -36,9 +36,10 @@ var arrows = map[string][]string{
 	"peer/render/exr": {},
 	"peer/spot":       {},
 	"peer/httpapi":    {"lease", "blobs", "authz", "peer/render"},
-	"peer/farmtest":   {"peer", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"peer":            {"peer/probe", "peer/portable", "peer/render", "peer/spot", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"cmd/vizpeer":     {"peer", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "lease", "authz"},
+	"peer/cert":       {},
+	"peer/farmtest":   {"peer", "peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
+	"peer":            {"peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/spot", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
+	"cmd/vizpeer":     {"peer", "peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "lease", "authz"},
 }
 
 // pure packages decide: they are given the time and the facts, and reach for

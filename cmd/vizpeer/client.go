@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,13 +23,15 @@ import (
 
 	"vizpeer/authz"
 	"vizpeer/lease"
+	"vizpeer/peer/cert"
 	"vizpeer/peer/httpapi"
 )
 
 // The files that a running peer leaves in its data folder for this client.
 const (
-	apiFile   = "api"   // one line: the API's base URL
-	tokenFile = "token" // one line: the bearer token of this machine's person
+	apiFile   = "api"    // one line: the API's base URL
+	caFile    = "ca.crt" // the certificates of the farm's CA
+	tokenFile = "token"  // one line: the bearer token of this machine's person
 )
 
 const (
@@ -59,7 +63,7 @@ func (c *cli) client() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newClient(base, token)
+	return c.newClient(base, token)
 }
 
 // guest finds the peer for who has not logged in yet.
@@ -68,10 +72,10 @@ func (c *cli) guest() (*client, error) {
 	if err != nil {
 		return nil, err
 	}
-	return newClient(base, "")
+	return c.newClient(base, "")
 }
 
-func newClient(base, token string) (*client, error) {
+func (c *cli) newClient(base, token string) (*client, error) {
 	u, err := url.Parse(base)
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
 		return nil, usagef("%q is no API address: write it like http://127.0.0.1:8787", base)
@@ -80,12 +84,54 @@ func newClient(base, token string) (*client, error) {
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil // a token for a machine of the farm is no proxy's business
 	transport.DialContext = dialPatiently
+	if u.Scheme == "https" {
+		if transport.TLSClientConfig, err = c.trust(u.Hostname()); err != nil {
+			return nil, err
+		}
+	}
 	return &client{
 		base:  strings.TrimSuffix(base, "/"),
 		token: token,
 		http:  &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
 		local: u.Hostname() == "localhost" || ip != nil && ip.IsLoopback(),
 	}, nil
+}
+
+// trust is what a peer that is called over HTTPS must show: a certificate of the CA that
+// was pinned or, where none was, of the one of this machine's own farm. A machine of no
+// farm goes by the CAs that its system trusts, for a proxy in front of a peer may have a
+// certificate of one.
+func (c *cli) trust(host string) (*tls.Config, error) {
+	if c.caPin != "" {
+		if c.caFile != "" {
+			return nil, usagef("--ca-file and --ca-fingerprint are two ways to say the same: give one of them")
+		}
+		sum, err := cert.ParseFingerprint(c.caPin)
+		if err != nil {
+			return nil, usagef("--ca-fingerprint: %w", err)
+		}
+		return cert.Pinning(sum, host), nil
+	}
+	path := c.caFile
+	if path == "" {
+		dir, err := c.folder()
+		if err != nil {
+			return nil, err
+		}
+		path = filepath.Join(dir, caFile)
+		if _, err := os.Stat(path); errors.Is(err, fs.ErrNotExist) {
+			return &tls.Config{MinVersion: tls.VersionTLS12}, nil
+		}
+	}
+	bundle, err := os.ReadFile(path)
+	if err != nil {
+		return nil, notFoundf("the file of the farm's CA could not be read: %w: name it with --ca-file or $VIZPEER_CA_FILE", err)
+	}
+	cfg, err := cert.Trusting(bundle)
+	if err != nil {
+		return nil, usagef("%s is no ca.crt: %w", path, err)
+	}
+	return cfg, nil
 }
 
 func (c *cli) endpoint() (base, token string, err error) {
@@ -215,6 +261,14 @@ func (cl *client) explain(ctx context.Context, err error) error {
 		return unreachablef("no vizpeer answers at %s (%w): check --api", cl.base, dial.Err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return unreachablef("the peer at %s gave no answer within %s: see `vizpeer doctor`", cl.base, answerTimeout)
+	}
+	var untrusted *tls.CertificateVerificationError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &name):
+		return unreachablef("the certificate that %s shows is not for that name (%w): call it by another, or start its peer with --api-name", cl.base, name)
+	case errors.As(err, &untrusted), errors.Is(err, cert.ErrPin), errors.As(err, new(x509.UnknownAuthorityError)), errors.As(err, new(x509.CertificateInvalidError)):
+		return unreachablef("the peer at %s shows no certificate of the farm's CA, so nothing was sent to it: check --api, and --ca-file or --ca-fingerprint against what `vizpeer status` shows on a machine of the farm", cl.base)
 	}
 	var inner *url.Error
 	if errors.As(err, &inner) {

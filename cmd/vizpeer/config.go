@@ -24,7 +24,9 @@ const configName = "config.toml"
 // the flag wins over the variable, the variable over the file.
 type settings struct {
 	p2pListen []string
-	apiListen string
+	apiListen []string
+	apiNames  []string
+	proxies   []string
 	apiRate   int
 	blender   []string
 	labels    []string
@@ -47,7 +49,9 @@ type settings struct {
 func (s *settings) flags() *pflag.FlagSet {
 	f := pflag.NewFlagSet("settings", pflag.ContinueOnError)
 	f.StringSliceVar(&s.p2pListen, "p2p-listen", nil, "multiaddr to speak with peers on, repeatable (default port 8788, TCP and QUIC)")
-	f.StringVar(&s.apiListen, "api-listen", peer.DefaultAPI, "address of the HTTP API; port 0 picks a free one")
+	f.StringSliceVar(&s.apiListen, "api-listen", []string{peer.DefaultAPI}, "address of the HTTP API, repeatable; port 0 picks a free one; HTTPS where other machines reach it, such as 0.0.0.0:8787")
+	f.StringSliceVar(&s.apiNames, "api-name", nil, "name or address that others call this machine by over HTTPS, beside its own, repeatable; an admin allows it: vizpeer peer label MACHINE name:NAME")
+	f.StringSliceVar(&s.proxies, "trusted-proxy", nil, "address or network, such as 10.0.0.5/32, of a proxy whose X-Forwarded-For is believed, repeatable")
 	f.IntVar(&s.apiRate, "api-rate", 0, "requests a second that one address may make, in bursts of twice as many (default 50)")
 	f.StringSliceVar(&s.blender, "blender", nil, "Blender program, or a folder of them, repeatable (default: the ones found on this machine)")
 	f.StringSliceVar(&s.labels, "label", nil, "label that jobs may ask for, repeatable; one with a colon is an admin's to grant: vizpeer peer label")

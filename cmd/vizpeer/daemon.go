@@ -62,11 +62,13 @@ ticket names the addresses of --p2p-listen: give "up" the same, best in config.t
 				NodeTicket   string `json:"node_ticket"`
 				OperatorKey  string `json:"operator_key"`
 				RecoveryFile string `json:"recovery_file"`
-			}{string(f.Farm), string(f.Peer), admin{f.AdminUser, f.AdminPassword}, f.NodeTicket, f.OperatorKey, f.RecoveryFile}, func() {
+				CA           string `json:"ca_fingerprint"`
+			}{string(f.Farm), string(f.Peer), admin{f.AdminUser, f.AdminPassword}, f.NodeTicket, f.OperatorKey, f.RecoveryFile, f.CAFingerprint}, func() {
 				fmt.Fprintf(c.out, "The farm %s is made, with this machine as its first coordinator.\n\nShown only now, so keep them:\n", plain(farm))
 				c.facts("  farm", f.Farm, "  admin", f.AdminUser, "  password", f.AdminPassword,
 					"  operator key", f.OperatorKey, "  node ticket", f.NodeTicket)
 				fmt.Fprintf(c.out, "\nCopy %s to a safe place outside this machine: it is the farm's key.\n", f.RecoveryFile)
+				fmt.Fprintf(c.out, "Fingerprint of its CA, for callers over HTTPS: %s\n", f.CAFingerprint)
 				// A ticket that init has just made can be read.
 				if t, _ := authz.ParseTicket(f.NodeTicket); len(t.Addrs) == 0 {
 					c.hint("\nThe node ticket names no address, for the peer's port is not known yet: it is good on this\nlocal network only. For elsewhere make one with `vizpeer invite` while the peer is up.")
@@ -254,11 +256,16 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 	if err != nil {
 		return peer.Config{}, err
 	}
+	proxies, err := s.trustedProxies()
+	if err != nil {
+		return peer.Config{}, err
+	}
 	return peer.Config{
 		DataDir:    dir,
 		P2PListen:  s.p2pListen,
 		APIListen:  s.apiListen,
 		APIRate:    s.apiRate,
+		APINames:   s.apiNames,
 		Blender:    s.blender,
 		Labels:     s.labels,
 		Slots:      s.slots,
@@ -272,7 +279,10 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		MinFree:    int64(s.minFree),
 		Limits:     lease.Limits{Tasks: s.maxTasks, OpenJobs: s.maxOpenJobs, OpenTasks: s.maxOpenTasks},
 		Caps:       caps,
-		Version:    version,
-		Logger:     slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: level})),
+
+		TrustedProxies: proxies,
+
+		Version: version,
+		Logger:  slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: level})),
 	}, nil
 }

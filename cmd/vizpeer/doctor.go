@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"time"
 
@@ -276,7 +277,7 @@ func (p portCheck) Run(ctx context.Context) (string, error) {
 	if p.visit.status != nil {
 		return "in use by the running peer: " + strings.Join(p.visit.status.Addrs, ", "), nil
 	}
-	addresses := []string{p.s.apiListen}
+	addresses := slices.Clone(p.s.apiListen)
 	if len(p.s.p2pListen) == 0 {
 		addresses = append(addresses, fmt.Sprintf(":%d", peer.DefaultPort))
 	}

@@ -22,6 +22,8 @@ type cli struct {
 	dataDir   string
 	api       string
 	tokenFile string
+	caFile    string
+	caPin     string
 	json      bool
 	quiet     bool
 }
@@ -55,6 +57,8 @@ coordinator to be reached, 5 the job failed or was cancelled, 130 interrupted.`,
 	flags.StringVar(&c.dataDir, "data-dir", defaultDir, "folder of this machine's peer ($VIZPEER_DATA_DIR)")
 	flags.StringVar(&c.api, "api", os.Getenv("VIZPEER_API"), "URL of the peer's API, if not the one of --data-dir ($VIZPEER_API)")
 	flags.StringVar(&c.tokenFile, "token-file", os.Getenv("VIZPEER_TOKEN"), "file with the API token, if not the one of --data-dir ($VIZPEER_TOKEN)")
+	flags.StringVar(&c.caFile, "ca-file", os.Getenv("VIZPEER_CA_FILE"), "for an --api with https: the farm's ca.crt, if not the one of --data-dir ($VIZPEER_CA_FILE)")
+	flags.StringVar(&c.caPin, "ca-fingerprint", os.Getenv("VIZPEER_CA_FINGERPRINT"), "for the same, instead of a file: the SHA-256 fingerprint of the farm's CA ($VIZPEER_CA_FINGERPRINT)")
 	flags.BoolVar(&c.json, "json", false, "print one JSON document, or JSON lines for a stream")
 	flags.BoolVarP(&c.quiet, "quiet", "q", false, "no progress and no hints")
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 	"unicode"
@@ -56,7 +57,17 @@ func (s *settings) check() error {
 			return usagef("--label %s is not a machine's own to give, as it may mean a licence or a calibration: an admin grants it with `vizpeer peer label NAME %s`", l, l)
 		}
 	}
-	if err := checkAPIListen(s.apiListen); err != nil {
+	for _, a := range s.apiListen {
+		if err := checkAPIListen(a); err != nil {
+			return err
+		}
+	}
+	for _, n := range s.apiNames {
+		if _, err := authz.CheckCertName(n); err != nil {
+			return usagef("--api-name: %w", err)
+		}
+	}
+	if _, err := s.trustedProxies(); err != nil {
 		return err
 	}
 	for _, a := range s.p2pListen {
@@ -89,9 +100,6 @@ func checkLabels(labels []string) error {
 }
 
 func checkAPIListen(addr string) error {
-	if addr == "" {
-		return nil // the default
-	}
 	_, port, err := net.SplitHostPort(addr)
 	if err == nil {
 		_, err = strconv.ParseUint(port, 10, 16)
@@ -100,6 +108,24 @@ func checkAPIListen(addr string) error {
 		return usagef("--api-listen %q is not an address and a port: write it like 127.0.0.1:8787", addr)
 	}
 	return nil
+}
+
+// trustedProxies are the networks of --trusted-proxy.
+func (s *settings) trustedProxies() (out []netip.Prefix, err error) {
+	for _, text := range s.proxies {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			var addr netip.Addr
+			if addr, err = netip.ParseAddr(text); err == nil {
+				p, err = addr.Prefix(addr.BitLen())
+			}
+		}
+		if err != nil || p.Bits() == 0 {
+			return nil, usagef("--trusted-proxy %q is not possible: give an address or a network, such as 10.0.0.5 or 10.0.0.0/24", text)
+		}
+		out = append(out, p.Masked())
+	}
+	return out, nil
 }
 
 func checkP2PListen(addr string) error {

@@ -15,7 +15,7 @@ import (
 // changes tells whether a route changes something of the farm, so that who uses it is
 // on record. What changes this machine's store alone is not the farm's.
 func (rt *route) changes() bool {
-	return rt.Method != http.MethodGet && (rt.place != here || rt.Path == "/v1/jobs")
+	return rt.Method != http.MethodGet && (!rt.place.asked() || rt.Path == "/v1/jobs")
 }
 
 // LoginAction is the action of a login on record. What it is done to is the name that
@@ -62,7 +62,7 @@ func (s *Server) carryOut(hc huma.Context, rt *route, c caller, next func(huma.C
 	next(huma.WithContext(hc, authz.WithDoing(hc.Context(), doing)))
 	switch status := hc.Status(); {
 	case doing.Noted:
-	case status < 300 && rt.place != here:
+	case status < 300 && !rt.place.asked():
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(hc.Context()), noteTimeout)
 		defer cancel()
 		if err := s.queue.Note(ctx, doing.Deed); err != nil {

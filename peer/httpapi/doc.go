@@ -15,6 +15,10 @@
 // and that the leader believes nothing about a submission that the stream and
 // the credential do not prove: not its owner, and not its machine.
 //
+// Programs of this machine speak plain HTTP on loopback. Others speak HTTPS, with the
+// certificate of Config.TLS; what is about this machine's own folders and store is not
+// for them (see place in routes.go).
+//
 // It does not keep or schedule anything, it does not decide what a role may do
-// (package authz does), and it does not listen beyond loopback.
+// (package authz does), and it makes no certificates (package cert does).
 package httpapi

@@ -25,18 +25,6 @@ import (
 // leaderHeader names the leader in the answer of a peer that is not.
 const leaderHeader = "Vizpeer-Leader"
 
-// clientHeader states, on a peer's stream, the address of the client for which that
-// peer asks. From clients themselves it is not believed.
-const clientHeader = "Vizpeer-Client"
-
-// stateClient puts the caller's address into a request to the leader.
-func stateClient(h http.Header, c caller) {
-	h.Del(clientHeader)
-	if c.addr.IsValid() {
-		h.Set(clientHeader, c.addr.String())
-	}
-}
-
 // forward passes a request to the leader as it is, and its answer back.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, leader peer.ID, c caller) {
 	proxy := &httputil.ReverseProxy{

@@ -27,21 +27,20 @@ type side int
 
 const (
 	loopback side = iota // a program on this machine
-	stream               // another peer, which passes on a request of its machine
+	remote               // a program on another machine, over HTTPS
+	stream               // another peer, which passes on a request that came to it
 )
 
-const (
-	maxBody     = 1 << 20          // bytes of a JSON body
-	bodyTimeout = 30 * time.Second // for all of it
-)
+// maxBody bounds a JSON body, in bytes.
+const maxBody = 1 << 20
 
 // caller is who makes a request, as the gate proved it.
 type caller struct {
 	authz.Principal
 	token string  // goes to the leader with what is asked of it; never logged
-	peer  peer.ID // the machine where the request began
-	// addr is the address of the client there, as that machine says; the zero address
-	// is one that is not known.
+	peer  peer.ID // the machine that the request came to first
+	from  side
+	// addr is where the client is, as far as can be known: see clientAddr.
 	addr netip.Addr
 }
 
@@ -53,6 +52,12 @@ func callerOf(ctx context.Context) caller { return ctx.Value(callerKey{}).(calle
 // how long it may stall, and refuses pages of other origins and strangers.
 func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 	return http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		if from == loopback && forwarded(r) && s.proxy(remoteAddr(r)) {
+			s.remote.ServeHTTP(rw, r) // somebody elsewhere asks
+			return
+		}
+		r = r.WithContext(context.WithValue(r.Context(), addrKey{}, s.findClient(from, r)))
+		pattern := ""
 		w := &patientWriter{ResponseWriter: rw, deadlines: http.NewResponseController(rw), stall: s.cfg.Stall}
 		began := time.Now()
 		defer func() {
@@ -65,6 +70,7 @@ func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 					writeProblem(w, MapError(fmt.Errorf("panic: %v", p)))
 				}
 			}
+			s.observe(from, pattern, w.status, time.Since(began))
 			s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", w.status, "took", time.Since(began))
 		}()
 		w.Header().Set("X-Content-Type-Options", "nosniff")
@@ -73,10 +79,11 @@ func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 			writeProblem(w, MapError(err))
 			return
 		}
-		h, pattern := mux.Handler(r)
+		var h http.Handler
+		h, pattern = mux.Handler(r)
 		if pattern == uploadProject || pattern == uploadBlob {
 			r.Body = newPatientBody(r.Body, w.deadlines, s.cfg.Stall)
-		} else if err := takeBody(w, r); err != nil {
+		} else if err := s.takeBody(w, r); err != nil {
 			writeProblem(w, MapError(err))
 			return
 		}
@@ -97,14 +104,25 @@ func (s *Server) admit(from side, r *http.Request) error {
 		}
 		return nil
 	}
+	origin := r.Header.Values("Origin")
+	scheme := "http://"
+	if from == remote {
+		scheme = "https://"
+	}
+	if len(origin) > 0 && (len(origin) > 1 || !strings.EqualFold(origin[0], scheme+r.Host)) {
+		return fmt.Errorf("%w: requests of other origins are refused", ErrDenied)
+	}
+	if from == remote {
+		return nil // under a foreign name there is no certificate
+	}
+	if forwarded(r) {
+		return fmt.Errorf("%w: this came through a proxy on this machine that is not trusted: name its address with --trusted-proxy, such as 127.0.0.1/32", ErrDenied)
+	}
 	// A page of a foreign site can make the browser send requests here, under its
 	// own name (then Origin tells) or under a name that it made resolve to this
 	// machine (then Host tells).
 	if !isLoopbackHost(r.Host) {
 		return fmt.Errorf("%w: the Host %q is not this machine: use 127.0.0.1 or localhost", ErrDenied, r.Host)
-	}
-	if origin := r.Header.Values("Origin"); len(origin) > 0 && (len(origin) > 1 || !strings.EqualFold(origin[0], "http://"+r.Host)) {
-		return fmt.Errorf("%w: requests of other origins are refused", ErrDenied)
 	}
 	return nil
 }
@@ -125,16 +143,16 @@ func isLoopbackHost(hostport string) bool {
 
 // takeBody reads all of a small body, so that its deadline ends before the work
 // begins and that it can be sent twice.
-func takeBody(w *patientWriter, r *http.Request) error {
+func (s *Server) takeBody(w *patientWriter, r *http.Request) error {
 	if r.Body == nil || r.Body == http.NoBody {
 		return nil
 	}
-	w.deadlines.SetReadDeadline(time.Now().Add(bodyTimeout))
+	w.deadlines.SetReadDeadline(time.Now().Add(s.cfg.BodyWait))
 	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxBody))
 	if err != nil {
 		// The deadline stays: net/http would wait for the rest of the body for ever.
 		w.Header().Set("Connection", "close")
-		return bodyError(err, bodyTimeout)
+		return bodyError(err, s.cfg.BodyWait)
 	}
 	w.deadlines.SetReadDeadline(time.Time{})
 	r.ContentLength = int64(len(data))
@@ -189,13 +207,13 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 // identify finds out who asks or, where another peer must answer, which one.
 func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, elsewhere peer.ID, err error) {
 	ctx := r.Context()
-	c.addr = clientAddr(r, from)
+	c.from, c.addr = from, clientAddr(ctx)
 	if !rt.rule.open {
 		if c.token, err = bearer(r); err != nil {
 			return c, "", err
 		}
 	}
-	if rt.place == here {
+	if rt.place.asked() {
 		c.peer = s.host.ID()
 		if !rt.rule.open {
 			c.Principal, err = s.authenticate(ctx, c)
@@ -204,11 +222,11 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 	}
 	leader, local, err := s.findLeader(ctx)
 	switch {
-	case from == loopback && err != nil:
+	case from != stream && err != nil:
 		return c, "", err
-	case from == loopback && !local:
+	case from != stream && !local:
 		return c, leader, nil
-	case from == loopback:
+	case from != stream:
 		c.peer = s.host.ID()
 	case err != nil || !local:
 		return c, "", &NotLeaderError{Leader: leader}

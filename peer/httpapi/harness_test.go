@@ -10,6 +10,7 @@ import (
 	"io"
 	"iter"
 	"net/http"
+	"net/netip"
 	"strings"
 	"sync"
 	"testing"
@@ -49,7 +50,14 @@ type farm struct {
 	subErr  error
 	err     error // what every method answers, if set
 	once    map[lease.Once]Submitted
-	noted   []string // what is on record beside changes
+	noted   []string   // what is on record beside changes
+	from    netip.Addr // where the caller of Jobs or Farm was last
+}
+
+func (f *farm) askedFrom() netip.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.from
 }
 
 func (f *farm) call(name string, p authz.Principal) error {
@@ -89,9 +97,9 @@ func (f *farm) Submit(ctx context.Context, p authz.Principal, s lease.Spec, once
 	return out, err
 }
 
-func (f *farm) Jobs(_ context.Context, p authz.Principal, q JobQuery) (JobList, error) {
+func (f *farm) Jobs(ctx context.Context, p authz.Principal, q JobQuery) (JobList, error) {
 	f.mu.Lock()
-	f.jobs = q
+	f.jobs, f.from = q, clientAddr(ctx)
 	f.mu.Unlock()
 	return JobList{}, f.call("jobs", p)
 }
@@ -226,7 +234,10 @@ func (f *farm) Withdraw(_ context.Context, p authz.Principal, root string) (Blen
 	return Blender{Machines: []string{}}, nil
 }
 
-func (f *farm) Farm(_ context.Context, p authz.Principal) (Farm, error) {
+func (f *farm) Farm(ctx context.Context, p authz.Principal) (Farm, error) {
+	f.mu.Lock()
+	f.from = clientAddr(ctx)
+	f.mu.Unlock()
 	return Farm{Name: "attic"}, f.call("farm", p)
 }
 

@@ -90,13 +90,16 @@ func (s *Server) why(ctx context.Context, in *struct {
 	return answerWith(s.queue.Why(ctx, callerOf(ctx).Principal, in.ID, in.Task))
 }
 
-// submit takes a job from a program on this machine: what is about the machine
+// submit takes a job from a program, on this machine or elsewhere: what is about the machine
 // is checked here, and the rest by the leader.
 func (s *Server) submit(ctx context.Context, in *struct {
 	Repeatable
 	Body Submission
 }) (*onceAnswer[Submitted], error) {
 	c := callerOf(ctx)
+	if c.from == remote && in.Body.Output != "" {
+		return nil, fmt.Errorf("%w: an output folder is on the machine that takes the job, so only programs there may name one: leave it out, and fetch the frames when they are done, as `vizpeer job frames ID --output DIR` does", ErrDenied)
+	}
 	once, err := in.once(c, in.Body)
 	if err != nil {
 		return nil, err

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"math"
-	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -40,22 +39,7 @@ func originOf(r *http.Request, from side) origin {
 		id, _ := remotePeer(r.Context())
 		return origin{peer: id}
 	}
-	return origin{addr: household(clientAddr(r, from))}
-}
-
-// clientAddr is the address of the client that makes a request. Where another peer
-// passes it on, that peer says; the zero address is one that is not known.
-func clientAddr(r *http.Request, from side) netip.Addr {
-	if from == stream {
-		addr, _ := netip.ParseAddr(r.Header.Get(clientHeader))
-		return addr
-	}
-	remote, _ := r.Context().Value(remoteKey{}).(net.Addr)
-	tcp, ok := remote.(*net.TCPAddr)
-	if !ok {
-		return netip.Addr{}
-	}
-	return tcp.AddrPort().Addr().Unmap().WithZone("")
+	return origin{addr: household(clientAddr(r.Context()))}
 }
 
 // household is the address that stands for all that one machine can give itself:

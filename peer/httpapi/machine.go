@@ -51,7 +51,7 @@ func (s *Server) document(context.Context, *nothing) (*huma.StreamResponse, erro
 
 func (s *Server) status(ctx context.Context, _ *nothing) (*answer[Status], error) {
 	st := s.local.Status(ctx)
-	st.Roles, st.Addrs, st.Running = list(st.Roles), list(st.Addrs), list(st.Running)
+	st.Roles, st.Addrs, st.Running, st.CA = list(st.Roles), list(st.Addrs), list(st.Running), list(st.CA)
 	return answerWith(st, nil)
 }
 
@@ -90,7 +90,7 @@ func (s *Server) label(ctx context.Context, in *struct {
 
 func (s *Server) farmInfo(ctx context.Context, _ *nothing) (*answer[Farm], error) {
 	farm, err := s.queue.Farm(ctx, callerOf(ctx).Principal)
-	farm.Coord.Voters, farm.Coord.Standbys = list(farm.Coord.Voters), list(farm.Coord.Standbys)
+	farm.Coord.Voters, farm.Coord.Standbys, farm.CA = list(farm.Coord.Voters), list(farm.Coord.Standbys), list(farm.CA)
 	return answerWith(farm, err)
 }
 

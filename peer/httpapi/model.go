@@ -287,6 +287,7 @@ type Farm struct {
 	Peers map[string]int `json:"peers"` // by state
 	Jobs  map[string]int `json:"jobs"`  // by state, the caller's own unless an admin asks
 	Coord Coordination   `json:"coord"`
+	CA    []string       `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA: pin one of them"`
 	// Limits are of what one person may submit, as the leader's settings have them.
 	Limits lease.Limits `json:"limits" doc:"the most that one person may have: tasks in one job, and open_jobs and open_tasks in jobs that have not ended"`
 }
@@ -299,6 +300,7 @@ type Status struct {
 	Farm       string           `json:"farm"`
 	FarmName   string           `json:"farm_name"`
 	Version    string           `json:"version"`
+	CA         []string         `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
 	Roles      []string         `json:"roles"`
 	Leader     authz.PeerID     `json:"leader"` // "" while none can be reached
 	Connected  int              `json:"connected"`

@@ -127,7 +127,7 @@ func TestClientAddress(t *testing.T) {
 		r, err := http.NewRequestWithContext(ctx, "GET", "/", nil)
 		require.NoError(t, err)
 		r.Header.Set(clientHeader, try.header)
-		require.Equal(t, try.want, clientAddr(r, try.from).String())
+		require.Equal(t, try.want, (&Server{}).findClient(try.from, r).String())
 	}
 	h := http.Header{clientHeader: {"192.0.2.7"}}
 	stateClient(h, caller{})

@@ -18,10 +18,14 @@ import (
 type place int
 
 const (
-	here     place = iota // by the peer that is asked, on loopback only
+	here     place = iota // by the peer that is asked, for programs on its machine only
+	anywhere              // by the peer that is asked, for callers over HTTPS as well
 	atLeader              // by the leader: others pass it on
 	internal              // by the leader, for other peers only: it is in no document
 )
+
+// asked tells whether the peer that is asked answers, whoever leads.
+func (p place) asked() bool { return p == here || p == anywhere }
 
 // rule says who may use a route. The zero rule lets nobody in.
 type rule struct {
@@ -83,24 +87,26 @@ const (
 func routes() []*route {
 	const get, post, put, del = http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete
 	return []*route{
-		{get, "/healthz", here, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
-		{get, "/readyz", here, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
-		{get, "/openapi.json", here, everybody, "openapi", "This document", 0, "application/openapi+json", bind((*Server).document)},
+		{get, "/healthz", anywhere, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
+		{get, "/readyz", anywhere, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
+		{get, "/openapi.json", anywhere, everybody, "openapi", "This document", 0, "application/openapi+json", bind((*Server).document)},
 
-		{get, "/v1/status", here, members, "status", "This machine, answered without a coordinator", 0, "", bind((*Server).status)},
-		{get, "/v1/auth/whoami", here, selves, "whoami", "Who the token belongs to", 0, "", bind((*Server).whoami)},
-		{post, "/v1/projects", here, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
-		{post, "/v1/jobs", here, submitters, "submit-job", "Submit a job; its output folder is on this machine", http.StatusCreated, "", bind((*Server).submit)},
-		{get, "/v1/jobs/{id}/frames/{frame}", here, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
-		{get, "/v1/jobs/{id}/frames/{frame}/extra", here, people, "frame-extra", "What Blender wrote beside the picture of a finished frame, other views and what File Output nodes write: a tar, with the places below the job's output folder", 0, tarType, bind((*Server).frameExtra)},
-		{get, "/v1/jobs/{id}/logs", here, people, "task-log", "Blender's output in the latest attempt at a task that left one, or all that attempts said about one frame", 0, "text/plain", bind((*Server).taskLog)},
+		{get, "/metrics", anywhere, people, "metrics", "Numbers of this machine and, on coordinators, of the queue, for Prometheus", 0, "text/plain", bind((*Server).metrics)},
 
-		{get, "/v1/blobs", here, people, "list-blobs", "The content that this machine holds, a Root a line: all of it for an admin, what one has pinned oneself for others", 0, linesType, bind((*Server).roots)},
+		{get, "/v1/status", anywhere, members, "status", "This machine, answered without a coordinator", 0, "", bind((*Server).status)},
+		{get, "/v1/auth/whoami", anywhere, selves, "whoami", "Who the token belongs to", 0, "", bind((*Server).whoami)},
+		{post, "/v1/projects", anywhere, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
+		{post, "/v1/jobs", anywhere, submitters, "submit-job", "Submit a job; its output folder is on this machine, and programs elsewhere may not name one", http.StatusCreated, "", bind((*Server).submit)},
+		{get, "/v1/jobs/{id}/frames/{frame}", anywhere, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
+		{get, "/v1/jobs/{id}/frames/{frame}/extra", anywhere, people, "frame-extra", "What Blender wrote beside the picture of a finished frame, other views and what File Output nodes write: a tar, with the places below the job's output folder", 0, tarType, bind((*Server).frameExtra)},
+		{get, "/v1/jobs/{id}/logs", anywhere, people, "task-log", "Blender's output in the latest attempt at a task that left one, or all that attempts said about one frame", 0, "text/plain", bind((*Server).taskLog)},
+
+		{get, "/v1/blobs", anywhere, people, "list-blobs", "The content that this machine holds, a Root a line: all of it for an admin, what one has pinned oneself for others", 0, linesType, bind((*Server).roots)},
 		{post, "/v1/blobs", here, submitters, "add-blob", "Store a tar of plain files as a folder, and pin it for the caller", 0, "", takesTar(bind((*Server).addBlob))},
-		{get, "/v1/blobs/stat", here, people, "blob-stat", "How full this machine's store is, and of what", 0, "", bind((*Server).storeStat)},
+		{get, "/v1/blobs/stat", anywhere, people, "blob-stat", "How full this machine's store is, and of what", 0, "", bind((*Server).storeStat)},
 		{post, "/v1/blobs/gc", here, submitters, "collect-blobs", "Remove what nothing needs", 0, "", bind((*Server).collectBlobs)},
 		{post, "/v1/blobs/verify", here, submitters, "verify-blobs", "Read content, drop what is damaged and fetch it again; a Step a line, the last with a Verified", 0, linesType, bind((*Server).verifyBlobs)},
-		{get, "/v1/blobs/{cid}", here, people, "blob", "Content that this machine holds: the bytes of a file (GET and HEAD; ranges), a tar of a folder", 0, "application/octet-stream", bind((*Server).blob)},
+		{get, "/v1/blobs/{cid}", anywhere, people, "blob", "Content that this machine holds: the bytes of a file (GET and HEAD; ranges), a tar of a folder", 0, "application/octet-stream", bind((*Server).blob)},
 		{post, "/v1/blobs/{cid}/fetch", here, people, "fetch-blob", "Bring content here from the farm; a Step a line, the last with a Root", 0, linesType, bind((*Server).fetchBlob)},
 		{post, "/v1/blobs/{cid}/pin", here, submitters, "pin-blob", "Keep content that is here for the caller", 0, "", bind((*Server).pinBlob)},
 		{post, "/v1/blobs/{cid}/unpin", here, submitters, "unpin-blob", "Take the caller's pin back", 0, "", bind((*Server).unpinBlob)},
@@ -156,10 +162,13 @@ func routes() []*route {
 
 // served tells whether a route answers requests that come from that side.
 func (rt *route) served(from side) bool {
-	if from == loopback {
+	switch from {
+	case loopback:
 		return rt.place != internal
+	case remote:
+		return rt.place == anywhere || rt.place == atLeader
 	}
-	return rt.place != here
+	return rt.place == atLeader || rt.place == internal
 }
 
 // endpoint adds a route to an API.
@@ -205,6 +214,10 @@ func (s *Server) handler(from side) http.Handler {
 	for _, rt := range routes() {
 		if rt.served(from) {
 			rt.add(s, from, rt, api, rt.operation())
+		} else if from == remote && rt.place == here {
+			mux.HandleFunc(rt.Method+" "+rt.Path, func(w http.ResponseWriter, r *http.Request) {
+				writeProblem(w, MapError(fmt.Errorf("%w: this is for programs on the machine itself: ask there, or ask the peer of your own machine", ErrDenied)))
+			})
 		}
 	}
 	if from == loopback {

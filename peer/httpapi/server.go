@@ -3,11 +3,13 @@ package httpapi
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"time"
 
@@ -15,6 +17,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
 )
 
 // Protocol is the libp2p protocol whose streams carry HTTP/1.1 requests to the
@@ -36,6 +40,20 @@ type Config struct {
 	LeaderWait time.Duration
 	// KeepAlive is how often a silent event stream shows that it lives; 0: 15 s.
 	KeepAlive time.Duration
+	// TLS is for the listeners that other machines reach; nil: there may be none.
+	TLS *tls.Config
+	// Proxies are those whose X-Forwarded-For is believed.
+	Proxies []netip.Prefix
+	// MaxConns and MaxConnsEach are how many connections other machines may hold, all
+	// together and each address (of IPv6: each network of 64 bits); proxies count as one
+	// of all. 0: 4096 and 256.
+	MaxConns, MaxConnsEach int
+	// HeaderWait is how long a caller may take to say what it wants, TLS and all, and
+	// BodyWait how long for a body that is a document; 0: 10 s and 30 s.
+	HeaderWait, BodyWait time.Duration
+	// Metrics takes the numbers of this server and is what GET /metrics shows; nil: its
+	// own numbers alone.
+	Metrics *prometheus.Registry
 	// Stall is how long a caller may neither send nor take a byte; 0: 60 s.
 	Stall time.Duration
 	// Grace is how long requests may go on after the server was told to stop;
@@ -50,8 +68,8 @@ type Config struct {
 	Logger *slog.Logger // nil discards
 }
 
-// Server is the HTTP API of one peer. Serve answers this machine's programs,
-// ServePeers the farm's other peers; each may run once.
+// Server is the HTTP API of one peer. Serve answers programs and people, on as many
+// listeners as there are; ServePeers, which may run once, the farm's other peers.
 type Server struct {
 	cfg    Config
 	log    *slog.Logger
@@ -66,7 +84,11 @@ type Server struct {
 
 	openAPI  []byte
 	loopback http.Handler
+	remote   http.Handler
 	peers    http.Handler
+
+	took  *prometheus.HistogramVec // requests
+	conns *connLimit               // of other machines
 }
 
 // New makes a server that answers from local and, where leader says that this
@@ -78,6 +100,13 @@ func New(cfg Config, local Local, queue Queue, leader Leader, host host.Host) *S
 	cfg.KeepAlive = cmp.Or(cfg.KeepAlive, 15*time.Second)
 	cfg.Stall = cmp.Or(cfg.Stall, time.Minute)
 	cfg.Grace = cmp.Or(cfg.Grace, 5*time.Second)
+	cfg.MaxConns = cmp.Or(cfg.MaxConns, 4096)
+	cfg.MaxConnsEach = cmp.Or(cfg.MaxConnsEach, 256)
+	cfg.HeaderWait = cmp.Or(cfg.HeaderWait, 10*time.Second)
+	cfg.BodyWait = cmp.Or(cfg.BodyWait, 30*time.Second)
+	if cfg.Metrics == nil {
+		cfg.Metrics = prometheus.NewRegistry()
+	}
 	cfg.Requests = cmp.Or(cfg.Requests, 50)
 	cfg.Logins = cmp.Or(cfg.Logins, 10)
 	if cfg.Logger == nil {
@@ -92,13 +121,16 @@ func New(cfg Config, local Local, queue Queue, leader Leader, host host.Host) *S
 	s.tries = newMeter(float64(cfg.Logins)/60, cfg.Logins, true)
 	s.passedTries = newMeter(float64(peerShare*cfg.Logins)/60, peerShare*cfg.Logins, false)
 	s.farm = newFarmTransport(host, cfg.Member)
+	s.conns = newConnLimit(cfg.MaxConns, cfg.MaxConnsEach, s.proxy)
+	s.measure(cfg.Metrics)
 	s.loopback = s.handler(loopback)
+	s.remote = s.handler(remote)
 	s.peers = s.handler(stream)
 	return s
 }
 
-// Listen opens the API's address, such as 127.0.0.1:8787 or localhost:0. It
-// refuses every address that other machines could reach.
+// Listen opens an address of the API, such as 127.0.0.1:8787, localhost:0 or
+// 0.0.0.0:8787.
 func Listen(addr string) (net.Listener, error) {
 	name, port, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -107,8 +139,8 @@ func Listen(addr string) (net.Listener, error) {
 	if name == "localhost" {
 		name = "127.0.0.1"
 	}
-	if ip := net.ParseIP(name); ip == nil || !ip.IsLoopback() {
-		return nil, fmt.Errorf("the API address %q: %w", addr, errBeyondLoopback)
+	if name != "" && net.ParseIP(name) == nil {
+		return nil, fmt.Errorf("the API address %q names a host: give one of this machine's addresses, such as 0.0.0.0 for all of them", addr)
 	}
 	l, err := net.Listen("tcp", net.JoinHostPort(name, port))
 	if err != nil {
@@ -117,17 +149,33 @@ func Listen(addr string) (net.Listener, error) {
 	return l, nil
 }
 
-var errBeyondLoopback = errors.New("listening beyond loopback is not built yet: use 127.0.0.1")
+var errBeyondLoopback = errors.New("other machines can reach that, and there is no certificate for HTTPS")
 
-// Serve answers this machine's programs on l, which it closes, until ctx ends;
-// then it ends the event streams, lets other requests finish for Config.Grace,
-// and returns nil. When it returns, no request is being answered any more.
-func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+// Loopback tells whether only this machine's programs reach a listener.
+func Loopback(l net.Listener) bool {
 	tcp, ok := l.Addr().(*net.TCPAddr)
-	if !ok || !tcp.IP.IsLoopback() {
+	return ok && tcp.IP.IsLoopback()
+}
+
+// Serve answers on l, which it closes, until ctx ends; then it ends the event
+// streams, lets other requests finish for Config.Grace, and returns nil. When it
+// returns, no request is being answered any more.
+//
+// Where only this machine reaches l, it speaks plain HTTP. Elsewhere it speaks HTTPS,
+// but for connections of this machine that begin no TLS: they are as those on loopback.
+func (s *Server) Serve(ctx context.Context, l net.Listener) error {
+	if Loopback(l) {
+		return s.serve(ctx, l, s.loopback)
+	}
+	if s.cfg.TLS == nil {
 		return errors.Join(fmt.Errorf("serving the API on %s: %w", l.Addr(), errBeyondLoopback), l.Close())
 	}
-	return s.serve(ctx, l, s.loopback)
+	sorted := newSorter(l, s.conns, s.cfg.HeaderWait)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return sorted.run(ctx) })
+	g.Go(func() error { return s.serve(ctx, sorted.plain, s.loopback) })
+	g.Go(func() error { return s.serve(ctx, tls.NewListener(sorted.secure, s.cfg.TLS), s.remote) })
+	return g.Wait()
 }
 
 // ServePeers answers the streams on which other peers pass requests to this one,
@@ -160,7 +208,7 @@ func (s *Server) serve(ctx context.Context, l net.Listener, h http.Handler) erro
 		}),
 		// There is no ReadTimeout and no WriteTimeout: a project may take an hour
 		// to upload. The gate sets deadlines that move while bytes flow.
-		ReadHeaderTimeout: 10 * time.Second,
+		ReadHeaderTimeout: s.cfg.HeaderWait, // and of the TLS handshake
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		BaseContext:       func(net.Listener) context.Context { return base },
