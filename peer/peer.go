@@ -71,6 +71,7 @@ type Peer struct {
 	certs      *certs
 	meters     *meters
 	health     health
+	https      []netip.AddrPort // where it listens for other machines' programs
 	passwords  *passwords
 	lobby      *lobby
 
@@ -339,6 +340,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	for _, l := range apis {
 		if addr, ok := l.Addr().(*net.TCPAddr); ok && !httpapi.Loopback(l) {
 			beyond = append(beyond, addr.AddrPort().Addr().Unmap())
+			p.https = append(p.https, addr.AddrPort())
 		}
 	}
 	if len(beyond) > 0 {
@@ -392,7 +394,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 			err := p.certs.Wait(waiting)
 			cancel()
 			if err != nil && ctx.Err() == nil {
-				g.Go(func() error { return fmt.Errorf("the API cannot be served on %s: %w", beyond[0], err) })
+				g.Go(func() error { return fmt.Errorf("the API cannot be served on %s: %w", p.https[0], err) })
 				<-parts.Done()
 			}
 		}
