@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -421,7 +422,7 @@ func (p *Peer) admit(ctx context.Context) {
 		who := peerOf(s.Conn().RemotePeer())
 		switch r.Ask {
 		case "":
-			_ = out.Encode(p.redeem(ctx, who, r))
+			_ = out.Encode(p.redeem(ctx, who, addressOf(s.Conn().RemoteMultiaddr()), r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
@@ -440,9 +441,17 @@ func (p *Peer) admit(ctx context.Context) {
 }
 
 // redeem redeems a machine's ticket.
-func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) joinAnswer {
+func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r joinRequest) joinAnswer {
+	if !p.lobby.tickets.may(from, 0) {
+		return p.turnAway(errTickets)
+	}
+	noGood := func(err error) {
+		p.lobby.tickets.may(from, 1)
+		p.coord.Refused(authz.Deed{Machine: p.self, Address: from.String(), Action: "join", Object: string(who), Detail: plain(err)}, "refused")
+	}
 	t, err := authz.ParseTicket(r.Ticket)
 	if err != nil {
+		noGood(err)
 		return joinAnswer{Code: "ticket", Reason: err.Error()}
 	}
 	redeem := authz.Redeem{Ticket: t.Hash(), Peer: who, Name: r.Name, Worker: r.Worker, KeyID: r.KeyID}
@@ -453,6 +462,7 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) join
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
 	if err := p.coord.MayJoin(time.Now(), redeem); err != nil {
+		noGood(err)
 		return p.turnAway(err)
 	}
 	if err := p.coord.Admit(ctx, authz.Command{At: time.Now(), Redeem: &redeem}); err != nil {
@@ -485,7 +495,7 @@ func (p *Peer) turnAway(err error) joinAnswer {
 // strangersMayRead are the errors whose text a stranger is told, and tells its person.
 var strangersMayRead = []error{
 	authz.ErrTicketUnknown, authz.ErrTicketUsed, authz.ErrTicketExpired, authz.ErrTicketBefore, authz.ErrFull,
-	errLobbyFull, errAgain, errDenied,
+	errLobbyFull, errAgain, errDenied, errTickets,
 }
 
 // plain is the text of the innermost error that a stranger may read.
