@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
@@ -414,7 +415,11 @@ func (p *Peer) admit(ctx context.Context) {
 		who := peerOf(s.Conn().RemotePeer())
 		switch r.Ask {
 		case "":
-			_ = out.Encode(p.redeem(ctx, who, r))
+			doing := new(authz.Doing) // by whom, and of what ticket, the log finds out
+			if ip, err := manet.ToIP(s.Conn().RemoteMultiaddr()); err == nil {
+				doing.Address = ip.String()
+			}
+			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
@@ -445,7 +450,7 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) join
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout/2)
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
-	if err := p.coord.MayJoin(time.Now(), redeem); err != nil {
+	if err := p.coord.MayJoin(ctx, time.Now(), redeem); err != nil {
 		return p.turnAway(err)
 	}
 	if err := p.coord.Admit(ctx, authz.Command{At: time.Now(), Redeem: &redeem}); err != nil {
