@@ -284,6 +284,9 @@ func (c *Coordinator) applied(a Applied) {
 	}
 	for n, e := range a.Roster {
 		if e.Type == authz.PeerRevoked || e.Type == authz.PeerExpired {
+			c.mu.Lock()
+			delete(c.can, e.Peer)
+			c.mu.Unlock()
 			c.slog.Warn("a machine is no member any more", "peer", e.Peer.Short(), "why", e.Reason)
 			c.hub.publish(Event{ID: eventID(a.Index, n), At: a.At, Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: e.Peer, State: "removed", Reason: e.Reason}})
 		}

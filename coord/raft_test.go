@@ -131,7 +131,7 @@ func TestSoleVoterRestarts(t *testing.T) {
 	require.ErrorContains(t, err, "one command")
 	before := snapshotBytes(t, l.fsm)
 	require.Equal(t, Status{
-		Leader: self, Term: l.Status().Term, Voters: []authz.PeerID{self}, AppliedIndex: l.Status().AppliedIndex,
+		Leader: self, Term: l.Status().Term, Voters: []authz.PeerID{self}, AppliedIndex: l.Status().AppliedIndex, CommitIndex: l.Status().AppliedIndex,
 	}, l.Status())
 	require.Error(t, l.StepDown(), "there is nobody to step down for")
 	require.NoError(t, l.Close())

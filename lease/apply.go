@@ -551,6 +551,9 @@ func (a *applying) forget(c Forget) {
 		old := j.State.Ended() && j.Ended.Before(c.Before)
 		if old {
 			delete(a.jobs, j.ID)
+			for s, n := range j.count {
+				a.totals.add(j.Tier, s, -n)
+			}
 		}
 		return old
 	})

@@ -471,11 +471,30 @@ func (m *model) unchanged(t *rapid.T) {
 	}
 }
 
+// totals holds what is counted over all jobs against the jobs themselves.
+func (m *model) totals(t *rapid.T) {
+	for _, tier := range []lease.Tier{lease.Low, lease.Normal, lease.High, lease.Urgent} {
+		for _, state := range []lease.TaskState{lease.TaskQueued, lease.TaskLeased, lease.TaskRendered, lease.TaskDone, lease.TaskFailed, lease.TaskCancelled} {
+			want := 0
+			for _, j := range m.s.Jobs() {
+				if j.Tier == tier {
+					want += j.Count(state)
+				}
+			}
+			require.Equal(t, want, m.s.Totals()[tier][state], "%s %s", tier, state)
+			if m.twin != nil {
+				require.Equal(t, want, m.twin.Totals()[tier][state], "%s %s of a restored state", tier, state)
+			}
+		}
+	}
+}
+
 // check holds the state against what was told.
 func (m *model) check(t *rapid.T) {
 	if !m.due() {
 		return
 	}
+	m.totals(t)
 	everybody := lease.Presence{Here: func(authz.PeerID) bool { return true }, Voters: peers}
 	for _, p := range peers {
 		// What is safe job by job is safe as a whole.

@@ -143,7 +143,7 @@ func (c *certs) roots() [][]byte {
 
 // certPatience is how long a peer that starts waits for its first certificate before
 // it gives up.
-const certPatience = 30 * time.Second
+const certPatience = 15 * time.Second
 
 // localURL is where this machine's own programs find the API: on loopback, if that is
 // served, in plain HTTP.
@@ -164,6 +164,22 @@ func localURL(apis []net.Listener) string {
 		}
 	}
 	return url
+}
+
+// httpsURL is how others call a listener: one on every interface by the first address
+// of this machine that others may reach.
+func httpsURL(at netip.AddrPort) string {
+	addr := at.Addr().Unmap()
+	if addr.IsUnspecified() {
+		addr = netip.AddrFrom4([4]byte{127, 0, 0, 1})
+		for _, own := range ownAddrs() {
+			if !own.IsLoopback() {
+				addr = own
+				break
+			}
+		}
+	}
+	return "https://" + netip.AddrPortFrom(addr, at.Port()).String()
 }
 
 // Run keeps the certificates good until ctx ends.

@@ -135,9 +135,15 @@ func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, _ network.Conn
 // InterceptUpgraded allows what was allowed before.
 func (g *gate) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
 
-// Connected starts a stranger's time.
+// Connected starts a stranger's time. Whoever was a member when the connection was begun
+// and is none any more has no time at all, but for a coordinator's join protocol.
 func (g *gate) Connected(_ network.Network, c network.Conn) {
-	if c.Stat().Direction == network.DirOutbound || g.member(c.RemotePeer()) {
+	out := c.Stat().Direction == network.DirOutbound
+	switch {
+	case g.member(c.RemotePeer()), out && g.view() == nil:
+		return
+	case out, !g.coordinator(g.self):
+		go func() { _ = c.Close() }() // the network waits for its notifiees
 		return
 	}
 	g.mu.Lock()

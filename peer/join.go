@@ -130,6 +130,7 @@ type newcomer struct {
 	cfg     Config
 	dir     dataDir
 	host    host.Host
+	farm    authz.FarmID // "": any
 	name    string
 	token   string // of the API key that it brings
 	request joinRequest
@@ -147,7 +148,7 @@ func newNewcomer(cfg Config, farm authz.FarmID, j Joining) (*newcomer, error) {
 	case farm != "" && m.Farm != farm:
 		return nil, fmt.Errorf("%w: this machine belongs to %s, the ticket to %s; join with another --data-dir", ErrOtherFarm, m.Farm, farm)
 	case m.Removed != "":
-		farm = m.Farm // the folder is that farm's for good: so are its store and its results
+		farm = m.Farm // whose the folder is for good: so are its store and its results
 	case farm != "":
 		return nil, fmt.Errorf("%w, the ticket's own: start it with `vizpeer up`", ErrMember)
 	default:
@@ -178,7 +179,7 @@ func newNewcomer(cfg Config, farm authz.FarmID, j Joining) (*newcomer, error) {
 		return nil, err
 	}
 	return &newcomer{
-		cfg: cfg, dir: d, host: h, name: name, token: token,
+		cfg: cfg, dir: d, host: h, farm: farm, name: name, token: token,
 		request: joinRequest{Name: name, Worker: !j.NoWork && !cfg.NoWork, KeyID: key.ID, KeyHash: &key.Hash},
 	}, nil
 }
@@ -389,7 +390,11 @@ func (a *applicant) open(ctx context.Context, p peer.AddrInfo, known bool) (_ *i
 		farm = c.charter.ID()
 	}
 	if err := c.charter.Verify(farm); err != nil {
-		return nil, fmt.Errorf("%w: %s is of %s, the ticket is for %s", ErrOtherFarm, who, c.charter.ID(), farm)
+		other := ErrOtherFarm
+		if a.request.Ticket == "" {
+			other = errOtherFolder
+		}
+		return nil, fmt.Errorf("%w: %s is of %s, not of %s", other, who, c.charter.ID(), farm)
 	}
 	if !known && c.charter.Coordinator != peerOf(p.ID) {
 		return nil, fmt.Errorf("%s was found on the local network and cannot prove that it leads the farm", who)
@@ -403,7 +408,9 @@ func (p *Peer) admit(ctx context.Context) {
 		defer s.Close()
 		_ = s.SetDeadline(time.Now().Add(joinTimeout))
 		out := json.NewEncoder(s)
-		if out.Encode(p.coord.Roster().Charter()) != nil {
+		var charter authz.Charter
+		p.coord.Read(func(_ *lease.State, r *authz.Roster) { charter = r.Charter() })
+		if out.Encode(charter) != nil {
 			return
 		}
 		in := json.NewDecoder(io.LimitReader(s, maxAsking))

@@ -277,6 +277,9 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(),
 	}
+	for _, at := range l.https {
+		s.HTTPS = append(s.HTTPS, httpsURL(at))
+	}
 	if v := l.gate.view(); v != nil {
 		s.FarmName, s.CA = v.Name(), fingerprints(v.CA())
 		if m, ok := v.Member(l.self); ok {

@@ -16,6 +16,7 @@ import (
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/host"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
@@ -71,6 +72,7 @@ type Peer struct {
 	certs      *certs
 	meters     *meters
 	health     health
+	https      []netip.AddrPort // where it listens for other machines' programs
 	passwords  *passwords
 	lobby      *lobby
 
@@ -240,7 +242,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if err := d.writeCA(p.gate.view()); err != nil {
 		return nil, err
 	}
-	return p, nil
+	return p, p.meters.registry.Register(p)
 }
 
 // openBuilds opens the folder of the farm's Blenders, of which this machine may take none.
@@ -274,6 +276,9 @@ func (p *Peer) foresee(genesis authz.Command) error {
 
 // Run runs the peer without HTTP until ctx ends.
 func (p *Peer) Run(ctx context.Context) error { return p.serve(ctx, nil, nil) }
+
+// Metrics has this machine's numbers for Prometheus.
+func (p *Peer) Metrics() *prometheus.Registry { return p.meters.registry }
 
 // Queue is the queue's API. Only the peer that leads answers.
 func (p *Peer) Queue() httpapi.Queue { return queue{p} }
@@ -339,15 +344,15 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	for _, l := range apis {
 		if addr, ok := l.Addr().(*net.TCPAddr); ok && !httpapi.Loopback(l) {
 			beyond = append(beyond, addr.AddrPort().Addr().Unmap())
+			p.https = append(p.https, addr.AddrPort())
 		}
 	}
 	if len(beyond) > 0 {
 		p.certs.wanted = func() (asked, own []string) { return certNames(p.name, p.cfg.APINames, beyond) }
 	}
-	p.meters.registry.MustRegister(p)
 	server := httpapi.New(httpapi.Config{
 		Version: p.cfg.Version, Member: p.gate.member, Requests: p.cfg.APIRate, TLS: p.certs.listener.Config(), Proxies: p.cfg.TrustedProxies, Logger: p.slog,
-		Metrics: p.meters.registry,
+		Metrics: p.Metrics(),
 	}, local{p}, queue{p}, finder{p}, p.host)
 	if p.coord != nil {
 		p.admit(parts)
@@ -392,7 +397,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 			err := p.certs.Wait(waiting)
 			cancel()
 			if err != nil && ctx.Err() == nil {
-				g.Go(func() error { return fmt.Errorf("the API cannot be served on %s: %w", beyond[0], err) })
+				g.Go(func() error { return fmt.Errorf("the API cannot be served on %s: %w", p.https[0], err) })
 				<-parts.Done()
 			}
 		}

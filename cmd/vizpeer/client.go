@@ -141,9 +141,9 @@ func (c *cli) endpoint() (base, token string, err error) {
 		if err != nil {
 			return "", "", err
 		}
-		tokenPath = filepath.Join(dir, sessionFile) // who has logged in goes before the machine
-		if _, err := os.Stat(tokenPath); errors.Is(err, fs.ErrNotExist) {
-			tokenPath = filepath.Join(dir, tokenFile)
+		tokenPath = filepath.Join(dir, tokenFile)
+		if session, err := c.sessionFile(); err == nil && c.loggedIn() {
+			tokenPath = session // who has logged in goes before the machine
 		}
 		switch _, err := os.Stat(tokenPath); {
 		case errors.Is(err, fs.ErrNotExist):

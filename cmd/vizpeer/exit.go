@@ -10,6 +10,7 @@ import (
 	"vizpeer/authz"
 	"vizpeer/lease"
 	"vizpeer/peer"
+	"vizpeer/peer/cert"
 	"vizpeer/peer/httpapi"
 )
 
@@ -45,7 +46,7 @@ func exitCode(err error) int {
 		return exitUsage
 	case errors.As(err, &missing), errors.Is(err, peer.ErrRefused), errors.Is(err, peer.ErrOtherFarm), errors.Is(err, peer.ErrRemoved):
 		return exitNotFound
-	case errors.As(err, &unreachable), errors.Is(err, peer.ErrNoFarm), errors.Is(err, peer.ErrUnanswered), errors.Is(err, peer.ErrNotMember):
+	case errors.As(err, &unreachable), errors.Is(err, peer.ErrNoFarm), errors.Is(err, peer.ErrUnanswered), errors.Is(err, peer.ErrNotMember), errors.Is(err, cert.ErrNone):
 		return exitUnreachable
 	case errors.As(err, &answer):
 		switch answer.Status {

@@ -455,7 +455,7 @@ func (c *cli) statusCommand() *cobra.Command {
 					"hardware", machine, "labels", strings.Join(s.Capability.Labels, ", "), "blender", blender, "sandbox", sandbox,
 					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.TotalSlots(), strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
-					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", cl.base, "CA fingerprint", strings.Join(s.CA, ", "), "version", s.Version)
+					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", strings.Join(append([]string{cl.base}, s.HTTPS...), " "), "CA fingerprint", strings.Join(s.CA, ", "), "version", s.Version)
 			})
 		},
 	}

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -270,11 +271,15 @@ func lookup(object map[string]any, key string) (any, bool) {
 	if !ok || !deeper {
 		return v, ok
 	}
-	inner, ok := v.(map[string]any)
-	if !ok {
-		return nil, false
+	switch inner := v.(type) {
+	case map[string]any:
+		return lookup(inner, rest)
+	case []any:
+		if i, err := strconv.Atoi(rest); err == nil && i < len(inner) {
+			return inner[i], true
+		}
 	}
-	return lookup(inner, rest)
+	return nil, false
 }
 
 func scriptFields(ts *testscript.TestScript, neg bool, args []string) {

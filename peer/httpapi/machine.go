@@ -52,6 +52,7 @@ func (s *Server) document(context.Context, *nothing) (*huma.StreamResponse, erro
 func (s *Server) status(ctx context.Context, _ *nothing) (*answer[Status], error) {
 	st := s.local.Status(ctx)
 	st.Roles, st.Addrs, st.Running, st.CA = list(st.Roles), list(st.Addrs), list(st.Running), list(st.CA)
+	st.HTTPS = list(st.HTTPS)
 	return answerWith(st, nil)
 }
 

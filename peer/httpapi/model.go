@@ -305,6 +305,7 @@ type Status struct {
 	Leader     authz.PeerID     `json:"leader"` // "" while none can be reached
 	Connected  int              `json:"connected"`
 	Addrs      []string         `json:"addrs"`
+	HTTPS      []string         `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
 	Running    []RunningTask    `json:"running"`
 	Capability lease.Capability `json:"capability"`
 	Store      StoreStatus      `json:"store"`
