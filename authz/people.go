@@ -71,8 +71,8 @@ type CreateKey struct {
 	By  Principal `json:"by"`
 }
 
-// RevokeKey removes an API key, a person's or a machine's. A machine without one goes
-// on working for the farm.
+// RevokeKey removes an API key, a person's or a machine's, with the tickets that gave it
+// to the machine. A machine without a key goes on working for the farm.
 type RevokeKey struct {
 	ID string    `json:"id"`
 	By Principal `json:"by"`
@@ -279,6 +279,8 @@ func (r *Roster) revokeKey(c RevokeKey) ([]Event, error) {
 	if m, ok := r.Member(k.Peer); ok && m.Key == k.ID {
 		m.Key = ""
 		r.putMember(m)
+		// The ticket that gave it would give it another.
+		r.tickets = slices.DeleteFunc(r.tickets, func(t TicketRecord) bool { return slices.Contains(t.Redeemed, m.ID) })
 	}
 	r.dropKey(k.ID)
 	return []Event{{Type: KeyRevoked, User: k.User, Role: k.Role, Key: k.ID, Peer: k.Peer}}, nil

@@ -391,6 +391,16 @@ func TestKeys(t *testing.T) {
 	m, _ := r.Member(g.command.Found.Founder)
 	require.Empty(t, m.Key)
 	require.Len(t, r.Keys(), 2)
+
+	// Nor does the ticket that it joined with give it another.
+	ticket := mint(t, r, Operator, false, 2)
+	_, err = join(t, r, ticket, "bobpc", "bob-pc")
+	require.NoError(t, err)
+	m, _ = r.Member("bobpc")
+	_, err = revoke(m.Key, admin)
+	require.NoError(t, err)
+	_, err = join(t, r, ticket, "bobpc", "bob-pc")
+	require.ErrorIs(t, err, ErrTicketUnknown)
 }
 
 // TestTheViewHoldsNoPassword: what every peer holds is of no use to who steals it.

@@ -50,6 +50,9 @@ type Principal struct {
 	Role Role   `json:"role"`
 	// Key is the ID, not the secret, of the API key that proved it.
 	Key string `json:"key,omitempty"`
+	// Machine is the one whose own key it is: it counts only where the request began
+	// there, so that a token file is worth nothing without its machine.
+	Machine PeerID `json:"machine,omitempty"`
 	// Session is the ID of the session that proved it, and Expires its end.
 	Session string    `json:"session,omitempty"`
 	Expires time.Time `json:"expires,omitzero"`
@@ -81,6 +84,9 @@ func (p Principal) MayManageMachines() bool { return p.Role == Admin }
 
 // MayOffer tells whether p may offer a Blender to all machines, which then run it.
 func (p Principal) MayOffer() bool { return p.Role == Admin }
+
+// MayAudit tells whether p may read who did what.
+func (p Principal) MayAudit() bool { return p.Role == Admin }
 
 // MaySeeMachines tells whether p may see the names and hardware of all peers;
 // others see the counts only.

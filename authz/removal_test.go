@@ -87,7 +87,7 @@ func TestApprove(t *testing.T) {
 	require.Equal(t, []Event{{Type: PeerAdmitted, Peer: "desk", User: "desk", Role: Operator}}, events)
 	p, err := r.Authenticate(token, noon)
 	require.NoError(t, err)
-	require.Equal(t, Principal{User: "desk", Role: Operator, Key: key.ID}, p)
+	require.Equal(t, Principal{User: "desk", Role: Operator, Key: key.ID, Machine: "desk"}, p)
 	require.False(t, r.IsCoordinator("desk"))
 
 	for name, change := range map[string]func(*Approve){

@@ -199,6 +199,14 @@ func (r *Roster) mint(at time.Time, t TicketRecord) ([]Event, error) {
 	return []Event{{Type: TicketMinted, User: t.By, Role: t.Role}}, nil
 }
 
+// MintedBy is the user who minted a ticket; "" for one that the farm does not know.
+func (r *Roster) MintedBy(ticket Hash) string {
+	if i, ok := findTicket(r.tickets, ticket); ok {
+		return r.tickets[i].By
+	}
+	return ""
+}
+
 // CheckTicket reports why the ticket of c would not admit its machine, so that a
 // stranger's guess costs no place in the log.
 func (r *Roster) CheckTicket(at time.Time, c Redeem) error {

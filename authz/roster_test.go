@@ -155,7 +155,7 @@ func TestRedeem(t *testing.T) {
 	require.False(t, m.Coordinator)
 	p, err := r.Authenticate(token, noon)
 	require.NoError(t, err)
-	require.Equal(t, Principal{User: "box-2", Role: Node, Key: m.Key}, p)
+	require.Equal(t, Principal{User: "box-2", Role: Node, Key: m.Key, Machine: "worker1"}, p)
 
 	_, err = join(t, r, g.ticket, "worker2", "box-3")
 	require.ErrorIs(t, err, ErrTicketUsed)

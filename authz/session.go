@@ -8,8 +8,6 @@ import (
 	"io"
 	"strings"
 	"time"
-
-	"github.com/mr-tron/base58"
 )
 
 // SessionLife is how long a session lasts.
@@ -60,7 +58,7 @@ func NewSession(random io.Reader, p Person, issuer PeerID, at time.Time) (Sessio
 // Sign is the session's text, "vzs_" and its claims with a signature. sign signs with
 // the issuer's own key, the one in its peer ID.
 func (s Session) Sign(farm FarmID, sign func([]byte) ([]byte, error)) (string, error) {
-	key, err := peerKey(s.Issuer)
+	key, err := s.Issuer.PublicKey()
 	if err != nil {
 		return "", err
 	}
@@ -132,22 +130,4 @@ func (d *directory) session(text string, now time.Time) (Principal, error) {
 		return Principal{}, ErrSession
 	}
 	return Principal{User: person.User, Role: person.Role, Session: s.ID, Expires: s.Expires, MustChange: person.MustChange}, nil
-}
-
-// keyInID is what stands before an Ed25519 key in the peer ID that names it: libp2p's
-// identity multihash of a protobuf with the type of the key.
-const keyInID = "\x00\x24\x08\x01\x12\x20"
-
-// peerKey is the public key that a peer ID holds.
-func peerKey(id PeerID) (ed25519.PublicKey, error) {
-	raw, err := base58.Decode(string(id))
-	key, ok := strings.CutPrefix(string(raw), keyInID)
-	if err != nil || !ok || len(key) != ed25519.PublicKeySize {
-		return nil, fmt.Errorf("the peer ID %.64q does not hold an Ed25519 key", string(id))
-	}
-	return ed25519.PublicKey(key), nil
-}
-
-func peerIDOf(key ed25519.PublicKey) PeerID {
-	return PeerID(base58.Encode(append([]byte(keyInID), key...)))
 }

@@ -167,7 +167,7 @@ func (d *directory) Authenticate(token string, now time.Time) (Principal, error)
 	if err != nil {
 		return Principal{}, err
 	}
-	return Principal{User: key.User, Role: role, Key: key.ID}, nil
+	return Principal{User: key.User, Role: role, Key: key.ID, Machine: key.Peer}, nil
 }
 
 func (d *directory) member(id PeerID) (int, bool) {

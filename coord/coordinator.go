@@ -33,6 +33,7 @@ type Coordinator struct {
 	leading atomic.Pointer[leader]
 	has     Machine
 	limits  lease.Limits
+	lacking chan struct{} // older records of the audit may be missing
 	counts  counts
 
 	mu  sync.Mutex
@@ -59,7 +60,7 @@ type Machine struct {
 func Open(h host.Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
 	c := &Coordinator{
 		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has, limits: cfg.Limits,
-		can: make(map[authz.PeerID]lease.Capability),
+		can: make(map[authz.PeerID]lease.Capability), lacking: make(chan struct{}, 1),
 	}
 	if c.slog == nil {
 		c.slog = slog.New(slog.DiscardHandler)
@@ -91,6 +92,18 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		}
 	})
 	defer c.host.RemoveStreamHandler(WorkProtocol)
+	c.host.SetStreamHandler(AuditProtocol, c.giveAudit)
+	defer c.host.RemoveStreamHandler(AuditProtocol)
+	completing, complete := context.WithCancel(ctx)
+	completed := make(chan struct{})
+	go func() {
+		defer close(completed)
+		c.completeAudit(completing)
+	}()
+	defer func() {
+		complete()
+		<-completed
+	}()
 	var stop context.CancelFunc = func() {}
 	var wg sync.WaitGroup
 	end := func() {
@@ -169,10 +182,12 @@ func (c *Coordinator) Advertise(p authz.PeerID, can lease.Capability, holds leas
 }
 
 // Submit commits a job and returns its ID and number of tasks once a majority
-// of the coordinators has it on disk.
-func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec) (lease.JobID, int, error) {
+// of the coordinators has it on disk. once, unless nil, keeps it from being accepted a
+// second time: the error is then a [lease.Repeated], with what was answered the first
+// time.
+func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec, once *lease.Once) (lease.JobID, int, error) {
 	id := NewJobID()
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits}}}); err != nil {
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits, Once: once}}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
@@ -202,6 +217,9 @@ func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 func (c *Coordinator) MayJoin(at time.Time, redeem authz.Redeem) (err error) {
 	if c.Leading() {
 		c.Read(func(_ *lease.State, r *authz.Roster) { err = r.CheckTicket(at, redeem) })
+	}
+	if err != nil {
+		c.Refused(c.joins(redeem), outcomeOf(err))
 	}
 	return err
 }
@@ -251,6 +269,7 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 		leader, _ := c.log.Leader()
 		return ErrNotLeader{Leader: leader}
 	}
+	e.Audit = c.note(ctx, e)
 	_, err := c.log.Apply(ctx, e)
 	return err
 }
@@ -269,6 +288,9 @@ func (c *Coordinator) applied(a Applied) {
 	}
 	if len(a.Roster) > 0 || a.Restored {
 		c.has.Roster(c.Roster())
+	}
+	if len(a.Roster) > 0 || a.Restored {
+		c.lookForAudit() // there may be more to find, or somebody more to ask
 	}
 	if l := c.leading.Load(); l != nil {
 		c.counts.applied(a)

@@ -3,6 +3,7 @@ package coord
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +23,8 @@ type fsm struct {
 	index  uint64 // of the last entry applied
 	queue  *lease.State
 	roster *authz.Roster
+	trail  *authz.Trail
+	ledger *ledger // where the trail's records go; nil in tests alone
 
 	feed struct {
 		mu   sync.Mutex
@@ -47,13 +50,13 @@ type outcome struct {
 var _ raft.FSM = (*fsm)(nil)
 
 func newFSM(onBreak func(error)) *fsm {
-	return &fsm{queue: lease.NewState(), roster: authz.NewRoster(), onBreak: onBreak}
+	return &fsm{queue: lease.NewState(), roster: authz.NewRoster(), trail: new(authz.Trail), onBreak: onBreak}
 }
 
 // Apply carries out one committed entry.
 func (f *fsm) Apply(l *raft.Log) any {
 	o := f.apply(l)
-	if o.err == nil {
+	if o.err == nil || o.applied.Audited {
 		f.tell(o.applied)
 	}
 	return o
@@ -73,14 +76,59 @@ func (f *fsm) apply(l *raft.Log) outcome {
 	}
 	f.index = l.Index
 	o := outcome{applied: Applied{Index: l.Index}}
-	if e.Queue != nil {
+	switch {
+	case e.Queue != nil:
 		o.applied.At = e.Queue.At
 		o.applied.Queue, o.err = f.queue.Apply(*e.Queue)
-	} else {
+	case e.Roster != nil:
 		o.applied.At = e.Roster.At
 		o.applied.Roster, o.err = f.roster.Apply(*e.Roster)
+	case e.Seal != nil:
+		o.err = f.seal(*e.Seal)
+	default:
+		o.applied.At = e.Audit.At
+	}
+	if e.Audit != nil {
+		// With the change that it is about: there is never one without the other.
+		became := outcomeOf(o.err)
+		if e.Queue == nil && e.Roster == nil {
+			became = e.Audit.Outcome
+		}
+		deed := e.Audit.Deed
+		if again := new(lease.Repeated); errors.As(o.err, &again) {
+			deed.Object = string(again.Job) // not the one that it would have become
+		}
+		f.trail.Add(o.applied.At, deed, became)
+		o.applied.Audited = true
 	}
 	return o
+}
+
+// seal puts a leader's signatures to records and moves those to the disk. Where that
+// fails they stay in memory, and in the snapshots, until it succeeds.
+func (f *fsm) seal(s authz.Seal) error {
+	if !f.roster.IsCoordinator(s.Signer) {
+		return fmt.Errorf("%w: %s is no coordinator", authz.ErrSeal, s.Signer.Short())
+	}
+	if err := f.trail.Seal(s); err != nil {
+		return err
+	}
+	f.write()
+	return nil
+}
+
+// write moves what is signed to the disk.
+func (f *fsm) write() {
+	if f.ledger != nil && f.ledger.append(f.trail.Signed()) {
+		f.trail.Store()
+	}
+}
+
+// audit shows the end of the audit as it is now.
+func (f *fsm) audit(see func(*authz.Trail)) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	see(f.trail)
 }
 
 // tell feeds the subscribers, outside the state's lock so that they may read it.
@@ -117,13 +165,20 @@ type snapshot struct {
 	index  uint64
 	queue  *lease.Frozen
 	roster []byte
+	trail  []byte
+	ledger *ledger
 }
 
-// snapshotHeader precedes the roster and, after that, the queue: format, index of the
-// last entry applied, size of the roster in bytes.
-const snapshotHeader = "vizpeer queue 2 %d %d\n"
+// snapshotHeader precedes the roster, the end of the audit and the queue: format, index
+// of the last entry applied, sizes of the roster and of the audit in bytes. Format 2
+// knew no audit.
+const (
+	snapshotHeader  = "vizpeer queue 3 %d %d %d\n"
+	snapshotHeader2 = "vizpeer queue 2 %d %d\n"
+)
 
-// maxRoster bounds what Restore takes into memory for the roster, in bytes.
+// maxRoster bounds what Restore takes into memory for the roster, and for the end of
+// the audit, in bytes.
 const maxRoster = 1 << 30
 
 // Snapshot takes the state as it is. Applying waits only for that: the queue is
@@ -138,11 +193,21 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err := f.roster.Snapshot(&roster); err != nil {
 		return nil, fmt.Errorf("writing the roster's snapshot: %w", err)
 	}
-	return &snapshot{index: f.index, queue: f.queue.Freeze(), roster: roster.Bytes()}, nil
+	trail, err := json.Marshal(f.trail.State())
+	if err != nil {
+		return nil, fmt.Errorf("writing the audit's snapshot: %w", err)
+	}
+	return &snapshot{index: f.index, queue: f.queue.Freeze(), roster: roster.Bytes(), trail: trail, ledger: f.ledger}, nil
 }
 
-// Persist writes the snapshot to sink.
+// Persist writes the snapshot to sink. The log is cut behind it: records that came of
+// it must be on disk for good before.
 func (s *snapshot) Persist(sink raft.SnapshotSink) error {
+	if s.ledger != nil {
+		if err := s.ledger.flush(); err != nil {
+			return errors.Join(err, sink.Cancel())
+		}
+	}
 	if err := s.write(sink); err != nil {
 		return errors.Join(err, sink.Cancel())
 	}
@@ -151,11 +216,13 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 
 func (s *snapshot) write(to io.Writer) error {
 	w := bufio.NewWriterSize(to, 1<<20)
-	if _, err := fmt.Fprintf(w, snapshotHeader, s.index, len(s.roster)); err != nil {
+	if _, err := fmt.Fprintf(w, snapshotHeader, s.index, len(s.roster), len(s.trail)); err != nil {
 		return err
 	}
-	if _, err := w.Write(s.roster); err != nil {
-		return err
+	for _, part := range [][]byte{s.roster, s.trail} {
+		if _, err := w.Write(part); err != nil {
+			return err
+		}
 	}
 	if err := s.queue.Write(w); err != nil {
 		return err
@@ -168,40 +235,69 @@ func (*snapshot) Release() {}
 
 // Restore replaces the whole state, or fails and leaves it as it was.
 func (f *fsm) Restore(in io.ReadCloser) error {
-	index, queue, roster, err := readSnapshot(in)
+	s, err := readSnapshot(in)
 	if err != nil {
 		return fmt.Errorf("restoring the queue from a snapshot: %w", err)
 	}
 	f.mu.Lock()
-	f.index, f.queue, f.roster = index, queue, roster
+	f.index, f.queue, f.roster, f.trail = s.index, s.queue, s.roster, s.trail
+	f.write()
 	f.mu.Unlock()
-	f.tell(Applied{Index: index, Restored: true})
+	f.tell(Applied{Index: s.index, Restored: true})
 	return nil
 }
 
-func readSnapshot(in io.Reader) (index uint64, queue *lease.State, roster *authz.Roster, err error) {
+// restored is what a snapshot holds.
+type restored struct {
+	index  uint64
+	queue  *lease.State
+	roster *authz.Roster
+	trail  *authz.Trail
+}
+
+func readSnapshot(in io.Reader) (s restored, err error) {
 	r := bufio.NewReader(in)
 	header, err := r.ReadSlice('\n') // at most the reader's buffer
 	if err != nil {
-		return 0, nil, nil, fmt.Errorf("reading its header: %w", err)
+		return s, fmt.Errorf("reading its header: %w", err)
 	}
-	var size int64
-	if _, err := fmt.Sscanf(string(header), snapshotHeader, &index, &size); err != nil {
-		return 0, nil, nil, fmt.Errorf("its header %.64q is not one that this vizpeer writes: update vizpeer", header)
+	var roster, trail int64
+	if _, err := fmt.Sscanf(string(header), snapshotHeader, &s.index, &roster, &trail); err != nil {
+		trail = 0
+		if _, err := fmt.Sscanf(string(header), snapshotHeader2, &s.index, &roster); err != nil {
+			return s, fmt.Errorf("its header %.64q is not one that this vizpeer writes: update vizpeer", header)
+		}
 	}
-	if size < 0 || size > maxRoster {
-		return 0, nil, nil, fmt.Errorf("a roster of %d bytes is not possible", size)
+	if roster < 0 || roster > maxRoster || trail < 0 || trail > maxRoster {
+		return s, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", roster, trail)
 	}
 	// The buffer grows with what really comes, not with what the header says.
 	var part bytes.Buffer
-	if _, err := io.CopyN(&part, r, size); err != nil {
-		return 0, nil, nil, fmt.Errorf("it is cut short: %w", err)
+	take := func(size int64) error {
+		part.Reset()
+		if _, err := io.CopyN(&part, r, size); err != nil {
+			return fmt.Errorf("it is cut short: %w", err)
+		}
+		return nil
 	}
-	if roster, err = authz.Restore(&part); err != nil {
-		return 0, nil, nil, err
+	if err := take(roster); err != nil {
+		return s, err
 	}
-	if queue, err = lease.Restore(r); err != nil {
-		return 0, nil, nil, err
+	if s.roster, err = authz.Restore(&part); err != nil {
+		return s, err
 	}
-	return index, queue, roster, nil
+	if err := take(trail); err != nil {
+		return s, err
+	}
+	var end authz.TrailState
+	if trail > 0 {
+		if err := json.Unmarshal(part.Bytes(), &end); err != nil {
+			return s, fmt.Errorf("reading the end of the audit: %w", err)
+		}
+	}
+	if s.trail, err = authz.RestoreTrail(end); err != nil {
+		return s, err
+	}
+	s.queue, err = lease.Restore(r)
+	return s, err
 }

@@ -39,6 +39,7 @@ type leader struct {
 	timed     []frameTime   // frames by which machines can be compared
 
 	shown shown // pictures of what is being rendered
+	audit *auditor
 
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
@@ -84,6 +85,13 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
+	l.audit = newAuditor(c.log, c.sign)
+	audited := make(chan struct{})
+	go func() {
+		defer close(audited)
+		l.audit.run(ctx)
+	}()
+	defer func() { <-audited }()
 	l.roll, l.rollAt = time.NewTimer(rollPause), time.Now().Add(rollPause)
 	defer l.roll.Stop()
 	l.establish()
@@ -139,7 +147,10 @@ func (c *Coordinator) found(ctx context.Context) error {
 	if c.genesis == nil || c.Roster().Farm() != "" {
 		return nil
 	}
-	_, err := c.log.Apply(ctx, Entry{Roster: c.genesis})
+	f := c.genesis.Found
+	_, err := c.log.Apply(ctx, Entry{Roster: c.genesis, Audit: &authz.Note{
+		Deed: authz.Deed{User: f.Admin.User, Machine: c.self, Action: "init", Object: string(f.Farm), Detail: f.Name},
+	}})
 	return err
 }
 
@@ -200,6 +211,9 @@ func (l *leader) signal() {
 // applied notes what a committed entry asks the leader to do. It runs on the
 // state machine's goroutine.
 func (l *leader) applied(a Applied) {
+	if a.Audited {
+		l.audit.signal()
+	}
 	l.mu.Lock()
 	for _, e := range a.Queue {
 		switch e.Type {

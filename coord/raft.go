@@ -21,7 +21,7 @@ import (
 // Config tunes a [Log]. Only Dir is required; the zero value of each other
 // field stands for its default.
 type Config struct {
-	// Dir holds the log and its snapshots, and nothing else. It is created
+	// Dir holds the log, its snapshots and the audit, and nothing else. It is created
 	// readable by its owner alone.
 	Dir    string
 	Logger *slog.Logger // nothing is logged by default
@@ -155,6 +155,14 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 	l := &Log{cfg: cfg, self: h.ID(), allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
 	l.watchers.all = make(map[chan struct{}]struct{})
 	l.fsm = newFSM(l.fail)
+	if l.fsm.ledger, err = openLedger(filepath.Join(cfg.Dir, "audit"), !cfg.NoSync, cfg.Logger); err != nil {
+		return nil, err
+	}
+	defer func() {
+		if err != nil {
+			_ = l.fsm.ledger.close()
+		}
+	}()
 	if l.store, err = openStore(filepath.Join(cfg.Dir, "log"), !cfg.NoSync, cfg.Logger); err != nil {
 		return nil, err
 	}
@@ -246,7 +254,7 @@ func (l *Log) Close() error {
 	close(l.stopped)
 	err := l.stopRaft()
 	l.transport.CloseStreams()
-	if err := errors.Join(err, l.store.Close()); err != nil {
+	if err := errors.Join(err, l.fsm.ledger.close(), l.store.Close()); err != nil {
 		return fmt.Errorf("closing the queue's log: %w", err)
 	}
 	return nil

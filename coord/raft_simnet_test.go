@@ -203,6 +203,23 @@ func TestHandOver(t *testing.T) {
 	})
 }
 
+// TestRemove takes voters off the log: what is left of them goes on without.
+func TestRemove(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newLAN(t, 3)
+		logs := net.voters(t)
+		for _, i := range []int{2, 1} {
+			require.NoError(t, logs[0].Remove(t.Context(), net.hosts[i].ID()))
+			require.NotContains(t, logs[0].Status().Voters, idOf(net.hosts[i]))
+			require.Len(t, logs[0].Status().Voters, i)
+		}
+		net.pull(1)
+		net.pull(2)
+		_, err := logs[0].Apply(t.Context(), submission("j1"))
+		require.NoError(t, err)
+	})
+}
+
 // TestStandbyCatchesUpFromASnapshot adds a standby after the log was cut: it
 // gets the snapshot, is told that its state was replaced, and follows on.
 func TestStandbyCatchesUpFromASnapshot(t *testing.T) {

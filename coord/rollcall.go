@@ -57,7 +57,9 @@ func (l *leader) change(cmd authz.Command) {
 	cmd.At = time.Now()
 	ctx, cancel := context.WithTimeout(l.ctx, rollPause)
 	defer cancel()
-	if _, err := l.c.log.Apply(ctx, Entry{Roster: &cmd}); err != nil && l.ctx.Err() == nil {
+	e := Entry{Roster: &cmd}
+	e.Audit = l.c.note(ctx, e)
+	if _, err := l.c.log.Apply(ctx, e); err != nil && l.ctx.Err() == nil {
 		l.c.slog.Warn("who is there could not be noted", "err", err)
 		l.mu.Lock()
 		l.rollSoon()

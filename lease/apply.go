@@ -82,6 +82,9 @@ func (a *applying) submit(c Submit) error {
 	if c.Job == "" {
 		return fmt.Errorf("%w: the job has no ID", ErrInvalid)
 	}
+	if err := a.repeats(c.Once); err != nil {
+		return err
+	}
 	if _, taken := a.jobs[c.Job]; taken {
 		return fmt.Errorf("%w: job %s", ErrExists, c.Job)
 	}
@@ -110,6 +113,7 @@ func (a *applying) submit(c Submit) error {
 	a.jobs[j.ID] = j
 	a.list = append(a.list, j)
 	a.enlist(j)
+	a.remember(c.Once, j)
 	a.tell(Event{Type: JobSubmitted, Job: j.ID, Task: -1, State: string(JobQueued)})
 	return nil
 }

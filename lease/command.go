@@ -41,6 +41,8 @@ type Submit struct {
 	Spec Spec  `json:"spec"`
 	// Limits are set by the leader, from its settings.
 	Limits Limits `json:"limits,omitzero"`
+	// Once, unless nil, makes the job one however often it is submitted.
+	Once *Once `json:"once,omitempty"`
 }
 
 // Grant leases a queued task to a machine, on one of its devices.

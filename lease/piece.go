@@ -47,6 +47,8 @@ type More struct {
 	Samples int32 `json:"samples"`
 	// Limits are set by the leader, from its settings.
 	Limits Limits `json:"limits,omitzero"`
+	// Once, unless nil, adds them once however often it is asked for.
+	Once *Once `json:"once,omitempty"`
 }
 
 // Part tells whether the task is for a part of a frame.
@@ -400,6 +402,9 @@ var errWhole = errors.New("its frames were not split by samples, so that none ca
 
 func (a *applying) more(c More) error {
 	j, err := a.edit(c.Job)
+	if err == nil {
+		err = a.repeats(c.Once)
+	}
 	if err != nil {
 		return err
 	}
@@ -422,6 +427,7 @@ func (a *applying) more(c More) error {
 			return err
 		}
 	}
+	a.remember(c.Once, j)
 	was := j.Units
 	j.Units += c.Samples
 	for at := range j.Pictures() {

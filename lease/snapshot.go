@@ -15,6 +15,7 @@ type head struct {
 	Version int    `json:"version"`
 	Seq     uint64 `json:"seq"`
 	Jobs    int    `json:"jobs"`
+	Once    []done `json:"once,omitempty"`
 	machinesJSON
 }
 
@@ -35,7 +36,7 @@ type Frozen struct {
 // called while others use the State.
 func (s *State) Freeze() *Frozen {
 	f := &Frozen{
-		head: head{Version: snapshotVersion, Seq: s.seq, Jobs: len(s.list), machinesJSON: s.machinesDocument()},
+		head: head{Version: snapshotVersion, Seq: s.seq, Jobs: len(s.list), Once: s.once, machinesJSON: s.machinesDocument()},
 		jobs: make([]Job, len(s.list)),
 	}
 	for i, j := range s.list {
@@ -72,6 +73,10 @@ func Restore(r io.Reader) (*State, error) {
 	s := NewState()
 	s.seq = h.Seq
 	s.loadMachines(h.machinesJSON)
+	if err := checkOnce(h.Once); err != nil {
+		return nil, fmt.Errorf("the queue's snapshot is damaged: %w", err)
+	}
+	s.once = h.Once
 	for range h.Jobs {
 		var j *Job
 		if err := d.Decode(&j); err != nil {

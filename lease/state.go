@@ -36,6 +36,7 @@ type State struct {
 	seq  uint64
 	// machines is what is remembered of machines; an empty record is as good as none.
 	machines map[authz.PeerID]*Machine
+	once     []done // in log order
 	// totals counts the tasks of all jobs; each job keeps its own part of it.
 	totals Totals
 }

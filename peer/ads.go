@@ -66,18 +66,24 @@ func (a ad) encode() ([]byte, error) {
 
 // openAds joins the farm's gossip. It lives until ctx ends.
 func openAds(ctx context.Context, h host.Host, g *gate, farm authz.FarmID, can lease.Capability, log *slog.Logger, heard func(authz.PeerID, ad)) (*ads, error) {
+	often, passed := pace{rate: adRate, burst: adBurst}, pace{rate: passRate, burst: passBurst}
 	ps, err := pubsub.NewGossipSub(ctx, h,
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign),
 		pubsub.WithMaxMessageSize(2*maxAd),
 		pubsub.WithPeerFilter(func(p peer.ID, _ string) bool { return g.member(p) }),
+		pubsub.WithAppSpecificRpcInspector(func(p peer.ID, rpc *pubsub.RPC) error {
+			if !g.member(p) || !passed.may(p, weight(rpc)) {
+				return errHushed
+			}
+			return nil
+		}),
 	)
 	if err != nil {
 		return nil, fmt.Errorf("start gossip: %w", err)
 	}
 	name := "/vizpeer/" + string(farm) + "/ads/1"
-	var often pace
 	err = ps.RegisterTopicValidator(name, func(_ context.Context, _ peer.ID, m *pubsub.Message) bool {
-		if len(m.Data) > maxAd || m.GetFrom() != h.ID() && (!g.member(m.GetFrom()) || !often.may(m.GetFrom())) {
+		if len(m.Data) > maxAd || m.GetFrom() != h.ID() && (!g.member(m.GetFrom()) || !often.may(m.GetFrom(), 1)) {
 			return false
 		}
 		var said ad
@@ -108,14 +114,41 @@ const (
 	adBurst = 10
 )
 
-// pace counts what members say of themselves.
+// One neighbour may pass on so much in a second, and in a burst, of what all members
+// say, and of the words by which gossip arranges itself: checking what it passes on costs
+// more than saying it. What is more is not looked at.
+const (
+	passRate  = 1000
+	passBurst = 2 * authz.MaxMembers
+)
+
+// errHushed drops what a neighbour sent.
+var errHushed = errors.New("it says too much, or is no member")
+
+// weight is how much there is to look at in what a neighbour sent.
+func weight(rpc *pubsub.RPC) int {
+	n := 1 + len(rpc.GetPublish()) + len(rpc.GetSubscriptions())
+	c := rpc.GetControl()
+	for _, ids := range c.GetIhave() {
+		n += len(ids.GetMessageIDs())
+	}
+	for _, ids := range c.GetIwant() {
+		n += len(ids.GetMessageIDs())
+	}
+	return n + len(c.GetGraft()) + len(c.GetPrune()) + len(c.GetIdontwant())
+}
+
+// pace counts what members say.
 type pace struct {
+	rate  rate.Limit
+	burst int
+
 	mu   sync.Mutex
 	said map[peer.ID]*rate.Limiter // of members; who is none any more costs a few bytes
 }
 
-// may tells whether p may speak now.
-func (c *pace) may(p peer.ID) bool {
+// may tells whether p may say n more things now.
+func (c *pace) may(p peer.ID, n int) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.said == nil {
@@ -123,10 +156,10 @@ func (c *pace) may(p peer.ID) bool {
 	}
 	l := c.said[p]
 	if l == nil {
-		l = rate.NewLimiter(adRate, adBurst)
+		l = rate.NewLimiter(c.rate, c.burst)
 		c.said[p] = l
 	}
-	return l.Allow()
+	return l.AllowN(time.Now(), n)
 }
 
 // Can is what this machine says of itself.

@@ -24,6 +24,12 @@ import (
 // yet, and so know no farm.
 const mdnsAnyone = "_vizpeer-join._udp"
 
+// Errors of Ask, beside those of Join.
+var (
+	ErrAddress    = errors.New("this is no coordinator's address: write it as `vizpeer up --json` shows it there, with /p2p/ and its ID at the end")
+	ErrUnanswered = errors.New("no admin has let this machine in yet")
+)
+
 // Waiting is a farm that was asked to admit this machine. An admin who sees the same
 // words there knows that it is this machine that asks.
 type Waiting struct {
@@ -39,8 +45,8 @@ type Waiting struct {
 // and again where one had to be asked anew.
 //
 // The machine gets what a ticket would have given it. Ask fails with [ErrRefused] once
-// all who took the request have denied it, and with [ErrNoFarm] where nobody had by the
-// time that ctx ended.
+// all who took the request have denied it, with [ErrUnanswered] where nobody had by the
+// time that ctx ended, and with [ErrNoFarm] where nobody was found.
 func Ask(ctx context.Context, cfg Config, addrs []string, j Joining, shown func(Waiting)) (Joined, error) {
 	n, err := newNewcomer(cfg, "", j)
 	if err != nil {
@@ -48,13 +54,11 @@ func Ask(ctx context.Context, cfg Config, addrs []string, j Joining, shown func(
 	}
 	defer n.host.Close()
 	named, err := peer.AddrInfosFromP2pAddrs(info(coord.Addr{Peer: peerOf(n.host.ID()), Addrs: addrs}).Addrs...)
-	if err != nil {
-		return Joined{}, fmt.Errorf("the coordinator's address: %w", err)
+	if err != nil || len(named) == 0 && len(addrs) > 0 {
+		return Joined{}, fmt.Errorf("%.200q: %w", addrs, ErrAddress)
 	}
 	found := make(chan peer.AddrInfo, 16)
 	switch {
-	case len(addrs) > 0 && len(named) == 0:
-		return Joined{}, fmt.Errorf("%w: %q is no coordinator's address: write it as `vizpeer up --json` shows it there, with /p2p/ and its ID at the end", ErrNoFarm, addrs)
 	case len(named) > 0:
 	case n.cfg.NoMDNS:
 		return Joined{}, fmt.Errorf("%w: mDNS, which would find one, is switched off here: name a coordinator with --addr, or use a ticket", ErrNoFarm)
@@ -120,7 +124,7 @@ func (n *newcomer) ask(ctx context.Context, named []peer.AddrInfo, found <-chan 
 			if len(asked) == 0 {
 				return Joined{}, fmt.Errorf("%w: nobody answered on the local network: name a coordinator with --addr, or use a ticket: %w", ErrNoFarm, cause)
 			}
-			return Joined{}, fmt.Errorf("%w: no admin has let this machine in yet: %w", ErrNoFarm, cause)
+			return Joined{}, fmt.Errorf("%w: %w", ErrUnanswered, cause)
 		}
 	}
 }

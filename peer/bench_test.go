@@ -203,7 +203,7 @@ func (f *benchFarm) submit(p *benchPeer, frames int) lease.JobID {
 	})
 	require.NoError(f.b, err)
 	spec.Owner, spec.Submitter = benchOperator.User, p.self
-	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec)
+	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec, nil)
 	require.NoError(f.b, err)
 	return out.Job
 }
@@ -358,10 +358,10 @@ func benchmarkWorkers(b *testing.B, blender string, tasks int) {
 		began, computed := time.Now(), cpuTime()
 		id := f.submit(f.founder, tasks)
 		state := func() httpapi.JobSummary {
-			jobs, err := f.founder.Queue().Jobs(b.Context(), benchOperator)
+			jobs, err := f.founder.Queue().Jobs(b.Context(), benchOperator, httpapi.JobQuery{})
 			require.NoError(b, err)
-			require.Equal(b, id, jobs[0].ID)
-			return jobs[0]
+			require.Equal(b, id, jobs.Jobs[0].ID)
+			return jobs.Jobs[0]
 		}
 		f.within("all is rendered", func() bool { j := state(); return j.Tasks.Rendered+j.Tasks.Done == tasks })
 		rendered := time.Since(began)

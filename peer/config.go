@@ -30,6 +30,8 @@ type Config struct {
 	APINames []string
 	// TrustedProxies are those that may say whom they speak for (X-Forwarded-For).
 	TrustedProxies []netip.Prefix
+	// APIRate is how many requests a second one client address may make; 0: 50.
+	APIRate int
 	// Blender are paths of Blender builds beside those found by themselves.
 	Blender []string
 	// Labels are matched with the labels that a job asks for.

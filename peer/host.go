@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/gologshim"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
@@ -27,6 +28,8 @@ import (
 
 	"vizpeer/authz"
 	"vizpeer/blobs/swarm"
+	"vizpeer/coord"
+	"vizpeer/peer/httpapi"
 )
 
 // The network library speaks to its developers: what matters to an operator comes
@@ -99,12 +102,30 @@ func raised() rcmgr.PartialLimitConfig {
 	c.System = many
 	perProtocol := rcmgr.ResourceLimits{Streams: 2 * maxConns, StreamsInbound: 2 * maxConns, StreamsOutbound: 2 * maxConns}
 	c.ProtocolDefault, c.ServiceDefault = perProtocol, perProtocol
+	// One machine alone must leave room for others, whatever it does. A connection each way
+	// by TCP and by QUIC is what two that dial each other may have for a moment.
+	c.PeerDefault.Conns, c.PeerDefault.ConnsInbound, c.PeerDefault.ConnsOutbound = 16, 8, 8
+	c.PeerDefault.FD = 16
+	c.PeerDefault.Streams, c.PeerDefault.StreamsInbound, c.PeerDefault.StreamsOutbound = 1024, 512, 512
+	for p, inbound := range perMember {
+		c.ProtocolPeer[p] = rcmgr.ResourceLimits{Streams: rcmgr.LimitVal(2 * inbound), StreamsInbound: rcmgr.LimitVal(inbound), StreamsOutbound: rcmgr.LimitVal(inbound)}
+	}
 	// A farm that starts in the morning connects all at once.
 	c.Transient = rcmgr.ResourceLimits{
 		Conns: authz.MaxMembers, ConnsInbound: authz.MaxMembers, ConnsOutbound: authz.MaxMembers, FD: authz.MaxMembers,
 		Streams: maxConns, StreamsInbound: maxConns, StreamsOutbound: maxConns,
 	}
 	return c
+}
+
+// perMember is how many streams by a protocol one machine may have open at once: one for
+// each request that it passes on, for its work, for each round of raft's, and while it
+// joins. The exchange bounds its own.
+var perMember = map[protocol.ID]int{
+	httpapi.Protocol:   256,
+	coord.WorkProtocol: 8,
+	coord.RaftProtocol: 32,
+	joinProtocol:       8,
 }
 
 // dialAnew lets the next dial of p try every address at once. libp2p itself leaves

@@ -4,11 +4,13 @@ import (
 	"context"
 	"crypto/rand"
 	"io"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
 	dialler "github.com/libp2p/go-libp2p/p2p/net/swarm"
@@ -19,6 +21,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"vizpeer/authz"
+	"vizpeer/peer/httpapi"
 )
 
 // Why somebody could not be dialled is told in a line for each address, and the
@@ -110,4 +113,96 @@ func TestManyMembers(t *testing.T) {
 		require.Equal(t, byte(i), b[0])
 	}
 	require.Len(t, hub.Network().Peers(), members)
+}
+
+// A member that opens thousands of streams, or many connections, gets so many and no
+// more, and others are served.
+func TestGreedyMember(t *testing.T) {
+	var keys []crypto.PrivKey
+	var ids []authz.PeerID
+	for range 3 {
+		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+		require.NoError(t, err)
+		id, err := libp2ppeer.IDFromPrivateKey(key)
+		require.NoError(t, err)
+		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
+	}
+	view := rosterOf(t, ids...)
+	hub, err := newHost(keys[0], newGate(ids[0], view.Farm(), view), []string{"/ip4/127.0.0.1/tcp/0"})
+	require.NoError(t, err)
+	defer hub.Close()
+	var open atomic.Int32
+	serve := func(s network.Stream) {
+		open.Add(1)
+		defer open.Add(-1)
+		_, _ = io.Copy(s, s)
+		_ = s.Reset()
+	}
+	for p := range perMember {
+		hub.SetStreamHandler(p, serve)
+	}
+	hub.SetStreamHandler("/test/1", serve)
+	raw := func(i int) host.Host {
+		h, err := libp2p.New(libp2p.Identity(keys[i]), libp2p.NoListenAddrs, libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(tls.ID, tls.New), libp2p.ResourceManager(&network.NullResourceManager{}))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = h.Close() })
+		h.Peerstore().AddAddrs(hub.ID(), hub.Addrs(), time.Hour)
+		return h
+	}
+	echoes := func(s network.Stream, err error) bool {
+		if err != nil {
+			return false
+		}
+		_ = s.SetDeadline(time.Now().Add(10 * time.Second))
+		var b [1]byte
+		if _, err := s.Write([]byte{7}); err != nil {
+			return false
+		}
+		_, err = io.ReadFull(s, b[:])
+		return err == nil
+	}
+	greedy, modest := raw(1), raw(2)
+	for p, limit := range perMember {
+		served := 0
+		var streams []network.Stream
+		for range 2 * limit {
+			s, err := greedy.NewStream(t.Context(), hub.ID(), p)
+			if echoes(s, err) {
+				served++
+			}
+			if err == nil {
+				streams = append(streams, s)
+			}
+		}
+		require.Equal(t, limit, served, p)
+		s, err := modest.NewStream(t.Context(), hub.ID(), p)
+		require.True(t, echoes(s, err), "%s: another is served meanwhile", p)
+		for _, s := range append(streams, s) {
+			_ = s.Reset()
+		}
+		require.Eventually(t, func() bool { return open.Load() == 0 }, 10*time.Second, 10*time.Millisecond)
+	}
+
+	// As one machine, by whatever protocols and connections it tries.
+	var conns, served int
+	for range 20 {
+		h := raw(1)
+		for range 200 {
+			s, err := h.NewStream(t.Context(), hub.ID(), "/test/1")
+			if !echoes(s, err) {
+				break
+			}
+			served++
+		}
+	}
+	for _, c := range hub.Network().ConnsToPeer(greedy.ID()) {
+		if !c.IsClosed() {
+			conns++
+		}
+	}
+	require.LessOrEqual(t, conns, 8)
+	require.LessOrEqual(t, served, 512)
+	require.Greater(t, served, 64)
+	s, err := modest.NewStream(t.Context(), hub.ID(), httpapi.Protocol)
+	require.True(t, echoes(s, err), "another is served meanwhile")
 }

@@ -16,6 +16,7 @@ import (
 	"vizpeer/authz"
 	"vizpeer/blobs"
 	"vizpeer/lease"
+	"vizpeer/peer/cert"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/render"
 )
@@ -269,6 +270,14 @@ func (p *Peer) members() []peer.AddrInfo {
 
 // Identity is this machine's ID and its farm's.
 func (l local) Identity() (authz.PeerID, authz.FarmID) { return l.self, l.farm }
+
+// CA is what ca.crt holds.
+func (l local) CA() []byte {
+	if v := l.gate.view(); v != nil {
+		return cert.Bundle(v.CA())
+	}
+	return nil
+}
 
 // Status tells what this machine is and does.
 func (l local) Status(ctx context.Context) httpapi.Status {

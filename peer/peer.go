@@ -351,7 +351,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		p.certs.wanted = func() (asked, own []string) { return certNames(p.name, p.cfg.APINames, beyond) }
 	}
 	server := httpapi.New(httpapi.Config{
-		Version: p.cfg.Version, Member: p.gate.member, TLS: p.certs.listener.Config(), Proxies: p.cfg.TrustedProxies, Logger: p.slog,
+		Version: p.cfg.Version, Member: p.gate.member, Requests: p.cfg.APIRate, TLS: p.certs.listener.Config(), Proxies: p.cfg.TrustedProxies, Logger: p.slog,
 		Metrics: p.Metrics(),
 	}, local{p}, queue{p}, finder{p}, p.host)
 	if p.coord != nil {

@@ -19,7 +19,7 @@ import (
 	"vizpeer/peer/httpapi"
 )
 
-// maxDeriving is how many requests may wait for a password to be hashed or checked.
+// maxDeriving is how many passwords may be hashed or checked, or wait for their turn.
 const maxDeriving = 16
 
 // passwords hashes and checks passwords, each of which takes about 0.2 s of a core,

@@ -7,7 +7,10 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
+	"strconv"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -68,7 +71,7 @@ func visible(s *lease.State, p authz.Principal, id lease.JobID) (*lease.Job, err
 	return j, nil
 }
 
-func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec) (httpapi.Submitted, error) {
+func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec, once *lease.Once) (httpapi.Submitted, error) {
 	if err := q.mustLead(); err != nil {
 		return httpapi.Submitted{}, err
 	}
@@ -89,7 +92,11 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec) (
 	if err != nil {
 		return httpapi.Submitted{}, err
 	}
-	id, tasks, err := q.coord.Submit(ctx, spec)
+	id, tasks, err := q.coord.Submit(ctx, spec, once)
+	var again *lease.Repeated
+	if errors.As(err, &again) {
+		return httpapi.Submitted{Job: again.Job, Project: spec.Project, Tasks: again.Tasks, Split: spec.Split, Replayed: true}, nil
+	}
 	if err != nil {
 		return httpapi.Submitted{}, answer(err)
 	}
@@ -97,12 +104,27 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec) (
 	return httpapi.Submitted{Job: id, Project: spec.Project, Tasks: tasks, Split: spec.Split}, nil
 }
 
-func (q queue) Jobs(_ context.Context, p authz.Principal) (out []httpapi.JobSummary, err error) {
-	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
-		jobs := s.Jobs()
-		for _, j := range slices.Backward(jobs) {
-			if p.MaySee(j.Spec.Owner) {
-				out = append(out, summary(j))
+func (q queue) Jobs(_ context.Context, p authz.Principal, in httpapi.JobQuery) (out httpapi.JobList, err error) {
+	before := uint64(math.MaxUint64)
+	if in.After != "" {
+		if before, err = strconv.ParseUint(in.After, 10, 64); err != nil {
+			return out, fmt.Errorf("%w: after is %q: send the next of an answer before", httpapi.ErrInvalid, in.After)
+		}
+	}
+	name := strings.ToLower(in.Name)
+	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+		for _, j := range slices.Backward(s.Jobs()) {
+			switch {
+			case j.Seq >= before || !p.MaySee(j.Spec.Owner):
+			case in.State != "" && j.State != in.State || in.Owner != "" && j.Spec.Owner != in.Owner:
+			case name != "" && !strings.Contains(strings.ToLower(j.Spec.Name), name):
+			case j.Created.Before(in.Since):
+			case in.Limit > 0 && len(out.Jobs) == in.Limit:
+				out.Next = strconv.FormatUint(before, 10)
+				return nil
+			default:
+				out.Jobs = append(out.Jobs, summary(j))
+				before = j.Seq
 			}
 		}
 		return nil
@@ -337,7 +359,7 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 	case httpapi.Prioritise:
 		cmd.Prioritise = &lease.Prioritise{Job: id, Tier: c.Tier}
 	case httpapi.AddMore:
-		cmd.More = &lease.More{Job: id, Samples: c.Samples}
+		cmd.More = &lease.More{Job: id, Samples: c.Samples, Once: c.Once}
 	default:
 		return out, fmt.Errorf("%w: a job cannot be told to %q", httpapi.ErrInvalid, c.Do)
 	}
@@ -354,7 +376,9 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 	if err != nil {
 		return out, err
 	}
-	if err := q.coord.Control(ctx, cmd); err != nil {
+	var again *lease.Repeated
+	err = q.coord.Control(ctx, cmd)
+	if err != nil && !errors.As(err, &again) {
 		return out, answer(err)
 	}
 	q.slog.Info("a job was told what to do", "job", id, "user", p.User, "do", c.Do)
@@ -362,6 +386,7 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 		j, err := visible(s, p, id)
 		if err == nil {
 			out = summary(j)
+			out.Replayed = again != nil
 		}
 		return err
 	})

@@ -106,19 +106,32 @@ func TestRevoked(t *testing.T) {
 			require.Error(t, m.Dial(ctx, bad.ID), m.Name)
 			cancel()
 		}
-		require.True(t, cut.Connected(bad.ID), "it cannot know yet")
-
 		err = bad.Ended(30 * time.Second)
 		require.ErrorIs(t, err, peer.ErrRemoved)
 		require.ErrorContains(t, err, "admin removed it on 2000-01-0")
 		require.ErrorContains(t, err, "vizpeer join TICKET")
 		require.ErrorIs(t, bad.Revived(), peer.ErrRemoved)
 
+		// One that does not stop still gets at the machine that has not heard yet.
+		thief := f.Impersonate(bad)
+		dial := func(m *farmtest.Member) error {
+			ctx, cancel := context.WithTimeout(t.Context(), revocable)
+			defer cancel()
+			_, err := thief.Network().DialPeer(ctx, m.HostID())
+			return err
+		}
+		require.NoError(t, dial(cut))
+		f.Within(time.Second, "they are connected", func() bool { return cut.Connected(bad.ID) })
 		f.Heal()
 		f.Within(time.Minute, "the one that was cut off is back", func() bool { return cut.Local().Status(t.Context()).Leader == founder.ID })
 		began = time.Now()
 		f.Within(revocable, "it has heard", func() bool { _, still := cut.Roster().Member(bad.ID); return !still && !cut.Connected(bad.ID) })
 		t.Logf("cut off by the machine that came back after %s", time.Since(began))
+		for _, m := range []*farmtest.Member{cut, off, f.Peers[4]} {
+			_ = dial(m) // it learns that it was refused only when it uses the connection
+			time.Sleep(time.Second)
+			require.False(t, m.Connected(bad.ID), m.Name)
+		}
 		f.Await(id, lease.JobDone, 10*time.Minute)
 	})
 }

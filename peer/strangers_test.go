@@ -14,6 +14,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"github.com/ipfs/go-cid"
 	pubsub "github.com/libp2p/go-libp2p-pubsub"
@@ -95,7 +96,7 @@ var probes = []struct {
 		return "welcome"
 	}},
 	{"raft", func(t *testing.T, s someone, to *farmtest.Member) string {
-		tr := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: raftStreams{s.host}, MaxPool: 1, Timeout: within, Logger: nil})
+		tr := raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{Stream: raftStreams{s.host}, MaxPool: 1, Timeout: within, Logger: hclog.NewNullLogger()})
 		defer tr.Close()
 		var resp raft.AppendEntriesResponse
 		if tr.AppendEntries(raft.ServerID(to.ID), raft.ServerAddress(to.ID), &raft.AppendEntriesRequest{RPCHeader: raft.RPCHeader{ProtocolVersion: 3}}, &resp) != nil {
@@ -319,10 +320,12 @@ func gossip(t *testing.T, f *farmtest.Farm, all []someone) (heard, hears map[str
 		require.NoError(t, err)
 		sub, err := topic.Subscribe()
 		require.NoError(t, err)
-		time.Sleep(3 * time.Second) // of simulated time: the mesh is made by its heartbeat
 		said, err := json.Marshal(lease.Capability{OS: "linux", Arch: "amd64", Cores: 77})
 		require.NoError(t, err)
-		require.NoError(t, topic.Publish(ctx, said))
+		for range 5 { // of simulated time: the mesh is made by its heartbeat
+			time.Sleep(2 * time.Second)
+			require.NoError(t, topic.Publish(ctx, said))
+		}
 		listening, stop := context.WithTimeout(ctx, 20*time.Second)
 		for {
 			m, err := sub.Next(listening)

@@ -108,7 +108,7 @@ func BenchmarkOneFrameJobs(b *testing.B) {
 	require.NoError(b, err)
 	require.NoError(b, json.Unmarshal(text, &sent))
 	render := func(frame, percent int) {
-		out, err := cl.submit(b.Context(), httpapi.Submission{Project: sent.Project, Frames: strconv.Itoa(frame), Settings: lease.Settings{ResolutionPercent: percent}})
+		out, err := cl.submit(b.Context(), httpapi.Submission{Project: sent.Project, Frames: strconv.Itoa(frame), Settings: lease.Settings{ResolutionPercent: percent}}, func(error) {})
 		require.NoError(b, err)
 		job, err := cl.follow(b.Context(), out.Job, func(*follower, *httpapi.Event) {})
 		require.NoError(b, err)

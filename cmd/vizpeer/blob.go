@@ -130,20 +130,19 @@ come already.`,
 }
 
 func (c *cli) fetchBlob(ctx context.Context, cl *client, cid string) (httpapi.Root, error) {
-	root, err := follow[httpapi.Root](ctx, c, cl, "Fetching", blobPath(cid, "/fetch"))
+	root, err := follow[httpapi.Root](ctx, c, cl, c.stepBar("Fetching"), http.MethodPost, blobPath(cid, "/fetch"))
 	return root, unknownBlob(cid, err)
 }
 
-// follow makes a request that is answered in steps, shows them, and returns the
-// result.
-func follow[T any](ctx context.Context, c *cli, cl *client, name, path string) (result T, err error) {
-	resp, err := cl.exchange(ctx, http.MethodPost, path, "", nil)
+// follow makes a request that is answered in steps, shows them on the bar, which it
+// closes, and returns the result.
+func follow[T any](ctx context.Context, c *cli, cl *client, bar *stepBar, method, path string) (result T, err error) {
+	defer bar.close()
+	resp, err := cl.exchange(ctx, method, path, "", nil)
 	if err != nil {
 		return result, err
 	}
 	defer resp.Body.Close()
-	bar := c.stepBar(name)
-	defer bar.close()
 	for in := json.NewDecoder(bufio.NewReader(resp.Body)); ; {
 		var step httpapi.Step[T]
 		switch err := in.Decode(&step); {
@@ -360,7 +359,7 @@ where something stays lacking.`,
 			if len(args) == 1 {
 				path += "?cid=" + url.QueryEscape(args[0])
 			}
-			v, err := follow[httpapi.Verified](cmd.Context(), c, cl, "Verifying", path)
+			v, err := follow[httpapi.Verified](cmd.Context(), c, cl, c.stepBar("Verifying"), http.MethodPost, path)
 			if err != nil {
 				if len(args) == 1 {
 					err = unknownBlob(args[0], err)

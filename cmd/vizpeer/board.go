@@ -255,14 +255,22 @@ type stepBar struct {
 	bar      *mpb.Bar
 }
 
+// stepBar shows how many bytes are done.
 func (c *cli) stepBar(name string) *stepBar {
+	return c.barOf(name, decor.CountersKibiByte(" % .1f / % .1f "))
+}
+
+// countBar shows how many things are done.
+func (c *cli) countBar(name string) *stepBar { return c.barOf(name, decor.CountersNoUnit(" %d / %d ")) }
+
+func (c *cli) barOf(name string, counters decor.Decorator) *stepBar {
 	if !c.live() {
 		return &stepBar{}
 	}
 	p := mpb.New(mpb.WithOutput(c.errOut), mpb.WithWidth(40))
 	return &stepBar{p, p.AddBar(0,
 		mpb.PrependDecorators(decor.Name(name+" ")),
-		mpb.AppendDecorators(decor.CountersKibiByte(" % .1f / % .1f "), decor.AverageETA(decor.ET_STYLE_GO)),
+		mpb.AppendDecorators(counters, decor.AverageETA(decor.ET_STYLE_GO)),
 		mpb.BarRemoveOnComplete())}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
@@ -45,7 +46,15 @@ type client struct {
 	base  string // without a slash at the end
 	token string
 	http  *http.Client
-	local bool // the peer is on this machine
+	local bool              // the peer is on this machine
+	extra map[string]string // headers
+}
+
+// with is the client whose requests also have that header.
+func (cl *client) with(name, value string) *client {
+	other := *cl
+	other.extra = map[string]string{name: value}
+	return &other
 }
 
 // client finds the peer that the flags name, and who commands act as.
@@ -72,6 +81,10 @@ func (c *cli) newClient(base, token string) (*client, error) {
 		return nil, usagef("%q is no API address: write it like http://127.0.0.1:8787", base)
 	}
 	ip := net.ParseIP(u.Hostname())
+	local := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	if u.Scheme == "http" && !local {
+		return nil, usagef("%s would carry your key in clear to another machine: use https", base)
+	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil // a token for a machine of the farm is no proxy's business
 	transport.DialContext = dialPatiently
@@ -84,7 +97,7 @@ func (c *cli) newClient(base, token string) (*client, error) {
 		base:  strings.TrimSuffix(base, "/"),
 		token: token,
 		http:  &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		local: u.Hostname() == "localhost" || ip != nil && ip.IsLoopback(),
+		local: local,
 	}, nil
 }
 
@@ -192,6 +205,9 @@ func (cl *client) exchange(ctx context.Context, method, path, contentType string
 	req.Header.Set("User-Agent", "vizpeer/"+version)
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
+	}
+	for name, value := range cl.extra {
+		req.Header.Set(name, value)
 	}
 	for {
 		resp, err := cl.http.Do(req)
@@ -326,10 +342,18 @@ func jobPath(id lease.JobID, rest string) string {
 	return "/v1/jobs/" + url.PathEscape(string(id)) + rest
 }
 
-func (cl *client) jobs(ctx context.Context) ([]httpapi.JobSummary, error) {
-	var answer httpapi.JobList
-	err := cl.call(ctx, http.MethodGet, "/v1/jobs", nil, &answer)
-	return answer.Jobs, err
+// jobs lists all jobs that fit the filters, over as many pages as it takes.
+func (cl *client) jobs(ctx context.Context, filters url.Values) (all []httpapi.JobSummary, err error) {
+	for {
+		var page httpapi.JobList
+		if err := cl.call(ctx, http.MethodGet, "/v1/jobs?"+filters.Encode(), nil, &page); err != nil {
+			return nil, err
+		}
+		if all = append(all, page.Jobs...); page.Next == "" {
+			return all, nil
+		}
+		filters.Set("after", page.Next)
+	}
 }
 
 // named says which job it is that is not there.
@@ -370,10 +394,32 @@ func (cl *client) why(ctx context.Context, id lease.JobID, task int32) (httpapi.
 	return why, named(id, err)
 }
 
-func (cl *client) submit(ctx context.Context, s httpapi.Submission) (httpapi.Submitted, error) {
-	var answer httpapi.Submitted
-	err := cl.call(ctx, http.MethodPost, "/v1/jobs", s, &answer)
-	return answer, err
+// Where the leader goes away before it answers, a submission is made again for so long,
+// every so often.
+const (
+	submitPatience = 2 * time.Minute
+	submitPause    = 2 * time.Second
+)
+
+// submit submits a job. The key of the request makes it one job however often it is
+// asked for, so that a leader that went away before it answered is no trouble; waits is
+// told each time.
+func (cl *client) submit(ctx context.Context, s httpapi.Submission, waits func(error)) (httpapi.Submitted, error) {
+	cl = cl.with("Idempotency-Key", rand.Text())
+	for end := time.Now().Add(submitPatience); ; {
+		var answer httpapi.Submitted
+		err := cl.call(ctx, http.MethodPost, "/v1/jobs", s, &answer)
+		p, refused := errors.AsType[*httpapi.Problem](err)
+		if !refused || p.Code != httpapi.CodeNoLeader || time.Now().After(end) {
+			return answer, err
+		}
+		waits(err)
+		select {
+		case <-time.After(submitPause):
+		case <-ctx.Done():
+			return answer, context.Cause(ctx)
+		}
+	}
 }
 
 func (cl *client) peers(ctx context.Context) ([]httpapi.Peer, error) {

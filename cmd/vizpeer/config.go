@@ -27,6 +27,7 @@ type settings struct {
 	apiListen []string
 	apiNames  []string
 	proxies   []string
+	apiRate   int
 	blender   []string
 	labels    []string
 	slots     int
@@ -51,6 +52,7 @@ func (s *settings) flags() *pflag.FlagSet {
 	f.StringSliceVar(&s.apiListen, "api-listen", []string{peer.DefaultAPI}, "address of the HTTP API, repeatable; port 0 picks a free one; HTTPS where other machines reach it, such as 0.0.0.0:8787")
 	f.StringSliceVar(&s.apiNames, "api-name", nil, "name or address that others call this machine by over HTTPS, beside its own, repeatable; an admin allows it: vizpeer peer label MACHINE name:NAME")
 	f.StringSliceVar(&s.proxies, "trusted-proxy", nil, "address or network, such as 10.0.0.5/32, of a proxy whose X-Forwarded-For is believed, repeatable")
+	f.IntVar(&s.apiRate, "api-rate", 0, "requests a second that one address may make, in bursts of twice as many (default 50)")
 	f.StringSliceVar(&s.blender, "blender", nil, "Blender program, or a folder of them, repeatable (default: the ones found on this machine)")
 	f.StringSliceVar(&s.labels, "label", nil, "label that jobs may ask for, repeatable; one with a colon is an admin's to grant: vizpeer peer label")
 	f.IntVar(&s.slots, "slots", 0, "tasks to render at once on the CPU, beside one on each GPU (default: one where a Blender is found)")

@@ -73,6 +73,7 @@ ticket names the addresses of --p2p-listen: give "up" the same, best in config.t
 				if t, _ := authz.ParseTicket(f.NodeTicket); len(t.Addrs) == 0 {
 					c.hint("\nThe node ticket names no address, for the peer's port is not known yet: it is good on this\nlocal network only. For elsewhere make one with `vizpeer invite` while the peer is up.")
 				}
+				c.hint("\nThe password is a one-time one: vizpeer login %s && vizpeer user passwd", f.AdminUser)
 				c.hint("\nNext: vizpeer up\nThen on a render box: vizpeer join NODE_TICKET && vizpeer up\nFor a workstation make another ticket: vizpeer invite --role operator")
 			})
 		},
@@ -263,6 +264,7 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		DataDir:    dir,
 		P2PListen:  s.p2pListen,
 		APIListen:  s.apiListen,
+		APIRate:    s.apiRate,
 		APINames:   s.apiNames,
 		Blender:    s.blender,
 		Labels:     s.labels,

@@ -42,11 +42,11 @@ func exitCode(err error) int {
 		return exitInterrupted
 	case errors.As(err, &job):
 		return exitJob
-	case errors.As(err, &bad), errors.Is(err, authz.ErrTicketText):
+	case errors.As(err, &bad), errors.Is(err, authz.ErrTicketText), errors.Is(err, peer.ErrAddress):
 		return exitUsage
 	case errors.As(err, &missing), errors.Is(err, peer.ErrRefused), errors.Is(err, peer.ErrOtherFarm), errors.Is(err, peer.ErrRemoved):
 		return exitNotFound
-	case errors.As(err, &unreachable), errors.Is(err, peer.ErrNoFarm), errors.Is(err, peer.ErrNotMember), errors.Is(err, cert.ErrNone):
+	case errors.As(err, &unreachable), errors.Is(err, peer.ErrNoFarm), errors.Is(err, peer.ErrUnanswered), errors.Is(err, peer.ErrNotMember), errors.Is(err, cert.ErrNone):
 		return exitUnreachable
 	case errors.As(err, &answer):
 		switch answer.Status {

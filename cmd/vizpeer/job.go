@@ -24,16 +24,30 @@ func (c *cli) jobCommand() *cobra.Command {
 }
 
 func (c *cli) jobLs() *cobra.Command {
-	return &cobra.Command{
+	var state, owner, name, since string
+	cmd := &cobra.Command{
 		Use:   "ls",
 		Short: "List the jobs you may see, newest first",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			q := url.Values{}
+			for key, value := range map[string]string{"state": state, "owner": owner, "name": name} {
+				if value != "" {
+					q.Set(key, value)
+				}
+			}
+			if since != "" {
+				at, err := parseMoment(since, time.Now())
+				if err != nil {
+					return usagef("--since %w", err)
+				}
+				q.Set("since", at.UTC().Format(time.RFC3339Nano))
+			}
 			cl, err := c.client()
 			if err != nil {
 				return err
 			}
-			jobs, err := cl.jobs(cmd.Context())
+			jobs, err := cl.jobs(cmd.Context(), q)
 			if err != nil {
 				return err
 			}
@@ -47,6 +61,12 @@ func (c *cli) jobLs() *cobra.Command {
 			})
 		},
 	}
+	f := cmd.Flags()
+	f.StringVar(&state, "state", "", "in this state only: queued, running, paused, done, failed or cancelled")
+	f.StringVar(&owner, "owner", "", "of this user only, for admins")
+	f.StringVar(&name, "name", "", "with this in their name")
+	f.StringVar(&since, "since", "", "submitted then or later: 2026-03-01, 2026-03-01T12:00:00Z, or 24h for a day ago")
+	return cmd
 }
 
 // framesCell is how much of a job is there, in a column: of one frame that is split its

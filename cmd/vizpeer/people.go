@@ -348,6 +348,9 @@ func (c *cli) userSwitch(verb, short string) *cobra.Command {
 			if err != nil {
 				return err
 			}
+			if u.Disabled {
+				c.hint("Machines of theirs stay in the farm: see `vizpeer peer ls`, and `vizpeer peer revoke` for one that shall not.")
+			}
 			return c.printUser(u, "is "+verb+"d")
 		},
 	}

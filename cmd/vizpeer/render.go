@@ -367,7 +367,7 @@ func (c *cli) submit(ctx context.Context, cl *client, o *order) (submission, err
 		Name: o.name, Project: project.Project, Frames: o.frames, Chunk: o.chunk,
 		Priority: lease.Tier(o.priority), Order: lease.Order(o.order), After: after, Needs: o.needs, Settings: o.set, Replicas: o.replicas,
 		Output: o.output, TaskTimeout: o.taskTimeout.Seconds(), Strict: o.strict, Split: lease.WishBy(strings.ToLower(o.split)), Tiles: o.tiles, Movie: o.movie,
-	})
+	}, func(err error) { c.hint("%v: trying again, without submitting it twice.", err) })
 	submitted.Missing = orEmpty(submitted.Missing)
 	return submission{submitted, m.Complete}, err
 }

@@ -28,10 +28,14 @@ func TestMain(m *testing.M) {
 //
 //	up NAME        start `vizpeer up` for the data folder NAME, and wait until it has a leader
 //	down NAME      stop it, and wait until it is gone
+//	ended NAME     wait until it has ended by itself
+//	address NAME   set ADDRESS to a multiaddr of it
 //	await [!] PATTERN COMMAND...  run it until its output matches, or does not
 //	refused COMMAND...  run it until it exits with 3, as what was allowed a moment ago
 //	fields KEY...  the last output is a JSON object, or a list of them, with these keys
 //	save VAR KEY   set VAR to a string of the last output's JSON object (a.b for b in a)
+//	write FILE TEXT       write a line to a file
+//	alter FILE OLD NEW    put NEW in the place of the first OLD in a file
 //	exit CODE ...  run vizpeer with the rest, and demand that exit code
 func TestScripts(t *testing.T) {
 	_, err := exec.LookPath("blender")
@@ -55,8 +59,9 @@ func TestScripts(t *testing.T) {
 			return false, fmt.Errorf("unknown condition %q", cond)
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"up": scriptUp, "down": scriptDown,
+			"up": scriptUp, "down": scriptDown, "ended": scriptEnded, "address": scriptAddress,
 			"await": scriptAwait, "refused": scriptRefused, "fields": scriptFields, "save": scriptSave, "exit": scriptExit,
+			"write": scriptWrite, "alter": scriptAlter,
 		},
 	})
 }
@@ -65,6 +70,7 @@ func TestScripts(t *testing.T) {
 type scriptPeer struct {
 	stdin io.Closer
 	ended chan struct{}
+	addrs []string
 }
 
 var scriptPeers = make(chan map[string]*scriptPeer, 1)
@@ -99,7 +105,12 @@ func scriptUp(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Defer(func() { p.stop() })
 	ready := make(chan error, 1)
 	go func() {
-		_, err := bufio.NewReader(out).ReadString('\n')
+		line, err := bufio.NewReader(out).ReadString('\n')
+		if err == nil {
+			var up struct{ P2P []string }
+			err = json.Unmarshal([]byte(line), &up)
+			p.addrs = up.P2P
+		}
 		ready <- err
 		_ = cmd.Wait()
 		close(p.ended)
@@ -206,6 +217,36 @@ func scriptDown(ts *testscript.TestScript, neg bool, args []string) {
 	p.stop()
 }
 
+// running is the peer that a script started last for a data folder.
+func running(ts *testscript.TestScript, args []string) *scriptPeer {
+	if len(args) != 1 {
+		ts.Fatalf("it takes the NAME of a data folder")
+	}
+	all := <-scriptPeers
+	p := all[peerKey(ts, args[0])]
+	scriptPeers <- all
+	if p == nil {
+		ts.Fatalf("%s was never up", args[0])
+	}
+	return p
+}
+
+func scriptEnded(ts *testscript.TestScript, neg bool, args []string) {
+	select {
+	case <-running(ts, args).ended:
+	case <-time.After(time.Minute):
+		ts.Fatalf("%s is up after a minute", args[0])
+	}
+}
+
+func scriptAddress(ts *testscript.TestScript, neg bool, args []string) {
+	if p := running(ts, args); len(p.addrs) > 0 {
+		ts.Setenv("ADDRESS", p.addrs[0])
+		return
+	}
+	ts.Fatalf("%s has no address", args[0])
+}
+
 func lastObject(ts *testscript.TestScript) map[string]any {
 	var v any
 	if err := json.Unmarshal([]byte(ts.ReadFile("stdout")), &v); err != nil {
@@ -275,4 +316,22 @@ func scriptExit(ts *testscript.TestScript, neg bool, args []string) {
 	if fmt.Sprint(code) != args[0] {
 		ts.Fatalf("exit code %d, want %s", code, args[0])
 	}
+}
+
+func scriptWrite(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: write FILE TEXT")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(args[1]+"\n"), 0o600))
+}
+
+func scriptAlter(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 3 {
+		ts.Fatalf("usage: alter FILE OLD NEW")
+	}
+	text := ts.ReadFile(args[0])
+	if !strings.Contains(text, args[1]) {
+		ts.Fatalf("%s does not hold %q", args[0], args[1])
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), []byte(strings.Replace(text, args[1], args[2], 1)), 0o600))
 }

@@ -75,7 +75,7 @@ func (s *settings) check() error {
 			return err
 		}
 	}
-	for flag, n := range map[string]int{"max-tasks": s.maxTasks, "max-open-jobs": s.maxOpenJobs, "max-open-tasks": s.maxOpenTasks} {
+	for flag, n := range map[string]int{"api-rate": s.apiRate, "max-tasks": s.maxTasks, "max-open-jobs": s.maxOpenJobs, "max-open-tasks": s.maxOpenTasks} {
 		if n < 0 {
 			return usagef("--%s %d is not possible: use 1 or more, or 0 for the default", flag, n)
 		}

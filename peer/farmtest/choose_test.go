@@ -79,8 +79,8 @@ func TestFramesAreDividedByWhatTheManifestSays(t *testing.T) {
 		require.NoError(t, err)
 		id := f.Submit(m, "7", func(s *httpapi.Submission) { s.Project = up.Project })
 		require.Equal(t, samples, f.Job(id).Split)
-		list, err := m.Queue().Jobs(t.Context(), farmtest.Operator)
+		list, err := m.Queue().Jobs(t.Context(), farmtest.Operator, httpapi.JobQuery{})
 		require.NoError(t, err)
-		require.Equal(t, samples, list[0].Split)
+		require.Equal(t, samples, list.Jobs[0].Split)
 	})
 }

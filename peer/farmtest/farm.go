@@ -304,7 +304,7 @@ func (f *Farm) Submit(m *Member, frames string, change ...func(*httpapi.Submissi
 	if spec.Output.Dir != "" {
 		spec.Output.Peer = m.ID
 	}
-	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, spec)
+	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, spec, nil)
 	require.NoError(f.t, err)
 	return out.Job
 }

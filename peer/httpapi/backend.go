@@ -4,6 +4,7 @@ import (
 	"context"
 	"io"
 	"iter"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -19,9 +20,10 @@ import (
 type Queue interface {
 	// Submit accepts a job. The spec was prepared by the machine that took the
 	// submission; its Owner, Submitter and Output.Peer are proven, and it is
-	// valid by its own account. Submitted.Findings are left to the caller.
-	Submit(context.Context, authz.Principal, lease.Spec) (Submitted, error)
-	Jobs(context.Context, authz.Principal) ([]JobSummary, error)
+	// valid by its own account. Submitted.Findings are left to the caller. With once,
+	// what was accepted before is answered again and not done again.
+	Submit(ctx context.Context, p authz.Principal, spec lease.Spec, once *lease.Once) (Submitted, error)
+	Jobs(context.Context, authz.Principal, JobQuery) (JobList, error)
 	// Job answers with what of it hangs on the machine from, which asks.
 	Job(ctx context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (Job, error)
 	// Frame is one of Job's frames, so that reading a picture does not cost the
@@ -53,6 +55,16 @@ type Queue interface {
 	Withdraw(ctx context.Context, p authz.Principal, root string) (Blender, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
+	// Audit reads who did what, and VerifyAudit checks that all of it stands as it was
+	// written, and tells how many records of how many it has checked. They are an
+	// admin's.
+	Audit(context.Context, authz.Principal, AuditQuery) (AuditPage, error)
+	VerifyAudit(ctx context.Context, p authz.Principal, progress func(done, total int64)) (AuditVerified, error)
+	// Note puts on record what was done where no other method did: see
+	// [authz.WithDoing]. Refused puts there, soon, that something was refused, and
+	// counts what comes often. On a peer that does not lead it does nothing.
+	Note(context.Context, authz.Deed) error
+	Refused(d authz.Deed, outcome string)
 	// Tickets lists those that would admit a machine now, and RevokeTicket makes one of
 	// them admit nobody any more. They are an admin's, as all that follow.
 	Tickets(context.Context, authz.Principal) ([]OpenTicket, error)
@@ -69,6 +81,16 @@ type Queue interface {
 	// reader that falls behind is dropped.
 	Events(context.Context, authz.Principal, EventQuery) (*Subscription, error)
 	People
+}
+
+// JobQuery is what a reader of jobs asks for. Each filter that is set must fit.
+type JobQuery struct {
+	State lease.JobState
+	Owner string
+	Name  string    // a part of the job's name, in upper or lower case
+	Since time.Time // submitted then or later
+	After string    // JobList.Next of the page before; "" begins with the newest
+	Limit int       // jobs on a page
 }
 
 // EventQuery is what a reader of events asks for.
@@ -129,6 +151,8 @@ type Local interface {
 	Status(context.Context) Status
 	// Identity is this machine's ID and its farm's; it costs nothing.
 	Identity() (authz.PeerID, authz.FarmID)
+	// CA is the certificates of the farm's CA in PEM; they are no secret.
+	CA() []byte
 	// Ready lists the checks that must pass before this peer is of use.
 	Ready(context.Context) []Check
 	Blobs

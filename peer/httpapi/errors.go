@@ -66,6 +66,7 @@ const (
 	CodeNotReady     Code = "not_ready"
 	CodeUnavailable  Code = "unavailable" // try again later: who has it does not answer
 	CodeLacking      Code = "lacking"     // receipts for what is not here any more: send the files
+	CodeKeyReused    Code = "key_reused"  // an idempotency key stands for another request
 	CodeTooMany      Code = "too_many"    // requests, or passwords: wait for as long as Retry-After says
 	CodeMustChange   Code = "must_change" // the password is a one-time one: change it first
 	CodeInternal     Code = "internal"
@@ -77,7 +78,7 @@ type Problem struct {
 	Title  string `json:"title" doc:"the words of the HTTP status"`
 	Status int    `json:"status" doc:"the HTTP status"`
 	Detail string `json:"detail" doc:"what went wrong and what to do about it, in a sentence"`
-	Code   Code   `json:"code" doc:"a stable word for scripts: not_found, invalid, no_leader, unauthorised, forbidden, conflict, too_large, disk_full, no_room, not_ready, unavailable, lacking, too_many, must_change, internal"`
+	Code   Code   `json:"code" doc:"a stable word for scripts: not_found, invalid, no_leader, unauthorised, forbidden, conflict, too_large, disk_full, no_room, not_ready, unavailable, lacking, key_reused, too_many, must_change, internal"`
 	// Failing names the checks that fail: of /readyz only.
 	Failing []string `json:"failing,omitempty" doc:"the checks that fail, for not_ready"`
 	// Lacks lists files to be sent, for lacking; where there are more than
@@ -148,6 +149,7 @@ var errorTable = []struct {
 	{lease.ErrExists, http.StatusConflict, CodeConflict},
 	{lease.ErrPaused, http.StatusConflict, CodeConflict},
 	{lease.ErrState, http.StatusConflict, CodeConflict},
+	{lease.ErrKeyReused, http.StatusUnprocessableEntity, CodeKeyReused},
 	{lease.ErrLimit, http.StatusConflict, CodeConflict},
 	{authz.ErrFull, http.StatusConflict, CodeConflict},
 	{ErrInvalid, http.StatusUnprocessableEntity, CodeInvalid},

@@ -43,7 +43,7 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 			// The answer is the leader's, the browser's trust in it this machine's.
 			answered := resp.Header
 			resp.Header = http.Header{}
-			for _, name := range []string{"Content-Type", "Content-Length", "Cache-Control", "Retry-After", "Www-Authenticate", "Allow"} {
+			for _, name := range []string{"Content-Type", "Content-Length", "Cache-Control", "Retry-After", "Www-Authenticate", "Allow", replayedHeader} {
 				if v := answered.Values(name); len(v) > 0 {
 					resp.Header[name] = v
 				}
@@ -184,7 +184,7 @@ func (t *farmTransport) try(r *http.Request) (*http.Response, error) {
 
 // queuePart is what a request that is answered here needs of the leader.
 type queuePart interface {
-	Submit(context.Context, authz.Principal, lease.Spec) (Submitted, error)
+	Submit(context.Context, authz.Principal, lease.Spec, *lease.Once) (Submitted, error)
 	Frame(context.Context, authz.Principal, lease.JobID, int32) (Frame, error)
 	TasksOf(context.Context, authz.Principal, lease.JobID, int32) ([]Task, error)
 	Task(context.Context, authz.Principal, lease.JobID, int32) (Task, error)
@@ -210,9 +210,15 @@ type remoteQueue struct {
 	caller caller
 }
 
-func (q *remoteQueue) Submit(ctx context.Context, _ authz.Principal, spec lease.Spec) (out Submitted, err error) {
-	err = q.ask(ctx, http.MethodPost, spec, &out, "jobs")
-	return out, err
+func (q *remoteQueue) Submit(ctx context.Context, _ authz.Principal, spec lease.Spec, once *lease.Once) (Submitted, error) {
+	path := "jobs"
+	if once != nil {
+		path += "?" + url.Values{"key": {once.Key}, "request": {once.Request}}.Encode()
+	}
+	var out enqueued
+	err := q.ask(ctx, http.MethodPost, spec, &out, path)
+	out.Replayed = out.Again
+	return out.Submitted, err
 }
 
 func (q *remoteQueue) Frame(ctx context.Context, _ authz.Principal, job lease.JobID, frame int32) (out Frame, err error) {

@@ -182,26 +182,24 @@ func (s *Server) gate(from side) func(huma.Context, func(huma.Context)) {
 	return func(hc huma.Context, next func(huma.Context)) {
 		rt := hc.Operation().Metadata[routeKey].(*route)
 		r, w := humago.Unwrap(hc)
-		if rt.rule.tries {
-			if err := s.limitTries(from, r); err != nil {
-				writeProblem(w, MapError(err))
-				return
-			}
-		}
 		c, elsewhere, err := s.identify(r, from, rt)
+		if err == nil && elsewhere == "" {
+			err = rt.rule.refuses(c.Principal)
+		}
+		if err == nil && rt.rule.tries {
+			err = s.limitTries(from, r)
+		}
 		switch {
 		case err != nil:
-			writeProblem(w, s.explain(r.Context(), from, rt, err))
+			p := s.explain(r.Context(), from, rt, err)
+			if rt.changes() {
+				s.refused(rt.deed(hc, c), p.Status)
+			}
+			writeProblem(w, p)
 		case elsewhere != "":
 			s.forward(w, r, rt, elsewhere, c)
-		case rt.rule.open:
-			next(huma.WithValue(hc, callerKey{}, c))
-		case c.MustChange && !rt.rule.first:
-			writeProblem(w, newProblem(http.StatusForbidden, CodeMustChange, "the password is a one-time one: choose your own with `vizpeer user passwd` (POST /v1/auth/password) before anything else"))
-		case rt.rule.allows == nil || !rt.rule.allows(c.Principal):
-			writeProblem(w, MapError(fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, rt.rule.who, c.Role)))
 		default:
-			next(huma.WithValue(hc, callerKey{}, c))
+			s.carryOut(hc, rt, c, next)
 		}
 	}
 }
@@ -215,7 +213,7 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 			return c, "", err
 		}
 	}
-	if rt.place == here || rt.place == anywhere {
+	if rt.place.asked() {
 		c.peer = s.host.ID()
 		if !rt.rule.open {
 			c.Principal, err = s.authenticate(ctx, c)
@@ -238,9 +236,19 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 		}
 	}
 	if !rt.rule.open {
-		c.Principal, err = verified(s.local.Authenticate(ctx, c.token))
+		if c.Principal, err = verified(s.local.Authenticate(ctx, c.token)); err == nil {
+			err = c.atHome()
+		}
 	}
 	return c, "", err
+}
+
+// atHome refuses a machine's own key where the request began at another machine.
+func (c caller) atHome() error {
+	if c.Machine == "" || string(c.Machine) == c.peer.String() {
+		return nil
+	}
+	return unauthorised("this is the key of another machine, and good only there: log in, or ask an admin for a key of your own (`vizpeer key create`)", true)
 }
 
 // authenticate asks this machine and, where it does not know the token, the
@@ -256,7 +264,10 @@ func (s *Server) authenticate(ctx context.Context, c caller) (authz.Principal, e
 			p, err = (&remoteQueue{s, leader, c}).principal(ctx)
 		}
 	}
-	return verified(p, err)
+	if c.Principal, err = verified(p, err); err == nil {
+		err = c.atHome()
+	}
+	return c.Principal, err
 }
 
 // verified refuses a principal that a backend should never have answered.

@@ -42,11 +42,15 @@ type farm struct {
 	calls   []string
 	subs    []chan Event
 	query   EventQuery
+	jobs    JobQuery
+	audit   AuditQuery
 	control Control // the last one
 	ended   []context.Context
 	missed  bool
 	subErr  error
-	err     error      // what every method answers, if set
+	err     error // what every method answers, if set
+	once    map[lease.Once]Submitted
+	noted   []string   // what is on record beside changes
 	from    netip.Addr // where the caller of Jobs or Farm was last
 }
 
@@ -63,19 +67,66 @@ func (f *farm) call(name string, p authz.Principal) error {
 	return f.err
 }
 
-func (f *farm) Submit(_ context.Context, p authz.Principal, s lease.Spec) (Submitted, error) {
+func (f *farm) Submit(ctx context.Context, p authz.Principal, s lease.Spec, once *lease.Once) (Submitted, error) {
 	err := f.call("submit", p)
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if d := authz.DoingOf(ctx); d != nil {
+		d.Noted = true
+		f.noted = append(f.noted, fmt.Sprintf("%s %s ok", d.Action, d.User))
+	}
+	if once != nil {
+		if was, ok := f.once[*once]; ok {
+			was.Replayed = true
+			return was, err
+		}
+		for o := range f.once {
+			if o.User == once.User && o.Key == once.Key {
+				return Submitted{}, lease.ErrKeyReused
+			}
+		}
+	}
 	f.specs = append(f.specs, s)
-	return Submitted{Job: "jnew", Project: s.Project, Tasks: 3, Split: s.Split}, err
+	out := Submitted{Job: "jnew", Project: s.Project, Tasks: 3, Split: s.Split}
+	if once != nil {
+		if f.once == nil {
+			f.once = make(map[lease.Once]Submitted)
+		}
+		f.once[*once] = out
+	}
+	return out, err
 }
 
-func (f *farm) Jobs(ctx context.Context, p authz.Principal) ([]JobSummary, error) {
+func (f *farm) Jobs(ctx context.Context, p authz.Principal, q JobQuery) (JobList, error) {
 	f.mu.Lock()
-	f.from = clientAddr(ctx)
+	f.jobs, f.from = q, clientAddr(ctx)
 	f.mu.Unlock()
-	return nil, f.call("jobs", p)
+	return JobList{}, f.call("jobs", p)
+}
+
+func (f *farm) Audit(_ context.Context, p authz.Principal, q AuditQuery) (AuditPage, error) {
+	f.mu.Lock()
+	f.audit = q
+	f.mu.Unlock()
+	return AuditPage{Next: 7}, f.call("audit", p)
+}
+
+func (f *farm) VerifyAudit(_ context.Context, p authz.Principal, progress func(done, total int64)) (AuditVerified, error) {
+	progress(1, 2)
+	return AuditVerified{OK: true, Records: 2, Signers: []AuditSigner{}}, f.call("verify audit", p)
+}
+
+func (f *farm) Note(_ context.Context, d authz.Deed) error {
+	f.note(d, "ok")
+	return nil
+}
+
+func (f *farm) Refused(d authz.Deed, outcome string) { f.note(d, outcome) }
+
+func (f *farm) note(d authz.Deed, outcome string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.noted = append(f.noted, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", d.Action, d.User, outcome, d.Object)))
 }
 
 func (f *farm) see(name string, p authz.Principal, id lease.JobID) error {
@@ -536,6 +587,8 @@ func (m *machine) Status(context.Context) Status {
 	}
 	return Status{Peer: authz.PeerID(m.host.ID().String()), Farm: "farm"}
 }
+
+func (m *machine) CA() []byte { return []byte("a certificate") }
 
 func (m *machine) Ready(context.Context) []Check {
 	m.mu.Lock()

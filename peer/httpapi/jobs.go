@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"vizpeer/authz"
 	"vizpeer/lease"
@@ -12,9 +13,17 @@ type jobInput struct {
 	ID lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 }
 
-func (s *Server) jobs(ctx context.Context, _ *nothing) (*answer[JobList], error) {
-	jobs, err := s.queue.Jobs(ctx, callerOf(ctx).Principal)
-	return answerWith(JobList{list(jobs)}, err)
+func (s *Server) jobs(ctx context.Context, in *struct {
+	State lease.JobState `query:"state" enum:"queued,running,paused,done,failed,cancelled" doc:"in this state only"`
+	Owner string         `query:"owner" maxLength:"128" doc:"of this user only; others than admins see no jobs but their own anyway"`
+	Name  string         `query:"name" maxLength:"200" doc:"with this in their name, in upper or lower case"`
+	Since time.Time      `query:"since" doc:"submitted then or later"`
+	After string         `query:"after" maxLength:"20" pattern:"^[0-9]*$" doc:"older ones: the next of the answer before"`
+	Limit int            `query:"limit" minimum:"1" maximum:"10000" default:"1000"`
+}) (*answer[JobList], error) {
+	jobs, err := s.queue.Jobs(ctx, callerOf(ctx).Principal, JobQuery{State: in.State, Owner: in.Owner, Name: in.Name, Since: in.Since, After: in.After, Limit: in.Limit})
+	jobs.Jobs = list(jobs.Jobs)
+	return answerWith(jobs, err)
 }
 
 func (s *Server) job(ctx context.Context, in *jobInput) (*answer[Job], error) {
@@ -58,10 +67,20 @@ func (s *Server) retry(ctx context.Context, in *struct {
 }
 
 func (s *Server) more(ctx context.Context, in *struct {
+	Repeatable
 	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Body More
-}) (*answer[JobSummary], error) {
-	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: AddMore, Samples: in.Body.Samples}))
+}) (*onceAnswer[JobSummary], error) {
+	c := callerOf(ctx)
+	once, err := in.once(c, struct {
+		Job lease.JobID
+		More
+	}{in.ID, in.Body})
+	if err != nil {
+		return nil, err
+	}
+	job, err := s.queue.Control(ctx, c.Principal, in.ID, Control{Do: AddMore, Samples: in.Body.Samples, Once: once})
+	return answerOnce(job, job.Replayed, err)
 }
 
 func (s *Server) why(ctx context.Context, in *struct {
@@ -73,10 +92,17 @@ func (s *Server) why(ctx context.Context, in *struct {
 
 // submit takes a job from a program, on this machine or elsewhere: what is about the machine
 // is checked here, and the rest by the leader.
-func (s *Server) submit(ctx context.Context, in *struct{ Body Submission }) (*answer[Submitted], error) {
+func (s *Server) submit(ctx context.Context, in *struct {
+	Repeatable
+	Body Submission
+}) (*onceAnswer[Submitted], error) {
 	c := callerOf(ctx)
 	if c.from == remote && in.Body.Output != "" {
 		return nil, fmt.Errorf("%w: an output folder is on the machine that takes the job, so only programs there may name one: leave it out, and fetch the frames when they are done, as `vizpeer job frames ID --output DIR` does", ErrDenied)
+	}
+	once, err := in.once(c, in.Body)
+	if err != nil {
+		return nil, err
 	}
 	spec, found, err := s.local.Prepare(ctx, c.Principal, in.Body)
 	if err != nil {
@@ -89,22 +115,37 @@ func (s *Server) submit(ctx context.Context, in *struct{ Body Submission }) (*an
 	if err != nil {
 		return nil, err
 	}
-	out, err := q.Submit(ctx, c.Principal, spec)
+	out, err := q.Submit(ctx, c.Principal, spec, once)
 	found.Missing = list(found.Missing)
 	out.Findings = found
-	return answerWith(out, err)
+	return answerOnce(out, out.Replayed, err)
 }
 
-// enqueue takes a job that another peer has prepared.
-func (s *Server) enqueue(ctx context.Context, in *struct{ Body lease.Spec }) (*answer[Submitted], error) {
+// enqueued is what one peer answers another that asked it to enqueue.
+type enqueued struct {
+	Submitted
+	Again bool `json:"again,omitempty"` // Submitted.Replayed
+}
+
+// enqueue takes a job that another peer has prepared. Key and Request are of a
+// [lease.Once].
+func (s *Server) enqueue(ctx context.Context, in *struct {
+	Key     string `query:"key" maxLength:"64"`
+	Request string `query:"request" maxLength:"64"`
+	Body    lease.Spec
+}) (*answer[enqueued], error) {
 	c := callerOf(ctx)
 	spec, err := c.prove(in.Body)
 	if err != nil {
 		return nil, err
 	}
-	out, err := s.queue.Submit(ctx, c.Principal, spec)
+	var once *lease.Once
+	if in.Key != "" {
+		once = &lease.Once{User: c.User, Key: in.Key, Request: in.Request}
+	}
+	out, err := s.queue.Submit(ctx, c.Principal, spec, once)
 	out.Missing = list(out.Missing)
-	return answerWith(out, err)
+	return answerWith(enqueued{out, out.Replayed}, err)
 }
 
 // prove puts into a spec what the credential and the connection say, whatever

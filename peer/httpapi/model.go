@@ -57,6 +57,9 @@ type Submitted struct {
 	Tasks   int         `json:"tasks"`
 	Split   lease.Split `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
 	Findings
+	// Replayed tells that the job was accepted before, under the same key: a header
+	// says so.
+	Replayed bool `json:"-"`
 }
 
 // Findings are what the machine that takes a submission saw in the project, and its
@@ -86,6 +89,7 @@ type Control struct {
 	Tier    lease.Tier   // to Prioritise
 	Frames  lease.Frames // to Retry: only these, even where they are finished
 	Samples int32        // to AddMore
+	Once    *lease.Once  // to AddMore: not a second time
 }
 
 // Again is the body of POST /v1/jobs/{id}/retry, which may have none.
@@ -156,11 +160,14 @@ type JobSummary struct {
 	CreatedAt   time.Time  `json:"created_at"`
 	StartedAt   *time.Time `json:"started_at,omitempty"`
 	EndedAt     *time.Time `json:"ended_at,omitempty"`
+	// Replayed is as in Submitted, of what adds to a job.
+	Replayed bool `json:"-"`
 }
 
 // JobList is GET /v1/jobs: the newest first, those that the caller may see.
 type JobList struct {
 	Jobs []JobSummary `json:"jobs"`
+	Next string       `json:"next,omitempty" doc:"ask again with after set to this for older jobs; absent where there are none"`
 }
 
 // Job is GET /v1/jobs/{id}.

@@ -113,7 +113,15 @@ type NewKey struct {
 }
 
 func (s *Server) login(ctx context.Context, in *struct{ Body Credentials }) (*answer[Session], error) {
-	return answerWith(s.queue.Login(ctx, in.Body))
+	doing := authz.DoingOf(ctx)
+	doing.Object = in.Body.Username // as it was said, until it is proved
+	session, err := s.queue.Login(ctx, in.Body)
+	if err == nil {
+		// Nobody gets in unrecorded.
+		doing.User, doing.Noted = session.Username, true
+		err = s.queue.Note(ctx, doing.Deed)
+	}
+	return answerWith(session, err)
 }
 
 func (s *Server) logout(ctx context.Context, _ *nothing) (*answer[Health], error) {

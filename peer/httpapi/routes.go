@@ -24,6 +24,9 @@ const (
 	internal              // by the leader, for other peers only: it is in no document
 )
 
+// asked tells whether the peer that is asked answers, whoever leads.
+func (p place) asked() bool { return p == here || p == anywhere }
+
 // rule says who may use a route. The zero rule lets nobody in.
 type rule struct {
 	who    string
@@ -31,6 +34,19 @@ type rule struct {
 	allows func(authz.Principal) bool
 	first  bool // also for who must choose a password before anything else
 	tries  bool // takes a password: an address may try few
+}
+
+// refuses says why the rule does not let somebody in; nil where it does.
+func (ru rule) refuses(p authz.Principal) error {
+	switch {
+	case ru.open:
+		return nil
+	case p.MustChange && !ru.first:
+		return newProblem(http.StatusForbidden, CodeMustChange, "the password is a one-time one: choose your own with `vizpeer user passwd` (POST /v1/auth/password) before anything else")
+	case ru.allows == nil || !ru.allows(p):
+		return fmt.Errorf("%w: this is for %s, and you are %s", ErrDenied, ru.who, p.Role)
+	}
+	return nil
 }
 
 var (
@@ -43,6 +59,7 @@ var (
 	submitters = rule{who: "admins and operators", allows: authz.Principal.MaySubmit}
 	inviters   = rule{who: "admins", allows: authz.Principal.MayInvite}
 	managers   = rule{who: "admins", allows: authz.Principal.MayManageMachines}
+	auditors   = rule{who: "admins", allows: authz.Principal.MayAudit}
 	registrars = rule{who: "admins", allows: authz.Principal.MayManagePeople}
 	suppliers  = rule{who: "admins", allows: authz.Principal.MayOffer}
 )
@@ -72,6 +89,7 @@ func routes() []*route {
 	return []*route{
 		{get, "/healthz", anywhere, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
 		{get, "/readyz", anywhere, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
+		{get, "/ca.crt", anywhere, everybody, "ca", "The certificates of the farm's CA, in PEM: compare a fingerprint before you trust one", 0, caType, bind((*Server).authority)},
 		{get, "/openapi.json", anywhere, everybody, "openapi", "This document", 0, "application/openapi+json", bind((*Server).document)},
 
 		{get, "/metrics", anywhere, people, "metrics", "Numbers of this machine and, on coordinators, of the queue, for Prometheus", 0, "text/plain", bind((*Server).metrics)},
@@ -94,7 +112,7 @@ func routes() []*route {
 		{post, "/v1/blobs/{cid}/pin", here, submitters, "pin-blob", "Keep content that is here for the caller", 0, "", bind((*Server).pinBlob)},
 		{post, "/v1/blobs/{cid}/unpin", here, submitters, "unpin-blob", "Take the caller's pin back", 0, "", bind((*Server).unpinBlob)},
 
-		{get, "/v1/jobs", atLeader, people, "list-jobs", "The jobs that the caller may see", 0, "", bind((*Server).jobs)},
+		{get, "/v1/jobs", atLeader, people, "list-jobs", "The jobs that the caller may see, the newest first", 0, "", bind((*Server).jobs)},
 		{get, "/v1/jobs/{id}", atLeader, people, "job", "One job with its frames", 0, "", bind((*Server).job)},
 		{get, "/v1/jobs/{id}/tasks", atLeader, people, "tasks", "A job's tasks with their attempts", 0, "", bind((*Server).tasks)},
 		{post, "/v1/jobs/{id}/cancel", atLeader, submitters, "cancel-job", "Cancel a job", 0, "", bind(control(Cancel))},
@@ -117,7 +135,9 @@ func routes() []*route {
 		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
-		{post, "/v1/auth/login", atLeader, guests, "login", "Begin a session with a user name and a password", 0, "", bind((*Server).login)},
+		{get, "/v1/audit", atLeader, auditors, "audit", "Who did what, from where and with what result, the latest first", 0, "", bind((*Server).audit)},
+		{get, "/v1/audit/verify", atLeader, auditors, "verify-audit", "Check the chain of all records and their signatures; a Step a line, counted in records, the last with an AuditVerified", 0, linesType, bind((*Server).verifyAudit)},
+		{post, "/v1/auth/login", atLeader, guests, LoginAction, "Begin a session with a user name and a password", 0, "", bind((*Server).login)},
 		{post, "/v1/auth/logout", atLeader, selves, "logout", "End the session that is shown", 0, "", bind((*Server).logout)},
 		{post, "/v1/auth/password", atLeader, owners, "change-password", "Change the caller's own password, which ends all its sessions and begins another", 0, "", bind((*Server).changePassword)},
 		{get, "/v1/admin/users", atLeader, registrars, "list-users", "The farm's accounts", 0, "", bind((*Server).users)},
