@@ -99,6 +99,7 @@ type certs struct {
 	listener cert.Listener
 	changed  chan struct{} // the roster or the leader: what was refused may go now
 	limit    *rate.Limiter // of what others ask
+	asks     pace          // of each of them, so that none takes the place of all
 
 	mu        sync.Mutex
 	authority *cert.Authority // nil where there is none yet
@@ -111,7 +112,7 @@ type certs struct {
 func newCerts(dir dataDir, h host.Host, g *gate, log *slog.Logger) *certs {
 	return &certs{
 		dir: dir, host: h, self: authz.PeerID(h.ID().String()), gate: g, slog: log,
-		changed: make(chan struct{}, 1), limit: rate.NewLimiter(20, 100), had: make(chan struct{}),
+		changed: make(chan struct{}, 1), limit: rate.NewLimiter(20, 100), asks: pace{rate: 1, burst: 20}, had: make(chan struct{}),
 	}
 }
 
@@ -512,7 +513,7 @@ func (c *certs) answer(s network.Stream) {
 	}
 	var a certAnswer
 	err := errors.New("too many certificates are asked for at once: try again in a minute")
-	if c.limit.Allow() {
+	if c.asks.may(who, 1) && c.limit.Allow() {
 		err = errors.New("it has no key of the farm's CA yet")
 		if signer := c.signer(); signer != nil {
 			a, err = c.issue(signer, authz.PeerID(who.String()), r, seenAt(c.host, who))
