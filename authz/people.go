@@ -334,7 +334,9 @@ func (r *Roster) endSession(at time.Time, c EndSession) ([]Event, error) {
 
 // endSessions ends all sessions of an account, which then need no list.
 func (r *Roster) endSessions(at time.Time, a *Account) {
-	if at.After(a.ValidAfter) {
+	// What lies further ahead than any session lasts is by a clock that was wrong, and
+	// would keep the person out until then.
+	if at.After(a.ValidAfter) || a.ValidAfter.After(at.Add(maxSession+sessionSkew)) {
 		a.ValidAfter = at
 	}
 	r.ended = slices.DeleteFunc(r.ended, func(e Ended) bool { return e.User == a.User })

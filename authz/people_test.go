@@ -314,6 +314,34 @@ func TestSetPassword(t *testing.T) {
 	require.ErrorIs(t, set(SetPassword{User: "ann", Password: other, Was: Hash{3}, By: ann}), ErrDisabled)
 }
 
+// A leader whose clock was years ahead must not keep people out for years.
+func TestPasswordChangedByAClockAhead(t *testing.T) {
+	r, _, key := peopled(t)
+	password := cheapAccount("").Password
+	reset := func(at time.Time, hash byte) {
+		password.Hash = Hash{hash}
+		_, err := r.Apply(Command{At: at, SetPassword: &SetPassword{User: "ann", Password: password, By: admin}})
+		require.NoError(t, err)
+	}
+	reset(noon.AddDate(3, 0, 0), 2)
+	early, _ := login(t, r, key, "ann", noon)
+	_, err := r.Authenticate(early, noon)
+	require.ErrorIs(t, err, ErrSession)
+
+	reset(noon.Add(time.Minute), 3) // the clock is right again
+	text, _ := login(t, r, key, "ann", noon.Add(2*time.Minute))
+	_, err = r.Authenticate(text, noon.Add(2*time.Minute))
+	require.NoError(t, err)
+	_, err = r.Authenticate(early, noon.Add(2*time.Minute))
+	require.ErrorIs(t, err, ErrSession)
+
+	// Where clocks differ by little, sessions that were ended stay so.
+	reset(noon.Add(10*time.Minute), 4)
+	reset(noon.Add(8*time.Minute), 5)
+	p, _ := r.Person("ann")
+	require.Equal(t, noon.Add(10*time.Minute), p.ValidAfter)
+}
+
 func TestAddUser(t *testing.T) {
 	r, _, _ := peopled(t)
 	before := snapshotOf(t, r)
