@@ -65,7 +65,7 @@ const certLabel = "name:"
 //
 // No other machine can so be made to look like it, nor any site outside the farm.
 func (d *directory) CertNames(id PeerID, asked []string, proven []netip.Addr) (granted []string, refused []error) {
-	m, ok := d.Member(id)
+	m, ok := d.Acting(id) // as an admin's machine only while it is one
 	if !ok {
 		return nil, []error{ErrNotMember}
 	}

@@ -130,6 +130,19 @@ func TestCertNameOfAnother(t *testing.T) {
 	require.Equal(t, []string{"rogue"}, granted)
 }
 
+// A machine has a certificate for any name while its person is an admin, and no longer.
+func TestCertNamesOfAFormerAdmin(t *testing.T) {
+	r, g, _ := peopled(t)
+	founder := g.command.Found.Founder
+	addUser(t, r, "eve", Admin)
+	granted, _ := r.CertNames(founder, []string{"www.example.org"}, nil)
+	require.NotEmpty(t, granted)
+	_, err := r.Apply(Command{At: noon, Disable: &Disable{User: "admin", On: true, By: Principal{User: "eve", Role: Admin}}})
+	require.NoError(t, err)
+	granted, _ = r.CertNames(founder, []string{"www.example.org"}, nil)
+	require.Empty(t, granted)
+}
+
 func TestRecoveryFileWithCA(t *testing.T) {
 	k := newFarm(t)
 	file := AppendCA(k.EncodeRecovery(), []byte("the key of the CA"))
