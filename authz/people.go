@@ -72,7 +72,8 @@ type CreateKey struct {
 }
 
 // RevokeKey removes an API key, a person's or a machine's, with the tickets that gave it
-// to the machine. A machine without a key goes on working for the farm.
+// to the machine. A machine without a key goes on working for the farm, as a node: it is
+// its person's no more, until a ticket says so again.
 type RevokeKey struct {
 	ID string    `json:"id"`
 	By Principal `json:"by"`
@@ -292,7 +293,7 @@ func (r *Roster) revokeKey(c RevokeKey) ([]Event, error) {
 	}
 	k := r.keys[i]
 	if m, ok := r.Member(k.Peer); ok && m.Key == k.ID {
-		m.Key = ""
+		m.Key, m.Role = "", Node
 		r.putMember(m)
 		// The ticket that gave it would give it another.
 		r.tickets = slices.DeleteFunc(r.tickets, func(t TicketRecord) bool { return slices.Contains(t.Redeemed, m.ID) })

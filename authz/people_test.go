@@ -429,6 +429,18 @@ func TestKeys(t *testing.T) {
 	require.NoError(t, err)
 	_, err = join(t, r, ticket, "bobpc", "bob-pc")
 	require.ErrorIs(t, err, ErrTicketUnknown)
+
+	// And another ticket gives it no more than that ticket says: what was taken away from
+	// the machine does not come back by the one that anybody may have.
+	m, _ = r.Acting("bobpc")
+	require.Equal(t, Node, m.Role)
+	secret, key, err := NewKey(rand.Reader, "x", Node, noon)
+	require.NoError(t, err)
+	_, err = r.Apply(Command{At: noon, Redeem: &Redeem{Ticket: mint(t, r, Node, false, 1).Hash(), Peer: "bobpc", Name: "bob-pc", Worker: true, KeyID: key.ID, KeyHash: key.Hash}})
+	require.NoError(t, err)
+	p, err = r.Authenticate(secret, noon)
+	require.NoError(t, err)
+	require.Equal(t, Node, p.Role)
 }
 
 // TestActing: a machine has no more rights than its person has now.
