@@ -49,6 +49,9 @@ func (r *Roster) admit(at time.Time, c Redeem, role Role, coordinator bool) ([]E
 	m := Member{ID: c.Peer, Name: c.Name, Worker: c.Worker, Coordinator: coordinator, Role: role, JoinedAt: at}
 	if isMember {
 		m.User, m.JoinedAt, m.NamedAt, m.Labels = old.User, old.JoinedAt, old.NamedAt, old.Labels
+		if old.Role == Node && r.hasAccount(m.User) { // made since; a node was nobody
+			m.User = r.freeUser(c.Name)
+		}
 		if !strings.EqualFold(m.Name, old.Name) {
 			m.NamedAt = at
 		}

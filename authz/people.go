@@ -22,6 +22,7 @@ const (
 var (
 	ErrUserUnknown     = errors.New("the farm has no account of that name: see `vizpeer user ls`")
 	ErrUserExists      = errors.New("the farm has an account of that name already: choose another name")
+	ErrUserMachine     = errors.New("a machine of the farm acts under that name, and would own what the account does: choose another name")
 	ErrKeyUnknown      = errors.New("the farm has no API key of that ID: see `vizpeer key ls`")
 	ErrLastAdmin       = errors.New("this is the last admin who can log in: make another admin first")
 	ErrPassword        = errors.New("the user name or the password is wrong")
@@ -163,6 +164,8 @@ func (r *Roster) addUser(c AddUser) ([]Event, error) {
 	switch _, exists := r.account(a.User); {
 	case exists:
 		return nil, ErrUserExists
+	case slices.ContainsFunc(r.members, func(m Member) bool { return m.User == a.User && m.Role != Node }):
+		return nil, ErrUserMachine
 	case len(r.accounts) >= MaxPeople:
 		return nil, ErrPeopleFull
 	}

@@ -443,6 +443,29 @@ func TestKeys(t *testing.T) {
 	require.Equal(t, Node, p.Role)
 }
 
+// A machine takes the name of its user from its own, which may be that of somebody who has
+// no account yet: it must not become that person's when the account is made.
+func TestAccountOfAMachinesName(t *testing.T) {
+	r, _, _ := peopled(t)
+	joins := func(peer, name string, role Role) string {
+		token, key, err := NewKey(rand.Reader, name, Node, noon)
+		require.NoError(t, err)
+		_, err = r.Apply(Command{At: noon, Redeem: &Redeem{Ticket: mint(t, r, role, false, 1).Hash(), Peer: PeerID(peer), Name: name, Worker: true, KeyID: key.ID, KeyHash: key.Hash}})
+		require.NoError(t, err)
+		return token
+	}
+	joins("mallory", "carol", Operator)
+	_, err := r.Apply(Command{At: noon, AddUser: &AddUser{Account: account("carol", Operator), By: admin}})
+	require.ErrorIs(t, err, ErrUserMachine)
+
+	// A node owns nothing, and does not stand in the way; nor does it become somebody later.
+	joins("box", "dora", Node)
+	addUser(t, r, "dora", Operator)
+	p, err := r.Authenticate(joins("box", "dora", Operator), noon)
+	require.NoError(t, err)
+	require.Equal(t, "dora-2", p.User)
+}
+
 // TestActing: a machine has no more rights than its person has now.
 func TestActing(t *testing.T) {
 	r, g, _ := peopled(t)

@@ -25,6 +25,7 @@ var outcomes = []struct {
 	{authz.ErrNotAdmin, "forbidden"},
 	{authz.ErrDisabled, "forbidden"},
 	{authz.ErrUserExists, "conflict"},
+	{authz.ErrUserMachine, "conflict"},
 	{authz.ErrLastAdmin, "conflict"},
 	{authz.ErrPasswordChanged, "conflict"},
 	{authz.ErrLastCoordinator, "conflict"},

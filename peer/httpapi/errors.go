@@ -135,6 +135,7 @@ var errorTable = []struct {
 	{authz.ErrKeyUnknown, http.StatusNotFound, CodeNotFound},
 	{authz.ErrNotAdmin, http.StatusForbidden, CodeForbidden},
 	{authz.ErrUserExists, http.StatusConflict, CodeConflict},
+	{authz.ErrUserMachine, http.StatusConflict, CodeConflict},
 	{authz.ErrLastAdmin, http.StatusConflict, CodeConflict},
 	{authz.ErrPasswordChanged, http.StatusConflict, CodeConflict},
 	{authz.ErrPeopleFull, http.StatusConflict, CodeConflict},
