@@ -135,13 +135,17 @@ func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, at network.Con
 
 // room tells whether another stranger may connect from there. g.mu is held.
 func (g *gate) room(at network.ConnMultiaddrs) bool {
-	from, others := addressOf(at.RemoteMultiaddr()), 0
+	from, all, others := addressOf(at.RemoteMultiaddr()), 0, 0
 	for c := range g.strangers {
+		if g.member(c.RemotePeer()) {
+			continue // by now
+		}
+		all++
 		if addressOf(c.RemoteMultiaddr()) == from {
 			others++
 		}
 	}
-	return len(g.strangers) < maxStrangers && others < maxStrangersFrom
+	return all < maxStrangers && others < maxStrangersFrom
 }
 
 // InterceptUpgraded allows what was allowed before.

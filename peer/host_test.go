@@ -252,3 +252,34 @@ func TestStrangersHaveLittleRoom(t *testing.T) {
 	require.NotEmpty(t, member)
 	require.Equal(t, network.Connected, coordinator.Network().Connectedness(member))
 }
+
+// A stranger that became a member, and stays connected, takes no stranger's room.
+func TestFormerStrangersTakeNoRoom(t *testing.T) {
+	var keys []crypto.PrivKey
+	var ids []authz.PeerID
+	for range maxStrangersFrom + 2 {
+		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+		require.NoError(t, err)
+		id, err := libp2ppeer.IDFromPrivateKey(key)
+		require.NoError(t, err)
+		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
+	}
+	g := newGate(ids[0], "", rosterOf(t, ids[0]))
+	coordinator, err := newHost(keys[0], g, []string{"/ip4/127.0.0.1/tcp/0"})
+	require.NoError(t, err)
+	defer coordinator.Close()
+	connect := func(i int) {
+		h, err := libp2p.New(libp2p.Identity(keys[i]), libp2p.NoListenAddrs, libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(tls.ID, tls.New), libp2p.ResourceManager(&network.NullResourceManager{}))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = h.Close() })
+		require.NoError(t, h.Connect(t.Context(), libp2ppeer.AddrInfo{ID: coordinator.ID(), Addrs: coordinator.Addrs()}))
+	}
+	last := len(ids) - 1
+	for i := 1; i < last; i++ {
+		connect(i)
+	}
+	require.Eventually(t, func() bool { return len(coordinator.Network().Conns()) == maxStrangersFrom }, 10*time.Second, 10*time.Millisecond)
+	g.roster.Store(rosterOf(t, ids[:last]...))
+	connect(last)
+	require.Eventually(t, func() bool { return len(coordinator.Network().Conns()) == maxStrangersFrom+1 }, 10*time.Second, 10*time.Millisecond)
+}
