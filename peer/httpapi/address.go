@@ -50,6 +50,9 @@ func (s *Server) findClient(from side, r *http.Request) netip.Addr {
 		}
 		addr = hop.Unmap()
 	}
+	if addr == remoteAddr(r) && forwarded(r) && s.proxy(addr) {
+		return netip.IPv4Unspecified() // of whom a proxy says nothing may be anywhere, and is not the proxy
+	}
 	if addr.IsValid() && addr == remoteAddr(r) && addr == ownAddr(r) {
 		return netip.AddrFrom4([4]byte{127, 0, 0, 1}) // this machine, by another of its names
 	}

@@ -122,12 +122,13 @@ func TestProxies(t *testing.T) {
 		"6.6.6.6, 192.0.2.9":           "192.0.2.9",
 		"6.6.6.6, 192.0.2.9, 10.0.0.3": "192.0.2.9",
 		"10.0.0.8, 10.0.0.3":           "10.0.0.8",
-		"192.0.2.9, rubbish":           "127.0.0.1",
+		"192.0.2.9, rubbish":           "0.0.0.0",
 		"rubbish, 10.0.0.3":            "10.0.0.3",
 		"::ffff:192.0.2.9":             "192.0.2.9",
 		"2001:db8::1":                  "2001:db8::1",
-		"fe80::1%lo":                   "127.0.0.1",
-		"":                             "127.0.0.1",
+		"fe80::1%lo":                   "0.0.0.0",
+		"192.0.2.9:1234":               "0.0.0.0", // as some proxies write it: nobody knows, and it is not this machine
+		"":                             "0.0.0.0",
 	} {
 		require.Equal(t, 200, far.do(t, "ann", "GET", "/v1/farm", nil, "X-Forwarded-For", said).StatusCode)
 		require.Equal(t, is, f.askedFrom().String(), said)
