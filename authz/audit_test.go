@@ -168,6 +168,19 @@ func TestAuditFindsWhatWasDone(t *testing.T) {
 
 // A trail is the same on every machine, wherever a snapshot was taken, and takes only
 // signatures that are good.
+// Two coordinators of different releases, with different tables of Unicode, make the same
+// record of the same entry.
+func TestRecordsAskNoTable(t *testing.T) {
+	var tr Trail
+	r := tr.Add(time.Unix(1, 0), Deed{Action: "join", Detail: "a\u0378b\U0003fffd \x1b[31m\u202ee\xff\u200b"}, OutcomeOK)
+	require.Equal(t, "a\u0378b\U0003fffd \ufffd[31m\ufffde\ufffd\ufffd", r.Detail, "what no release knows stays as it is")
+	text, err := json.Marshal(r)
+	require.NoError(t, err)
+	var again Record
+	require.NoError(t, json.Unmarshal(text, &again))
+	require.NoError(t, (&Verifier{Unsigned: true}).Next(again))
+}
+
 func TestTrail(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		trails := []*Trail{{}, {}}

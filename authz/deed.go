@@ -4,7 +4,6 @@ import (
 	"context"
 	"strings"
 	"time"
-	"unicode"
 )
 
 // Deed is what the audit says of one action: who did what to what, and from where.
@@ -52,10 +51,10 @@ func (d Deed) bounded() Deed {
 // boundText cuts a text, and replaces what is not to be printed.
 func boundText(s string, most int) string {
 	s = strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
+		if !shows(r) {
+			return '\uFFFD'
 		}
-		return '\uFFFD'
+		return r
 	}, s)
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "")

@@ -28,6 +28,20 @@ func printable(s string) bool {
 	return utf8.ValidString(s) && !strings.ContainsFunc(s, func(r rune) bool { return !unicode.IsPrint(r) })
 }
 
+// shows tells what may stand in names and records: no controls of terminals or of the
+// direction of writing, no space but the plain one, nothing that cannot be seen. It asks no
+// table of Unicode, which grows from release to release: coordinators of two releases must
+// come to the same end.
+func shows(r rune) bool {
+	switch {
+	case r < ' ', r >= 0x7f && r <= 0xa0, r == 0xad, r == 0x61c, r == 0x1680, r == 0x180e,
+		r >= 0x2000 && r <= 0x200f, r >= 0x2028 && r <= 0x202f, r >= 0x205f && r <= 0x206f, r == 0x3000,
+		r >= 0xe000 && r <= 0xf8ff, r == 0xfeff, r >= 0xfff0 && r <= 0xfffb, r >= 0xe0000:
+		return false
+	}
+	return true
+}
+
 // checkPeer refuses what no peer ID can be. That it is somebody's key is proved
 // by the connection, not here.
 func checkPeer(id PeerID) error {
