@@ -6,7 +6,7 @@ import (
 	"slices"
 	"strings"
 	"time"
-	"unicode"
+	"unicode/utf8"
 )
 
 // Limits of people.
@@ -369,11 +369,14 @@ func (r *Roster) putAccount(a Account) {
 	r.people = slices.Insert(r.people, i, a.Person)
 }
 
+// userMarks are the characters of ASCII in the names of accounts.
+const userMarks = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._@+- "
+
 // CheckUser says what is wrong with the name of a new account. It is part of paths
 // of the API.
 func CheckUser(user string) error {
 	if strings.HasPrefix(user, ".") || strings.ContainsFunc(user, func(c rune) bool {
-		return !unicode.IsLetter(c) && !unicode.IsDigit(c) && !strings.ContainsRune("._@+- ", c)
+		return c < utf8.RuneSelf && !strings.ContainsRune(userMarks, c) // of others see shows
 	}) {
 		return fmt.Errorf("the user name %q is not possible: use letters, digits, spaces and . _ @ + -, and begin with no dot", user)
 	}

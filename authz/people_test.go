@@ -466,6 +466,20 @@ func TestAccountOfAMachinesName(t *testing.T) {
 	require.Equal(t, "dora-2", p.User)
 }
 
+// A name is one to all coordinators, whichever release of Unicode theirs knows.
+func TestNamesAskNoTable(t *testing.T) {
+	for _, name := range []string{"ann", "Jörg", "安", "a\u0378", "\U0003fffd"} {
+		require.NoError(t, CheckUser(name), "%q", name)
+		require.NoError(t, checkName("machine", name), "%q", name)
+	}
+	for _, name := range []string{"a/b", "a\u202eb", "a\u00a0b", "a\xff", "a\x7f", "a\u200b", "a\U000e0041", "\u3000a", " a"} {
+		require.Error(t, CheckUser(name), "%q", name)
+		if name != "a/b" {
+			require.Error(t, checkName("machine", name), "%q", name)
+		}
+	}
+}
+
 // TestActing: a machine has no more rights than its person has now.
 func TestActing(t *testing.T) {
 	r, g, _ := peopled(t)
