@@ -37,6 +37,7 @@ type refusal struct {
 	user, key, address string
 	machine            authz.PeerID
 	action, outcome    string
+	account            string // of a login
 }
 
 const (
@@ -70,7 +71,10 @@ func (a *auditor) signal() {
 func (a *auditor) refused(at time.Time, d authz.Deed, outcome string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	what := refusal{d.User, d.Key, d.Address, d.Machine, d.Action, outcome}
+	what := refusal{user: d.User, key: d.Key, address: d.Address, machine: d.Machine, action: d.Action, outcome: outcome}
+	if d.Action == authz.ActionLogin {
+		what.account = d.Object
+	}
 	if a.seen[what] == nil && len(a.seen) >= maxRefusals {
 		// Of more there is one count for all.
 		d, outcome = authz.Deed{Action: "refused", Detail: "requests of many kinds or callers"}, "refused"
