@@ -262,6 +262,8 @@ func about(e Entry, object, detail string) (string, string) {
 			return say(string(r.Approve.Peer), fmt.Sprintf("%s, as %s", r.Approve.Name, r.Approve.Role))
 		case r.Revoke != nil:
 			return say(string(r.Revoke.Peer), "")
+		case r.Expire != nil && len(r.Expire.Peers) == 1:
+			return say(string(r.Expire.Peers[0]), "away since "+r.Expire.Before.UTC().Format(time.RFC3339))
 		case r.Expire != nil:
 			return say(fmt.Sprintf("%d machines", len(r.Expire.Peers)), "those of them that were away since "+r.Expire.Before.UTC().Format(time.RFC3339))
 		case r.RevokeTicket != nil:

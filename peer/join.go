@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -426,7 +427,7 @@ func (p *Peer) admit(ctx context.Context) {
 			if ip, err := manet.ToIP(s.Conn().RemoteMultiaddr()); err == nil {
 				doing.Address = ip.String()
 			}
-			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, r))
+			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, addressOf(s.Conn().RemoteMultiaddr()), r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
@@ -445,9 +446,14 @@ func (p *Peer) admit(ctx context.Context) {
 }
 
 // redeem redeems a machine's ticket.
-func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) joinAnswer {
+func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r joinRequest) joinAnswer {
+	if !p.lobby.tickets.may(from, 0) {
+		return p.turnAway(errTickets)
+	}
 	t, err := authz.ParseTicket(r.Ticket)
 	if err != nil {
+		p.lobby.tickets.may(from, 1)
+		p.coord.Refused(authz.Deed{Machine: who, Address: authz.DoingOf(ctx).Address, Action: "join", Object: string(who), Detail: plain(err)}, "ticket")
 		return joinAnswer{Code: "ticket", Reason: err.Error()}
 	}
 	redeem := authz.Redeem{Ticket: t.Hash(), Peer: who, Name: r.Name, Worker: r.Worker, KeyID: r.KeyID}
@@ -458,6 +464,7 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) join
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
 	if err := p.coord.MayJoin(ctx, time.Now(), redeem); err != nil {
+		p.lobby.tickets.may(from, 1)
 		return p.turnAway(err)
 	}
 	if err := p.coord.Admit(ctx, authz.Command{At: time.Now(), Redeem: &redeem}); err != nil {
@@ -490,7 +497,7 @@ func (p *Peer) turnAway(err error) joinAnswer {
 // strangersMayRead are the errors whose text a stranger is told, and tells its person.
 var strangersMayRead = []error{
 	authz.ErrTicketUnknown, authz.ErrTicketUsed, authz.ErrTicketExpired, authz.ErrTicketBefore, authz.ErrFull,
-	errLobbyFull, errAgain, errDenied,
+	errLobbyFull, errAgain, errDenied, errTickets,
 }
 
 // plain is the text of the innermost error that a stranger may read.

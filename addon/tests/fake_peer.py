@@ -163,6 +163,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         try:
             if self.headers.get("Host") != farm.base[len("http://"):] or self.headers.get("Origin"):
                 return self.send(*problem(403, "wrong Host or Origin"))
+            if path == "/ca.crt" and key in farm.answers and not self.headers.get("Authorization"):
+                return self.send(*farm.answers[key])
             if self.headers.get("Authorization") != "Bearer " + TOKEN:
                 return self.send(*problem(401, "the token is not known"))
             if key in farm.answers:
