@@ -23,7 +23,7 @@ type Deed struct {
 	Times int `json:"times,omitempty"`
 }
 
-// ActionLogin is the action of a login. Its object is the name that was said.
+// ActionLogin is the action of a login. Its object is the account that was tried.
 const ActionLogin = "login"
 
 // Note is a deed as the replicated log holds it. At and Outcome are set where the

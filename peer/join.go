@@ -15,7 +15,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
-	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
@@ -423,11 +422,11 @@ func (p *Peer) admit(ctx context.Context) {
 		who := peerOf(s.Conn().RemotePeer())
 		switch r.Ask {
 		case "":
-			doing := new(authz.Doing) // by whom, and of what ticket, the log finds out
-			if ip, err := manet.ToIP(s.Conn().RemoteMultiaddr()); err == nil {
-				doing.Address = ip.String()
+			from, doing := addressOf(s.Conn().RemoteMultiaddr()), new(authz.Doing) // by whom, and of what ticket, the log finds out
+			if from.IsValid() {
+				doing.Address = from.String()
 			}
-			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, addressOf(s.Conn().RemoteMultiaddr()), r))
+			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, from, r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {

@@ -101,7 +101,10 @@ func TestFailedLoginsAreOnRecord(t *testing.T) {
 		f := farmtest.New(t, 0)
 		m := f.Peers[0]
 		for _, name := range []string{"admin", "correct horse battery"} {
-			m.Queue().Refused(authz.Deed{Action: authz.ActionLogin, Object: name, Address: name}, "unauthorised")
+			doing := &authz.Doing{Deed: authz.Deed{Action: authz.ActionLogin}}
+			_, err := m.Queue().Login(authz.WithDoing(t.Context(), doing), httpapi.Credentials{Username: name, Password: "not the one"})
+			require.ErrorIs(t, err, authz.ErrPassword)
+			m.Queue().Refused(doing.Deed, "unauthorised")
 			time.Sleep(time.Second)
 		}
 		page, err := m.Queue().Audit(t.Context(), admin, httpapi.AuditQuery{Action: authz.ActionLogin})
