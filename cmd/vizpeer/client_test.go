@@ -37,13 +37,13 @@ func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestSubmissionIsMadeAgain(t *testing.T) {
 	const gone, full = `503 {"code":"no_leader","detail":"it went away"}`, `422 {"code":"invalid","detail":"no"}`
 	synctest.Test(t, func(t *testing.T) {
-		try := func(all ...string) (httpapi.Submitted, error, *answers, int) {
+		try := func(all ...string) (httpapi.Submitted, *answers, int, error) {
 			a, waits := &answers{all: all}, 0
 			cl := &client{base: "http://127.0.0.1:1", http: &http.Client{Transport: a}, local: true}
 			out, err := cl.submit(t.Context(), httpapi.Submission{}, func(error) { waits++ })
-			return out, err, a, waits
+			return out, a, waits, err
 		}
-		out, err, a, waits := try(gone, gone, `201 {"job":"j1"}`)
+		out, a, waits, err := try(gone, gone, `201 {"job":"j1"}`)
 		require.NoError(t, err)
 		require.Equal(t, lease.JobID("j1"), out.Job)
 		require.Equal(t, 2, waits)
@@ -51,13 +51,13 @@ func TestSubmissionIsMadeAgain(t *testing.T) {
 		require.NoError(t, lease.CheckKey(a.keys[0]))
 		require.Equal(t, []string{a.keys[0], a.keys[0], a.keys[0]}, a.keys)
 
-		_, err, other, _ := try(full)
+		_, other, _, err := try(full)
 		require.ErrorContains(t, err, "no")
 		require.Len(t, other.keys, 1, "what is refused is not asked again")
 		require.NotEqual(t, a.keys[0], other.keys[0], "each submission has a key of its own")
 
 		began := time.Now()
-		_, err, _, _ = try(gone)
+		_, _, _, err = try(gone)
 		require.ErrorContains(t, err, "it went away")
 		require.InDelta(t, submitPatience, time.Since(began), float64(2*submitPause))
 	})
