@@ -215,7 +215,7 @@ func (p *Peer) receive(ctx context.Context, s network.Stream, r joinRequest, in 
 	if !p.coord.Leading() {
 		return p.turnAway(coord.ErrNotLeader{Leader: p.coord.Status().Leader})
 	}
-	if err := p.lobby.mayEnter(); err != nil {
+	if err := p.lobby.mayEnter(addressOf(s.Conn().RemoteMultiaddr())); err != nil {
 		return p.turnAway(err)
 	}
 	nonce := make([]byte, nonceSize)
