@@ -297,3 +297,52 @@ func sortedMembers(members []authz.Member) []authz.Member {
 	slices.SortFunc(members, func(a, b authz.Member) int { return strings.Compare(string(a.ID), string(b.ID)) })
 	return members
 }
+
+// once runs a peer until it has its part of the CA, and answers the root.
+func once(t *testing.T, cfg Config) []byte {
+	t.Helper()
+	p, err := New(cfg, Machine{Can: benchMachine(0)})
+	require.NoError(t, err)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- p.Run(ctx) }()
+	require.Eventually(t, func() bool { return p.certs.signer() != nil }, 30*time.Second, 10*time.Millisecond)
+	root := p.certs.signer().Root().Raw
+	require.Equal(t, [][]byte{root}, p.gate.view().CA())
+	d := dataDir(cfg.DataDir)
+	require.Eventually(t, func() bool {
+		text, err := os.ReadFile(d.path(caFileName))
+		return err == nil && string(text) == string(cert.Bundle([][]byte{root}))
+	}, 10*time.Second, 10*time.Millisecond)
+	stop()
+	require.NoError(t, <-ended)
+	return root
+}
+
+func TestLostKeyOfTheCA(t *testing.T) {
+	cfg := benchConfig(t.TempDir())
+	f, err := Init(cfg, Founding{FarmName: "attic", MachineName: "desk"})
+	require.NoError(t, err)
+	root := once(t, cfg)
+	require.Equal(t, f.CAFingerprint, cert.Fingerprint(root))
+	key := dataDir(cfg.DataDir).path(caKeyFile)
+	require.NoError(t, os.Remove(key))
+	require.Equal(t, root, once(t, cfg), "the recovery file has it")
+	require.FileExists(t, key)
+}
+
+func TestFarmOfAnEarlierVersionGetsACA(t *testing.T) {
+	cfg := benchConfig(t.TempDir())
+	_, err := Init(cfg, Founding{FarmName: "attic", MachineName: "desk"})
+	require.NoError(t, err)
+	d := dataDir(cfg.DataDir)
+	var genesis map[string]any
+	require.NoError(t, d.readJSON("genesis.json", &genesis))
+	delete(genesis["found"].(map[string]any), "ca")
+	require.NoError(t, d.writeJSON("genesis.json", genesis, 0o600))
+	for _, name := range []string{caKeyFile, caFileName, "farm.recovery"} {
+		require.NoError(t, os.Remove(d.path(name)))
+	}
+	root := once(t, cfg)
+	require.Equal(t, root, once(t, cfg), "and keeps it")
+}

@@ -15,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
@@ -422,7 +423,11 @@ func (p *Peer) admit(ctx context.Context) {
 		who := peerOf(s.Conn().RemotePeer())
 		switch r.Ask {
 		case "":
-			_ = out.Encode(p.redeem(ctx, who, addressOf(s.Conn().RemoteMultiaddr()), r))
+			doing := new(authz.Doing) // by whom, and of what ticket, the log finds out
+			if ip, err := manet.ToIP(s.Conn().RemoteMultiaddr()); err == nil {
+				doing.Address = ip.String()
+			}
+			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, addressOf(s.Conn().RemoteMultiaddr()), r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
@@ -445,13 +450,10 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r 
 	if !p.lobby.tickets.may(from, 0) {
 		return p.turnAway(errTickets)
 	}
-	noGood := func(err error) {
-		p.lobby.tickets.may(from, 1)
-		p.coord.Refused(authz.Deed{Machine: p.self, Address: from.String(), Action: "join", Object: string(who), Detail: plain(err)}, "refused")
-	}
 	t, err := authz.ParseTicket(r.Ticket)
 	if err != nil {
-		noGood(err)
+		p.lobby.tickets.may(from, 1)
+		p.coord.Refused(authz.Deed{Machine: who, Address: authz.DoingOf(ctx).Address, Action: "join", Object: string(who), Detail: plain(err)}, "ticket")
 		return joinAnswer{Code: "ticket", Reason: err.Error()}
 	}
 	redeem := authz.Redeem{Ticket: t.Hash(), Peer: who, Name: r.Name, Worker: r.Worker, KeyID: r.KeyID}
@@ -461,8 +463,8 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r 
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout/2)
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
-	if err := p.coord.MayJoin(time.Now(), redeem); err != nil {
-		noGood(err)
+	if err := p.coord.MayJoin(ctx, time.Now(), redeem); err != nil {
+		p.lobby.tickets.may(from, 1)
 		return p.turnAway(err)
 	}
 	if err := p.coord.Admit(ctx, authz.Command{At: time.Now(), Redeem: &redeem}); err != nil {

@@ -16,6 +16,7 @@ import (
 	"vizpeer/authz"
 	"vizpeer/blobs"
 	"vizpeer/lease"
+	"vizpeer/peer/cert"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/render"
 )
@@ -270,12 +271,24 @@ func (p *Peer) members() []peer.AddrInfo {
 // Identity is this machine's ID and its farm's.
 func (l local) Identity() (authz.PeerID, authz.FarmID) { return l.self, l.farm }
 
+// CA is what ca.crt holds.
+func (l local) CA() []byte {
+	if v := l.gate.view(); v != nil {
+		return cert.Bundle(v.CA())
+	}
+	return nil
+}
+
 // Status tells what this machine is and does.
 func (l local) Status(ctx context.Context) httpapi.Status {
 	s := httpapi.Status{
 		Peer: l.self, Name: l.name, Farm: string(l.farm), Version: l.cfg.Version, Roles: []string{},
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(),
+	}
+	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
+	if leaf := l.certs.listener.Leaf(); leaf != nil {
+		s.CertificateUntil = leaf.Until()
 	}
 	for _, at := range l.https {
 		s.HTTPS = append(s.HTTPS, httpsURL(at))

@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
+import hashlib
 import os
+import shutil
 import signal
 import socket
+import ssl
+import subprocess
 import tempfile
 import threading
 import unittest
@@ -248,6 +252,93 @@ class Cleaning(unittest.TestCase):
     def test_one_printable_line(self):
         self.assertEqual(client.clean("a\nb\x00\x1b c\u202e"), "a b c")
         self.assertEqual(client.clean("x" * 300, 10), "x" * 9 + "…")
+
+
+@unittest.skipUnless(shutil.which("openssl"), "openssl, which makes the certificates, is not installed")
+class OverHTTPS(unittest.TestCase):
+    """A peer of another machine must show the farm's CA before it is told anything."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.files = tempfile.mkdtemp()
+        for name in ("ours", "theirs"):
+            cls.certify(name)
+
+    @classmethod
+    def certify(cls, name):
+        """A CA in name.crt, and a listener's key and chain in name.pem."""
+        at = lambda ending: os.path.join(cls.files, name + ending)  # noqa: E731
+        run = lambda *args: subprocess.run(("openssl",) + args, check=True, capture_output=True)  # noqa: E731
+        key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+        run("req", "-x509", *key, "-days", "2", "-subj", "/CN=" + name, "-keyout", at(".key"), "-out", at(".crt"))
+        run("req", "-new", *key, "-subj", "/CN=peer", "-keyout", at(".leaf.key"), "-out", at(".csr"))
+        with open(at(".ext"), "w") as f:
+            f.write("subjectAltName=IP:127.0.0.1\n")
+        run("x509", "-req", "-in", at(".csr"), "-CA", at(".crt"), "-CAkey", at(".key"), "-CAcreateserial",
+            "-days", "1", "-extfile", at(".ext"), "-out", at(".leaf.crt"))
+        with open(at(".pem"), "w") as out:
+            for part in (".leaf.key", ".leaf.crt", ".crt"):
+                with open(at(part)) as f:
+                    out.write(f.read())
+
+    def file(self, name):
+        return os.path.join(self.files, name)
+
+    def pin(self, name):
+        with open(self.file(name + ".crt")) as f:
+            return hashlib.sha256(ssl.PEM_cert_to_DER_cert(f.read())).hexdigest()
+
+    def setUp(self):
+        self.peer = FakePeer()
+        self.addCleanup(self.peer.close)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.file("ours.pem"))
+        self.peer.server.socket = context.wrap_socket(self.peer.server.socket, server_side=True)
+        self.base = self.peer.base.replace("http:", "https:")
+        with open(self.file("ours.crt"), "rb") as f:
+            self.peer.answers["GET /ca.crt"] = (200, f.read())
+
+    def ask(self, ca="", pin="", base=""):
+        return client.Client(client.Endpoint(base or self.base, TOKEN, "", ca, pin)).get("/v1/status")
+
+    def test_the_file_or_the_fingerprint_is_believed(self):
+        self.assertIn("peer", self.ask(ca=self.file("ours.crt")))
+        self.assertIn("peer", self.ask(pin=self.pin("ours")))
+
+    def test_nothing_else_is_and_no_key_is_sent(self):
+        for wrong in ({}, {"ca": self.file("theirs.crt")}, {"pin": self.pin("theirs")}):
+            with self.assertRaisesRegex(client.Problem, "shows no certificate of the farm's CA"):
+                self.ask(**wrong)
+        elsewhere = self.base.replace("127.0.0.1", "localhost")
+        with self.assertRaisesRegex(client.Problem, "for that name"):
+            self.ask(pin=self.pin("ours"), base=elsewhere)
+        self.assertEqual([r[1] for r in self.peer.requests if r[1] != "/ca.crt"], [])
+
+    def test_who_hands_out_a_foreign_ca_is_not_believed(self):
+        with open(self.file("theirs.crt"), "rb") as f:
+            self.peer.answers["GET /ca.crt"] = (200, f.read())
+        for pin in (self.pin("ours"), self.pin("theirs")):
+            with self.assertRaisesRegex(client.Problem, "shows no certificate of the farm's CA"):
+                self.ask(pin=pin)
+        self.peer.answers["GET /ca.crt"] = (200, b"-----END CERTIFICATE-----" * 10)
+        with self.assertRaisesRegex(client.Problem, "shows no certificate of the farm's CA"):
+            self.ask(pin=self.pin("ours"))
+
+    def test_where_the_ca_is_found(self):
+        folder = tempfile.mkdtemp()
+        for name, text in (("api", self.base), ("token", "t"), ("ca.crt", "x")):
+            with open(os.path.join(folder, name), "w") as f:
+                f.write(text)
+        find = lambda **more: client.find(folder, more.pop("environ", {"HOME": folder}), "linux", **more)  # noqa: E731
+        self.assertEqual(find().ca, os.path.join(folder, "ca.crt"))
+        self.assertEqual(find(environ={"HOME": folder, "VIZPEER_CA_FILE": "/x"}).ca, "/x")
+        self.assertEqual(find(environ={"HOME": folder, "VIZPEER_CA_FILE": "/x"}, ca="/y").ca, "/y")
+        chosen = find(pin="AB:" * 31 + "AB")
+        self.assertEqual((chosen.ca, chosen.pin), ("", "ab" * 32))
+        with self.assertRaisesRegex(client.Problem, "64 hexadecimal digits"):
+            find(pin="1234")
+        with self.assertRaisesRegex(client.Problem, "is no ca.crt"):
+            self.ask(ca=os.path.join(folder, "missing"))
 
 
 if __name__ == "__main__":

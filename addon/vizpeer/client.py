@@ -9,12 +9,14 @@ a sentence for the artist.
 """
 
 import collections
+import hashlib
 import http.client
 import json
 import os
 import select
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -22,6 +24,7 @@ import urllib.parse
 
 DEFAULT_BASE = "http://127.0.0.1:8787"
 
+CA_LIMIT = 64 << 10  # bytes of a ca.crt
 ANSWER_LIMIT = 16 << 20  # bytes of one JSON answer
 LINE_LIMIT = 64 << 10  # bytes of one line of the event stream
 EVENT_LIMIT = 256 << 10  # bytes of one event
@@ -36,6 +39,10 @@ SEND_SECONDS = 120
 STORE_SECONDS = 1800
 
 NOT_RUNNING = "No vizpeer is running on this machine: start it with `vizpeer up`"
+WRONG_CA = (
+    "%s shows no certificate of the farm's CA for that name, so your key was not sent to it: "
+    "see the CA's file and fingerprint in the add-on's preferences"
+)
 NOT_JOINED = (
     "This machine is in no farm yet: run `vizpeer join TICKET` with a ticket from your "
     "farm's admin, or `vizpeer init` for a new farm, then `vizpeer up`"
@@ -60,7 +67,8 @@ class Stopped(Exception):
     """The caller closed the client while it was at work."""
 
 
-Endpoint = collections.namedtuple("Endpoint", "base token folder")
+# ca is the path of the farm's ca.crt and pin its SHA-256, of which one is needed for https; "" for none.
+Endpoint = collections.namedtuple("Endpoint", "base token folder ca pin", defaults=("", ""))
 
 
 def clean(text, limit=200):
@@ -88,12 +96,15 @@ def data_folders(environ=None, system=None):
     return folders
 
 
-def find(override="", environ=None, system=None):
+def find(override="", environ=None, system=None, ca="", pin=""):
     """The local peer's endpoint.
 
     override is a data folder that the artist chose; otherwise VIZPEER_DATA_DIR,
     then the usual places. VIZPEER_API names another address, VIZPEER_TOKEN
     another token file. A missing token is "": the peer will say that it needs one.
+    An address with https must show the farm's CA: the one in the file ca, or the one with
+    the fingerprint pin, which the artist chose; otherwise VIZPEER_CA_FILE,
+    VIZPEER_CA_FINGERPRINT, then the ca.crt of the data folder.
     """
     environ = os.environ if environ is None else environ
     chosen = override or environ.get("VIZPEER_DATA_DIR", "")
@@ -110,7 +121,14 @@ def find(override="", environ=None, system=None):
         token = _first_line(os.path.join(folder, "token")) if folder else ""
     if not folder and not base:
         base = DEFAULT_BASE
-    return Endpoint(check_base(base or DEFAULT_BASE), token, folder or "")
+    base = check_base(base or DEFAULT_BASE)
+    if not base.startswith("https:"):
+        return Endpoint(base, token, folder or "")
+    if not ca and not pin:
+        ca, pin = environ.get("VIZPEER_CA_FILE", ""), environ.get("VIZPEER_CA_FINGERPRINT", "")
+    if not ca and not pin and folder and os.path.exists(os.path.join(folder, "ca.crt")):
+        ca = os.path.join(folder, "ca.crt")
+    return Endpoint(base, token, folder or "", os.path.expanduser(ca), check_pin(pin))
 
 
 def _first_line(path):
@@ -139,6 +157,14 @@ def check_base(base):
         ":%d" % port if port else "",
         url.path.rstrip("/"),
     )
+
+
+def check_pin(pin):
+    """A fingerprint as it is compared, or a Problem."""
+    digits = pin.replace(":", "").strip().lower()
+    if digits and (len(digits) != 64 or digits.strip("0123456789abcdef")):
+        raise Problem("%r is no fingerprint: it is 64 hexadecimal digits, as `vizpeer status` shows it" % clean(pin, 100))
+    return digits
 
 
 def _is_loopback(host):
@@ -175,16 +201,20 @@ class Client:
         self._lock = threading.Lock()
         self._open = set()
         self._closed = False
+        self._tls = None  # what a peer must show; made with the first connection
 
     def get(self, path):
         return self.call("GET", path)
 
-    def post(self, path, body=None):
-        return self.call("POST", path, body)
+    def post(self, path, body=None, key=""):
+        return self.call("POST", path, body, key=key)
 
-    def call(self, method, path, body=None, seconds=ANSWER_SECONDS):
-        """One request and its answer, a JSON object ({} where there is none)."""
-        headers = {}
+    def call(self, method, path, body=None, seconds=ANSWER_SECONDS, key=""):
+        """One request and its answer, a JSON object ({} where there is none).
+
+        With a key the same request may be made again without being carried out again.
+        """
+        headers = {"Idempotency-Key": key} if key else {}
         data = None
         if body is not None:
             data = json.dumps(body).encode("utf-8")
@@ -300,13 +330,58 @@ class Client:
                 pass
 
     def _link(self):
-        kind = http.client.HTTPSConnection if self._url.scheme == "https" else http.client.HTTPConnection
-        link = kind(self._url.hostname, self._url.port, timeout=CONNECT_SECONDS)
+        if self._url.scheme == "https":
+            if self._tls is None:
+                with self._problems():
+                    self._tls = self._trust()
+            link = http.client.HTTPSConnection(
+                self._url.hostname, self._url.port, timeout=CONNECT_SECONDS, context=self._tls
+            )
+        else:
+            link = http.client.HTTPConnection(self._url.hostname, self._url.port, timeout=CONNECT_SECONDS)
         with self._lock:
             if self._closed:
                 raise Stopped()
             self._open.add(link)
         return link
+
+    def _trust(self):
+        """The TLS settings that believe the farm's CA and nobody else."""
+        bundle = None
+        if self.endpoint.pin:
+            bundle = self._pinned()
+        try:
+            context = ssl.create_default_context(cafile=self.endpoint.ca or None, cadata=bundle)
+        except (OSError, ValueError):
+            raise Problem("%s is no ca.crt, or cannot be read: copy it from the data folder of a machine of the farm" % self.endpoint.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        return context
+
+    def _pinned(self):
+        """The certificate with the pinned fingerprint, which the peer itself hands out to anybody.
+
+        The connection is not verified, so that nothing but this is asked on it.
+        """
+        anybody = ssl.create_default_context()
+        anybody.check_hostname, anybody.verify_mode = False, ssl.CERT_NONE
+        link = http.client.HTTPSConnection(
+            self._url.hostname, self._url.port, timeout=CONNECT_SECONDS, context=anybody
+        )
+        try:
+            self._connect(link)
+            link.request("GET", self._url.path + "/ca.crt", headers={"User-Agent": "vizpeer-addon"})
+            text = link.getresponse().read(CA_LIMIT).decode("ascii", "replace")
+        finally:
+            link.close()
+        end = "-----END CERTIFICATE-----"
+        for part in text.split(end)[:-1]:
+            try:
+                der = ssl.PEM_cert_to_DER_cert((part + end).strip())
+            except ValueError:
+                continue
+            if hashlib.sha256(der).hexdigest() == self.endpoint.pin:
+                return der
+        raise Problem(WRONG_CA % self.endpoint.base)
 
     def _connect(self, link):
         _hush()
@@ -408,6 +483,8 @@ class _Problems:
             return False
         if isinstance(error, ConnectionRefusedError):
             raise NoPeer(NOT_RUNNING if self.client.endpoint.folder else NOT_JOINED) from None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise Problem(WRONG_CA % self.client.endpoint.base) from None
         if isinstance(error, socket.timeout):
             raise Problem("vizpeer does not answer: look at it with `vizpeer status`") from None
         if isinstance(error, (OSError, http.client.HTTPException)):

@@ -237,9 +237,22 @@ class VIZPEER_preferences(bpy.types.AddonPreferences):
         update=lambda self, context: pump.unlink(),
     )
 
+    ca_file: StringProperty(
+        name="CA File",
+        description="The farm's ca.crt, where VIZPEER_API names a peer of another machine (https)",
+        subtype="FILE_PATH",
+        update=lambda self, context: pump.unlink(),
+    )
+    ca_fingerprint: StringProperty(
+        name="CA Fingerprint",
+        description="Instead of the file: the SHA-256 that `vizpeer status` shows",
+        update=lambda self, context: pump.unlink(),
+    )
+
     def draw(self, context):
-        self.layout.prop(self, "data_folder")
-        self.layout.label(text="Leave it empty: the vizpeer of this machine is found by itself.", icon="INFO")
+        for name in ("data_folder", "ca_file", "ca_fingerprint"):
+            self.layout.prop(self, name)
+        self.layout.label(text="Leave these empty: the vizpeer of this machine is found by itself.", icon="INFO")
 
 
 CLASSES = (VIZPEER_PG_settings, VIZPEER_PG_job, VIZPEER_PG_state, VIZPEER_preferences)

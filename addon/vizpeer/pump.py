@@ -31,17 +31,21 @@ _asked = 0.0  # when it was last asked to draw
 
 def find():
     """The local peer's endpoint, with the data folder of the preferences."""
-    return client.find(_chosen)
+    return client.find(_chosen[0], ca=_chosen[1], pin=_chosen[2])
 
 
-# The preference, copied by the main thread so that threads need not ask Blender.
-_chosen = ""
+# The preferences, copied by the main thread so that threads need not ask Blender: the data
+# folder, the file of the CA and its fingerprint.
+_chosen = ("", "", "")
 
 
 def _read_preferences():
     global _chosen
     addon = bpy.context.preferences.addons.get(__package__)
-    _chosen = addon.preferences.data_folder if addon and addon.preferences else ""
+    _chosen = ("", "", "")
+    if addon and addon.preferences:
+        p = addon.preferences
+        _chosen = (p.data_folder, p.ca_file, p.ca_fingerprint)
 
 
 def seen():

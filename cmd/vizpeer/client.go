@@ -81,6 +81,10 @@ func (c *cli) newClient(base, token string) (*client, error) {
 		return nil, usagef("%q is no API address: write it like http://127.0.0.1:8787", base)
 	}
 	ip := net.ParseIP(u.Hostname())
+	local := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
+	if u.Scheme == "http" && !local {
+		return nil, usagef("%q is on another machine, and over plain HTTP everybody between could read who you are: write it with https://", base)
+	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil // a token for a machine of the farm is no proxy's business
 	transport.DialContext = dialPatiently
@@ -93,7 +97,7 @@ func (c *cli) newClient(base, token string) (*client, error) {
 		base:  strings.TrimSuffix(base, "/"),
 		token: token,
 		http:  &http.Client{Transport: transport, CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }},
-		local: u.Hostname() == "localhost" || ip != nil && ip.IsLoopback(),
+		local: local,
 	}, nil
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"path/filepath"
@@ -47,7 +48,7 @@ type finding struct {
 func (c *cli) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, clock",
+		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, certificate, clock",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := c.folder()
@@ -61,7 +62,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			visit, found := &peerVisit{cli: c}, &blenderCheck{extra: s.blender, dir: dir}
 			findings, failed := diagnose(cmd.Context(), []check{
 				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, diskCheck{dir},
-				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, clockCheck{},
+				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, certificateCheck{visit}, clockCheck{visit},
 			})
 			if err := c.print(findings, func() {
 				rows := make([][]any, len(findings))
@@ -309,14 +310,37 @@ func (l leaderCheck) Run(ctx context.Context) (string, error) {
 	return fmt.Sprintf("%s leads, term %d", machineText(names, farm.Coord.Leader), farm.Coord.Term), nil
 }
 
-// clockCheck finds a clock that was never set: tickets and sessions depend on
-// it. It cannot see one that is minutes off.
-type clockCheck struct{}
+// certificateCheck looks at what other machines' programs are shown.
+type certificateCheck struct{ visit *peerVisit }
+
+func (certificateCheck) Name() string { return "certificate" }
+
+func (c certificateCheck) Run(context.Context) (string, error) {
+	st := c.visit.status
+	switch {
+	case st == nil:
+		return "", concernf("not asked, as no peer answers")
+	case len(st.HTTPS) == 0:
+		return "none needed: nothing listens for other machines' programs", nil
+	case time.Until(st.CertificateUntil) < 0:
+		return "", fmt.Errorf("it ended at %s and could not be renewed: a coordinator must be up and in reach", st.CertificateUntil.Format(time.DateTime))
+	case time.Until(st.CertificateUntil) < 24*time.Hour:
+		return "", concernf("it ends at %s and could not be renewed yet: a coordinator must be up and in reach", st.CertificateUntil.Format(time.DateTime))
+	}
+	return "good until " + st.CertificateUntil.Format(time.DateTime), nil
+}
+
+// clockCheck finds a clock that was never set, or differs from the leader's: tickets,
+// sessions and certificates depend on it.
+type clockCheck struct{ visit *peerVisit }
 
 func (clockCheck) Name() string { return "clock" }
 
-func (clockCheck) Run(context.Context) (string, error) {
+func (c clockCheck) Run(context.Context) (string, error) {
 	now := time.Now()
+	if st := c.visit.status; st != nil && math.Abs(st.ClockSkew) > 60 {
+		return "", fmt.Errorf("the clock is %s off the leader's: have both set by the network", time.Duration(st.ClockSkew*float64(time.Second)).Round(time.Second).Abs())
+	}
 	if info, ok := debug.ReadBuildInfo(); ok {
 		for _, s := range info.Settings {
 			if built, err := time.Parse(time.RFC3339, s.Value); s.Key == "vcs.time" && err == nil && now.Before(built) {

@@ -15,8 +15,8 @@ const clientHeader = "Vizpeer-Client"
 type addrKey struct{}
 
 // clientAddr is where the caller of ctx's request is: the other end of its connection or,
-// behind a trusted proxy, what that says. On the leader it is what the peer says that the
-// request came to. The zero Addr is not known.
+// behind a trusted proxy, what that says; loopback for programs of this machine. On the
+// leader it is what the peer says that the request came to. The zero Addr is not known.
 func clientAddr(ctx context.Context) netip.Addr {
 	addr, _ := ctx.Value(addrKey{}).(netip.Addr)
 	return addr
@@ -50,7 +50,19 @@ func (s *Server) findClient(from side, r *http.Request) netip.Addr {
 		}
 		addr = hop.Unmap()
 	}
+	if addr.IsValid() && addr == remoteAddr(r) && addr == ownAddr(r) {
+		return netip.AddrFrom4([4]byte{127, 0, 0, 1}) // this machine, by another of its names
+	}
 	return addr
+}
+
+// ownAddr is this end of the connection.
+func ownAddr(r *http.Request) netip.Addr {
+	tcp, ok := r.Context().Value(http.LocalAddrContextKey).(*net.TCPAddr)
+	if !ok {
+		return netip.Addr{}
+	}
+	return tcp.AddrPort().Addr().Unmap().WithZone("")
 }
 
 // remoteAddr is the other end of the connection.

@@ -22,6 +22,7 @@ var reach = map[string][]string{
 	"GET /healthz":                             {"", "root", "ann", "vic", "box"},
 	"GET /readyz":                              {"", "root", "ann", "vic", "box"},
 	"GET /openapi.json":                        {"", "root", "ann", "vic", "box"},
+	"GET /ca.crt":                              {"", "root", "ann", "vic", "box"},
 	"GET /v1/status":                           {"root", "ann", "vic", "box"},
 	"GET /metrics":                             {"root", "ann", "vic"},
 	"GET /v1/auth/whoami":                      {"root", "ann", "vic", "box"},

@@ -151,6 +151,8 @@ type Local interface {
 	Status(context.Context) Status
 	// Identity is this machine's ID and its farm's; it costs nothing.
 	Identity() (authz.PeerID, authz.FarmID)
+	// CA is the certificates of the farm's CA in PEM; they are no secret.
+	CA() []byte
 	// Ready lists the checks that must pass before this peer is of use.
 	Ready(context.Context) []Check
 	Blobs

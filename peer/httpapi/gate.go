@@ -243,9 +243,10 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 	return c, "", err
 }
 
-// atHome refuses a machine's own key where the request began at another machine.
+// atHome refuses a machine's own key where the request began at another machine: where
+// it came to another peer first, or to its own from elsewhere.
 func (c caller) atHome() error {
-	if c.Machine == "" || string(c.Machine) == c.peer.String() {
+	if c.Machine == "" || string(c.Machine) == c.peer.String() && (!c.addr.IsValid() || c.addr.IsLoopback()) {
 		return nil
 	}
 	return unauthorised("this is the key of another machine, and good only there: log in, or ask an admin for a key of your own (`vizpeer key create`)", true)

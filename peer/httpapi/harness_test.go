@@ -591,6 +591,8 @@ func (m *machine) Status(context.Context) Status {
 	return Status{Peer: authz.PeerID(m.host.ID().String()), Farm: "farm"}
 }
 
+func (m *machine) CA() []byte { return []byte("a certificate") }
+
 func (m *machine) Ready(context.Context) []Check {
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -46,6 +47,20 @@ func (s *Server) document(context.Context, *nothing) (*huma.StreamResponse, erro
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
 		hc.SetHeader("Content-Type", "application/openapi+json")
 		hc.BodyWriter().Write(s.openAPI)
+	}}, nil
+}
+
+// caType is what browsers know certificates by.
+const caType = "application/x-pem-file"
+
+func (s *Server) authority(context.Context, *nothing) (*huma.StreamResponse, error) {
+	text := s.local.CA()
+	if len(text) == 0 {
+		return nil, fmt.Errorf("%w: the farm has no CA yet", ErrNotFound)
+	}
+	return &huma.StreamResponse{Body: func(hc huma.Context) {
+		hc.SetHeader("Content-Type", caType)
+		hc.BodyWriter().Write(text)
 	}}, nil
 }
 

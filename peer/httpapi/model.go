@@ -295,17 +295,22 @@ type Farm struct {
 // Status is GET /v1/status: this machine, answered by itself even when no
 // coordinator can be reached.
 type Status struct {
-	Peer       authz.PeerID     `json:"peer"`
-	Name       string           `json:"name"`
-	Farm       string           `json:"farm"`
-	FarmName   string           `json:"farm_name"`
-	Version    string           `json:"version"`
-	CA         []string         `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
-	Roles      []string         `json:"roles"`
-	Leader     authz.PeerID     `json:"leader"` // "" while none can be reached
-	Connected  int              `json:"connected"`
-	Addrs      []string         `json:"addrs"`
-	HTTPS      []string         `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
+	Peer      authz.PeerID `json:"peer"`
+	Name      string       `json:"name"`
+	Farm      string       `json:"farm"`
+	FarmName  string       `json:"farm_name"`
+	Version   string       `json:"version"`
+	CA        []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
+	Roles     []string     `json:"roles"`
+	Leader    authz.PeerID `json:"leader"` // "" while none can be reached
+	Connected int          `json:"connected"`
+	Addrs     []string     `json:"addrs"`
+	HTTPS     []string     `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
+	// CertificateUntil is when the certificate for HTTPS ends; absent where nothing shows one.
+	CertificateUntil time.Time `json:"certificate_until,omitzero" doc:"when the certificate for HTTPS ends; it is renewed long before"`
+	// ClockSkew is how far this machine's clock is ahead of the leader's, in seconds.
+	ClockSkew float64 `json:"clock_skew" doc:"seconds by which this machine's clock is ahead of the leader's, as far as known"`
+
 	Running    []RunningTask    `json:"running"`
 	Capability lease.Capability `json:"capability"`
 	Store      StoreStatus      `json:"store"`

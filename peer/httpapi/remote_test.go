@@ -22,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil/promlint"
 	"github.com/stretchr/testify/require"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
 )
 
@@ -150,6 +151,34 @@ func TestProxies(t *testing.T) {
 	require.Equal(t, "127.0.0.1", f.askedFrom().String())
 	r := ms[1].do(t, "ann", "GET", "/v1/farm", nil, "X-Forwarded-For", "192.0.2.9")
 	require.Contains(t, r.problem(t).Detail, "--trusted-proxy")
+}
+
+// A machine's key is for its own programs: it is of no use elsewhere, not even against
+// that machine.
+func TestMachinesKeyStaysAtHome(t *testing.T) {
+	at := func(from, own string) netip.Addr {
+		ctx := context.WithValue(t.Context(), remoteKey{}, net.Addr(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(from))))
+		ctx = context.WithValue(ctx, http.LocalAddrContextKey, net.Addr(net.TCPAddrFromAddrPort(netip.MustParseAddrPort(own))))
+		r, err := http.NewRequestWithContext(ctx, "GET", "/", nil)
+		require.NoError(t, err)
+		return (&Server{}).findClient(remote, r)
+	}
+	h := newHost(t)
+	c := caller{Principal: authz.Principal{Machine: authz.PeerID(h.ID().String())}, peer: h.ID()}
+	for _, try := range []struct {
+		remote, own string
+		ok          bool
+	}{
+		{"127.0.0.1:1", "127.0.0.1:8787", true},
+		{"[::1]:1", "[::1]:8787", true},
+		{"10.0.0.7:1", "10.0.0.7:8787", true}, // this machine by its own address
+		{"10.0.0.8:1", "10.0.0.7:8787", false},
+	} {
+		c.addr = at(try.remote, try.own)
+		require.Equal(t, try.ok, c.atHome() == nil, "%v is %v", try, c.addr)
+	}
+	c.addr, c.peer = netip.Addr{}, newHost(t).ID()
+	require.Error(t, c.atHome(), "it came to another peer")
 }
 
 func TestNoCertificateNoListener(t *testing.T) {

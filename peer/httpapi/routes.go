@@ -89,6 +89,7 @@ func routes() []*route {
 	return []*route{
 		{get, "/healthz", anywhere, everybody, "healthz", "Whether this peer's process answers", 0, "", bind((*Server).healthz)},
 		{get, "/readyz", anywhere, everybody, "readyz", "Whether this peer is of use; names the checks that fail", 0, "", bind((*Server).readyz)},
+		{get, "/ca.crt", anywhere, everybody, "ca", "The certificates of the farm's CA, in PEM: compare a fingerprint before you trust one", 0, caType, bind((*Server).authority)},
 		{get, "/openapi.json", anywhere, everybody, "openapi", "This document", 0, "application/openapi+json", bind((*Server).document)},
 
 		{get, "/metrics", anywhere, people, "metrics", "Numbers of this machine and, on coordinators, of the queue, for Prometheus", 0, "text/plain", bind((*Server).metrics)},
