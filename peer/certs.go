@@ -98,20 +98,20 @@ type certs struct {
 
 	listener cert.Listener
 	changed  chan struct{} // the roster or the leader: what was refused may go now
-	limit    *rate.Limiter // of what others ask
 
 	mu        sync.Mutex
 	authority *cert.Authority // nil where there is none yet
 	asked     []string        // for what the certificate in use was asked
 	refused   []string        // of these
 	had       chan struct{}   // closed once there is a certificate
+	askers    map[peer.ID]*rate.Limiter
 }
 
 // newCerts leaves coord and link to be set before Run.
 func newCerts(dir dataDir, h host.Host, g *gate, log *slog.Logger) *certs {
 	return &certs{
 		dir: dir, host: h, self: authz.PeerID(h.ID().String()), gate: g, slog: log,
-		changed: make(chan struct{}, 1), limit: rate.NewLimiter(20, 100), had: make(chan struct{}),
+		changed: make(chan struct{}, 1), had: make(chan struct{}), askers: make(map[peer.ID]*rate.Limiter),
 	}
 }
 
@@ -511,8 +511,8 @@ func (c *certs) answer(s network.Stream) {
 		return
 	}
 	var a certAnswer
-	err := errors.New("too many certificates are asked for at once: try again in a minute")
-	if c.limit.Allow() {
+	err := errors.New("too many certificates were asked for: try again in a few minutes")
+	if c.may(who) {
 		err = errors.New("it has no key of the farm's CA yet")
 		if signer := c.signer(); signer != nil {
 			a, err = c.issue(signer, authz.PeerID(who.String()), r, seenAt(c.host, who))
@@ -522,6 +522,22 @@ func (c *certs) answer(s network.Stream) {
 		a = certAnswer{Reason: err.Error()}
 	}
 	_ = json.NewEncoder(s).Encode(a)
+}
+
+// One member may ask for so many certificates in a burst, and one more every minute: an
+// honest one asks for a few in a week.
+const certBurst = 10
+
+func (c *certs) may(who peer.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.askers[who] == nil {
+		if len(c.askers) >= authz.MaxMembers { // machines come and go
+			clear(c.askers)
+		}
+		c.askers[who] = rate.NewLimiter(rate.Every(time.Minute), certBurst)
+	}
+	return c.askers[who].Allow()
 }
 
 // issue certifies what a member may have certified. It is the one place that signs.
