@@ -1,6 +1,6 @@
 // Package authz says who belongs to a farm and what each may do: the farm's key
 // and the charter it signs, tickets that admit machines, API keys, accounts,
-// roles, and the [Roster] that the coordinators replicate.
+// roles, the [Roster] that the coordinators replicate, and the audit of who did what.
 //
 // The roster is a pure state machine. [Roster.Apply] takes a [Command] and
 // answers with the [Event]s it caused, or with an error that changed nothing;
@@ -8,6 +8,9 @@
 // byte for byte. Time is in the command. Randomness is read only by the
 // constructors of new secrets ([NewFarmKey], [NewTicket], [NewKey],
 // [NewAccount]), from the reader that the caller names.
+//
+// So is the [Trail], the end of the audit: a chain of [Record]s, each of which names the
+// one before it by its hash. A [Verifier] finds whatever was done to one.
 //
 // It promises that the roster holds no secret that could be used if it leaked:
 // tickets and API keys are stored as SHA-256 of at least 128 random bits,

@@ -129,6 +129,21 @@ func (d *directory) standing(user string, role Role) (Role, error) {
 	return weaker(role, p.Role), nil
 }
 
+// Acting is the machine of that ID as it acts for its user: with the role that the
+// user has now. That of somebody disabled is nobody's, and goes on as a node.
+func (d *directory) Acting(id PeerID) (Member, bool) {
+	m, ok := d.Member(id)
+	if !ok {
+		return m, false
+	}
+	role, err := d.standing(m.User, m.Role)
+	if err != nil {
+		role = Node
+	}
+	m.Role = role
+	return m, true
+}
+
 // mayManage refuses whoever is no admin any more when the command is applied.
 func (r *Roster) mayManage(by Principal) error {
 	role, err := r.standing(by.User, by.Role)

@@ -403,6 +403,35 @@ func TestKeys(t *testing.T) {
 	require.ErrorIs(t, err, ErrTicketUnknown)
 }
 
+// TestActing: a machine has no more rights than its person has now.
+func TestActing(t *testing.T) {
+	r, g, _ := peopled(t)
+	addUser(t, r, "eve", Admin)
+	founder := g.command.Found.Founder
+	acts := func(want Role) {
+		t.Helper()
+		m, ok := r.View().Acting(founder)
+		require.True(t, ok)
+		require.Equal(t, want, m.Role)
+		kept, _ := r.Member(founder)
+		require.Equal(t, Admin, kept.Role, "what its ticket gave it stays")
+	}
+	acts(Admin)
+	eve := Principal{User: "eve", Role: Admin}
+	_, err := r.Apply(Command{At: noon, SetRole: &SetRole{User: "admin", Role: Viewer, By: eve}})
+	require.NoError(t, err)
+	acts(Viewer)
+	_, err = r.Apply(Command{At: noon, Disable: &Disable{User: "admin", On: true, By: eve}})
+	require.NoError(t, err)
+	acts(Node)
+	_, err = join(t, r, mint(t, r, Operator, false, 1), "bobpc", "bob-pc")
+	require.NoError(t, err)
+	m, _ := r.Acting("bobpc")
+	require.Equal(t, Operator, m.Role, "nobody with an account")
+	_, ok := r.Acting("nobody")
+	require.False(t, ok)
+}
+
 // TestTheViewHoldsNoPassword: what every peer holds is of no use to who steals it.
 func TestTheViewHoldsNoPassword(t *testing.T) {
 	r, g, key := peopled(t)

@@ -30,7 +30,7 @@ func (l *leader) may(p authz.PeerID, root, by string) (ok bool) {
 		return false
 	}
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
-		m, member := r.Member(p)
+		m, member := r.Acting(p)
 		switch {
 		case !member:
 		case m.Role == authz.Admin || q.MayHave(m, root, scope):

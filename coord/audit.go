@@ -136,8 +136,15 @@ func (c *Coordinator) Audit(ctx context.Context, before uint64, see func(authz.R
 // AuditHead is the last record of the audit.
 func (c *Coordinator) AuditHead() authz.Mark { return c.log.AuditHead() }
 
-// VerifyAudit checks the audit: see [Log.VerifyAudit].
+// ErrVerifying says that the audit is being verified already, which takes a processor.
+var ErrVerifying = errors.New("the audit is being verified for somebody else: try again when that is done")
+
+// VerifyAudit checks the audit: see [Log.VerifyAudit]. One caller at a time may.
 func (c *Coordinator) VerifyAudit(ctx context.Context, progress func(done, total int64)) (AuditReport, error) {
+	if !c.verifying.TryLock() {
+		return AuditReport{}, ErrVerifying
+	}
+	defer c.verifying.Unlock()
 	return c.log.VerifyAudit(ctx, progress)
 }
 
@@ -163,12 +170,15 @@ func (c *Coordinator) Refused(d authz.Deed, outcome string) {
 // note is what the audit is to say of an entry; nil of one that is not to be on record.
 func (c *Coordinator) note(ctx context.Context, e Entry) *authz.Note {
 	var d authz.Deed
-	switch doing := authz.DoingOf(ctx); {
-	case doing != nil:
+	doing := authz.DoingOf(ctx)
+	if doing != nil {
 		doing.Noted = true
-		d = doing.Deed
+	}
+	switch {
 	case e.Roster != nil && e.Roster.Redeem != nil: // a machine asks for itself
-		d = c.joins(*e.Roster.Redeem)
+		d = c.joins(ctx, *e.Roster.Redeem)
+	case doing != nil:
+		d = doing.Deed
 	case e.Roster != nil && e.Roster.Expire != nil: // nobody asks, and members change
 		d = authz.Deed{Machine: c.self, Action: "expire-peers"}
 	default:
@@ -179,8 +189,11 @@ func (c *Coordinator) note(ctx context.Context, e Entry) *authz.Note {
 }
 
 // joins is a machine's wish to be admitted, in the name of who made its ticket.
-func (c *Coordinator) joins(r authz.Redeem) authz.Deed {
+func (c *Coordinator) joins(ctx context.Context, r authz.Redeem) authz.Deed {
 	d := authz.Deed{Machine: r.Peer, Action: "join", Object: string(r.Peer), Detail: joining(r)}
+	if doing := authz.DoingOf(ctx); doing != nil {
+		d.Address = doing.Address
+	}
 	c.Read(func(_ *lease.State, roster *authz.Roster) { d.User = roster.MintedBy(r.Ticket) })
 	return d
 }
@@ -249,6 +262,8 @@ func about(e Entry, object, detail string) (string, string) {
 			return say(string(r.Approve.Peer), fmt.Sprintf("%s, as %s", r.Approve.Name, r.Approve.Role))
 		case r.Revoke != nil:
 			return say(string(r.Revoke.Peer), "")
+		case r.Expire != nil && len(r.Expire.Peers) == 1:
+			return say(string(r.Expire.Peers[0]), "away since "+r.Expire.Before.UTC().Format(time.RFC3339))
 		case r.Expire != nil:
 			return say(fmt.Sprintf("%d machines", len(r.Expire.Peers)), "those of them that were away since "+r.Expire.Before.UTC().Format(time.RFC3339))
 		case r.RevokeTicket != nil:

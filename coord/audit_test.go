@@ -562,3 +562,32 @@ func TestKeysAndEventsOutliveTheLeader(t *testing.T) {
 		require.Equal(t, []string{"ok", "repeated", "conflict", "ok"}, outcomes)
 	})
 }
+
+// Whatever lies where a ledger should, it is opened or refused, and what it says is read.
+func FuzzOpenLedger(f *testing.F) {
+	var trail authz.Trail
+	for range 3 {
+		trail.Add(noon, authz.Deed{Action: "login", User: "ann"}, "ok")
+	}
+	good, err := encodeLines(trail.Tail())
+	require.NoError(f, err)
+	f.Add(good, good[:len(good)-9])
+	f.Add([]byte("{}\n"), []byte("\n\n"))
+	f.Add([]byte("x"), []byte(`{"seq":9}`))
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		dir := t.TempDir()
+		for i, data := range [][]byte{first, second} {
+			require.NoError(t, os.WriteFile(filepath.Join(dir, fmt.Sprintf("%016d.jsonl", 1+3*i)), data, 0o600))
+		}
+		l, err := openLedger(dir, false, slog.New(slog.DiscardHandler))
+		if err != nil {
+			return
+		}
+		for _, p := range l.list() {
+			_, _ = l.read(p)
+		}
+		_ = l.gaps(authz.Mark{Seq: 9})
+		_ = l.append(trail.Tail())
+		require.NoError(t, l.close())
+	})
+}

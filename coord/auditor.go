@@ -18,11 +18,10 @@ type auditor struct {
 	wake chan struct{}
 
 	mu sync.Mutex
-	// fresh are refusals to be written down at once; seen are those of this window,
-	// which began then, with how often each came since.
+	// fresh are refusals to be written down at once; seen are those of this window, with
+	// how often each came since.
 	fresh []authz.Note
 	seen  map[refusal]*authz.Note
-	began time.Time
 }
 
 // auditLog is what the auditor needs of the log.
@@ -69,19 +68,14 @@ func (a *auditor) refused(at time.Time, d authz.Deed, outcome string) {
 	what := refusal{d.User, d.Key, d.Address, d.Machine, d.Action, outcome}
 	if a.seen[what] == nil && len(a.seen) >= maxRefusals {
 		// Of more there is one count for all.
-		what = refusal{outcome: outcome}
-		d = authz.Deed{Action: "refused", Detail: "requests of many kinds or callers"}
-		outcome = "refused"
-		what.outcome = outcome
+		d, outcome = authz.Deed{Action: "refused", Detail: "requests of many kinds or callers"}, "refused"
+		what = refusal{action: d.Action, outcome: outcome}
 	}
 	if n := a.seen[what]; n != nil {
 		if n.Times++; n.Object != d.Object {
 			n.Object = "" // of several
 		}
 		return
-	}
-	if len(a.seen) == 0 {
-		a.began = at
 	}
 	a.fresh = append(a.fresh, authz.Note{Deed: d, At: at, Outcome: outcome})
 	a.seen[what] = &authz.Note{Deed: d, Outcome: outcome}

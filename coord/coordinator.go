@@ -34,7 +34,9 @@ type Coordinator struct {
 	has     Machine
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
-	counts  counts
+
+	verifying sync.Mutex // held while the audit is verified
+	counts    counts
 
 	mu  sync.Mutex
 	can map[authz.PeerID]lease.Capability // the latest ad of each member
@@ -214,12 +216,12 @@ func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 
 // MayJoin reports why a ticket would not admit its machine, before anything is
 // committed. Where this machine does not lead, it says nothing.
-func (c *Coordinator) MayJoin(at time.Time, redeem authz.Redeem) (err error) {
+func (c *Coordinator) MayJoin(ctx context.Context, at time.Time, redeem authz.Redeem) (err error) {
 	if c.Leading() {
 		c.Read(func(_ *lease.State, r *authz.Roster) { err = r.CheckTicket(at, redeem) })
 	}
 	if err != nil {
-		c.Refused(c.joins(redeem), outcomeOf(err))
+		c.Refused(c.joins(ctx, redeem), outcomeOf(err))
 	}
 	return err
 }
@@ -282,6 +284,9 @@ func (c *Coordinator) applied(a Applied) {
 	}
 	for n, e := range a.Roster {
 		if e.Type == authz.PeerRevoked || e.Type == authz.PeerExpired {
+			c.mu.Lock()
+			delete(c.can, e.Peer)
+			c.mu.Unlock()
 			c.slog.Warn("a machine is no member any more", "peer", e.Peer.Short(), "why", e.Reason)
 			c.hub.publish(Event{ID: eventID(a.Index, n), At: a.At, Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: e.Peer, State: "removed", Reason: e.Reason}})
 		}

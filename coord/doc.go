@@ -6,7 +6,9 @@
 // It promises that nobody is told yes before a majority of the coordinators has
 // the command on disk; that a new leader has applied everything committed before
 // it (a barrier) and gives every lease a full TTL before it expires anything;
-// and that what a leader holds in memory dies with its leadership.
+// and that what a leader holds in memory dies with its leadership. What people change
+// is on record: the audit gets its record with the change itself, whoever leads signs
+// it, and every coordinator keeps it on its disk.
 //
 // It does not decide: package lease holds the rules of the queue, package sched
 // the placement, package authz who is a member. It does not render, fetch or

@@ -72,9 +72,10 @@ func (l *leader) returned(p authz.PeerID) {
 
 // revised passes a new roster on, cuts off who is no member any more, takes its leases
 // back and sees to what it held, and takes the others for what the roster says.
-func (l *leader) revised(v *authz.View) {
+func (l *leader) revised() {
 	var removed []authz.PeerID
 	l.mu.Lock()
+	v := l.c.Roster() // of now: one of before may lack who has a stream since
 	for p, s := range l.sessions {
 		if _, member := v.Member(p); !member {
 			s.close()

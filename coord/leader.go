@@ -418,7 +418,7 @@ func (l *leader) turn() {
 	l.fresh, l.ended, l.submitted, l.roster = nil, nil, nil, false
 	l.mu.Unlock()
 	if roster {
-		l.revised(l.c.Roster())
+		l.revised()
 	}
 	if len(fresh) > 0 || len(submitted) > 0 || len(ended) > 0 {
 		l.keep(submitted, fresh, ended)

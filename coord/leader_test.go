@@ -739,3 +739,36 @@ func TestHoldingIsNotClaimed(t *testing.T) {
 		ann.holds(id, 2, aCID(7))
 	})
 }
+
+// A machine that is removed loses its stream and its lease at once, without the patience
+// that one gets which only went silent.
+func TestRemovedMember(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.join("ann", machine(0))
+		bob := d.join("bob", machine(1))
+		d.submit("ann", aCID(0), 1)
+		d.within(time.Second, "bob renders", func() bool { return len(bob.orders()) == 1 })
+		cyd := d.join("cyd", machine(1))
+		events := d.Watch(0)
+		defer events.Stop()
+		began := time.Now()
+		require.NoError(t, d.Remove(t.Context(), authz.Command{At: time.Now(), Revoke: &authz.Revoke{Peer: "bob", By: "admin"}}))
+		d.within(time.Second, "cyd renders it instead", func() bool { return len(cyd.orders()) == 1 })
+		require.Less(t, time.Since(began), time.Second)
+		require.Error(t, bob.conn.Send(Up{Renew: &Renew{}}), "its stream is closed")
+		e := <-events.C
+		require.Equal(t, lease.PeerChanged, e.Type)
+		require.Equal(t, "removed", e.State)
+		require.Equal(t, "admin removed it", e.Reason)
+
+		here, there := net.Pipe()
+		served := make(chan error, 1)
+		go func() { served <- d.leading.Load().serve(t.Context(), NewConn(there), "bob", Hello{Can: machine(1)}) }()
+		require.ErrorIs(t, <-served, authz.ErrNotMember, "it has no way back by a stream that it had")
+		_ = here.Close()
+		_, ok := d.Knowledge().Members["bob"]
+		require.False(t, ok)
+		require.ErrorIs(t, d.Remove(t.Context(), authz.Command{At: time.Now(), Revoke: &authz.Revoke{Peer: d.self, By: "admin"}}), ErrSoleVoter)
+	})
+}

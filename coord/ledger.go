@@ -34,7 +34,7 @@ type ledger struct {
 
 	mu    sync.Mutex
 	pages []page   // in order of their records
-	last  *os.File // the last page, open to append; nil where there is none yet
+	last  *os.File // the last page, open for writing; nil where there is none yet
 }
 
 // page is one file of a ledger: records in a row.
@@ -73,7 +73,7 @@ func openLedger(dir string, sync bool, log *slog.Logger) (*ledger, error) {
 	}
 	slices.Reverse(l.pages)
 	if n := len(l.pages); n > 0 {
-		if l.last, err = os.OpenFile(l.name(l.pages[n-1]), os.O_WRONLY|os.O_APPEND, 0o600); err != nil {
+		if l.last, err = os.OpenFile(l.name(l.pages[n-1]), os.O_WRONLY, 0o600); err != nil {
 			return nil, fmt.Errorf("opening the audit: %w", err)
 		}
 	}
@@ -173,8 +173,9 @@ func (l *ledger) write(records []authz.Record) (n int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	if _, err := l.last.Write(lines); err != nil {
-		return 0, errors.Join(err, l.last.Truncate(p.size))
+	// What a write that failed has left is written over by the next one.
+	if _, err := l.last.WriteAt(lines, p.size); err != nil {
+		return 0, err
 	}
 	end := records[len(records)-1]
 	p.last, p.hash, p.size = end.Seq, end.Hash, p.size+int64(len(lines))
@@ -189,7 +190,7 @@ func (l *ledger) turn(r authz.Record) error {
 		}
 	}
 	p := page{first: r.Seq, last: r.Seq - 1, prev: r.Prev, hash: r.Prev}
-	f, err := os.OpenFile(l.name(p), os.O_WRONLY|os.O_APPEND|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := os.OpenFile(l.name(p), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 	if err != nil {
 		return err
 	}
@@ -297,7 +298,7 @@ func (l *ledger) insert(records []authz.Record) error {
 		if l.last != nil {
 			_ = errors.Join(l.flushLast(), l.last.Close())
 		}
-		l.last, err = os.OpenFile(l.name(p), os.O_WRONLY|os.O_APPEND, 0o600)
+		l.last, err = os.OpenFile(l.name(p), os.O_WRONLY, 0o600)
 	}
 	return err
 }

@@ -155,13 +155,15 @@ func TestSoleVoterRestarts(t *testing.T) {
 
 // TestPowerCut copies the folder of a log that is being written, as a power cut
 // would leave it, and opens the copy: whatever was acknowledged before the copy
-// began is there.
+// began is there, and on record.
 func TestPowerCut(t *testing.T) {
 	h, dir := lonelyHost(t), t.TempDir()
 	l := sole(t, h, Config{Dir: filepath.Join(dir, "live")})
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
 
+	_, err := l.Apply(ctx, foundation(t, idOf(h)))
+	require.NoError(t, err)
 	var mu sync.Mutex
 	acked := map[lease.JobID]bool{}
 	enough := make(chan struct{})
@@ -170,7 +172,7 @@ func TestPowerCut(t *testing.T) {
 		writers.Go(func() error {
 			for i := 0; ; i++ {
 				id := fmt.Sprintf("j%d-%d", w, i)
-				if _, err := l.Apply(ctx, submission(id)); err != nil {
+				if _, err := l.Apply(ctx, audited(submission(id), "submit-job")); err != nil {
 					if ctx.Err() != nil {
 						return nil
 					}
@@ -181,6 +183,9 @@ func TestPowerCut(t *testing.T) {
 					close(enough)
 				}
 				mu.Unlock()
+				if w == 0 && i%5 == 0 { // which moves records from memory to the disk
+					_, _ = l.Apply(ctx, sealing(t, h, l))
+				}
 			}
 		})
 	}
@@ -203,8 +208,11 @@ func TestPowerCut(t *testing.T) {
 	for id := range want {
 		require.True(t, got[id], "%s was acknowledged and is lost", id)
 	}
-	_, err := l.Apply(t.Context(), submission("after"))
+	_, err = l.Apply(t.Context(), submission("after"))
 	require.NoError(t, err)
+	all := records(t, l)
+	require.GreaterOrEqual(t, len(all), len(want), "what was acknowledged is on record")
+	requireWhole(t, l, len(all))
 }
 
 // copyRunning copies a folder that a Badger has open, but for its lock.

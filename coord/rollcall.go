@@ -47,7 +47,9 @@ func (l *leader) rollCall() {
 		l.change(authz.Command{Seen: seen})
 	}
 	if expire != nil {
-		l.change(authz.Command{Expire: expire})
+		for _, p := range expire.Peers { // each with a record of its own in the audit
+			l.change(authz.Command{Expire: &authz.Expire{Peers: []authz.PeerID{p}, Before: expire.Before}})
+		}
 	}
 }
 

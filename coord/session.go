@@ -404,9 +404,11 @@ func (l *leader) leave(s *session) {
 	}
 	delete(l.sessions, s.peer)
 	l.plan.scarce = l.plan.scarce || s.keeping > 0 // who shall keep it instead, or again?
-	l.seen[s.peer] = time.Now()
-	if _, member := l.members.Member(s.peer); member && l.ctx.Err() == nil {
-		l.await(s.peer)
+	if _, member := l.members.Member(s.peer); member {
+		l.seen[s.peer] = time.Now()
+		if l.ctx.Err() == nil {
+			l.await(s.peer)
+		}
 	}
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
 }

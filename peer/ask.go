@@ -28,6 +28,9 @@ const mdnsAnyone = "_vizpeer-join._udp"
 var (
 	ErrAddress    = errors.New("this is no coordinator's address: write it as `vizpeer up --json` shows it there, with /p2p/ and its ID at the end")
 	ErrUnanswered = errors.New("no admin has let this machine in yet")
+	// errOtherFolder keeps a machine that was removed from joining another farm with what
+	// it has of the first.
+	errOtherFolder = errors.New("this machine's data folder is another farm's: use another --data-dir")
 )
 
 // Waiting is a farm that was asked to admit this machine. An admin who sees the same
@@ -154,7 +157,7 @@ func (n *newcomer) plead(ctx context.Context, first peer.AddrInfo, named bool, s
 			return nil, p, fmt.Errorf("%w: %w", ErrRefused, refusal(answer))
 		case ctx.Err() != nil:
 			return nil, p, context.Cause(ctx)
-		case errors.Is(err, ErrOtherFarm):
+		case errors.Is(err, errOtherFolder):
 			return nil, p, err
 		}
 		p, known, tries = first, named, 0
@@ -171,7 +174,7 @@ func (n *newcomer) plead(ctx context.Context, first peer.AddrInfo, named bool, s
 
 // wait asks p once, shows the phrase, and waits for the answer.
 func (n *newcomer) wait(ctx context.Context, p peer.AddrInfo, known bool, shown func(Waiting)) (answer joinAnswer, charter authz.Charter, err error) {
-	a := applicant{host: n.host, request: n.request}
+	a := applicant{host: n.host, farm: n.farm, request: n.request}
 	dialling, cancel := context.WithTimeout(ctx, joinTimeout)
 	defer cancel()
 	c, err := a.open(dialling, p, known)
@@ -212,7 +215,7 @@ func (p *Peer) receive(ctx context.Context, s network.Stream, r joinRequest, in 
 	if !p.coord.Leading() {
 		return p.turnAway(coord.ErrNotLeader{Leader: p.coord.Status().Leader})
 	}
-	if err := p.lobby.mayEnter(); err != nil {
+	if err := p.lobby.mayEnter(addressOf(s.Conn().RemoteMultiaddr())); err != nil {
 		return p.turnAway(err)
 	}
 	nonce := make([]byte, nonceSize)

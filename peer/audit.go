@@ -3,11 +3,13 @@ package peer
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
 
 	"vizpeer/authz"
+	"vizpeer/coord"
 	"vizpeer/lease"
 	"vizpeer/peer/httpapi"
 )
@@ -55,6 +57,9 @@ func (q queue) VerifyAudit(ctx context.Context, p authz.Principal, progress func
 		return out, err
 	}
 	report, err := q.coord.VerifyAudit(ctx, progress)
+	if errors.Is(err, coord.ErrVerifying) {
+		return out, fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
+	}
 	if err != nil {
 		return out, err
 	}

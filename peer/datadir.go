@@ -25,7 +25,6 @@ import (
 //	ca.crt           the certificates of the farm's CA, for whoever calls over HTTPS
 //	ca.key           on a coordinator: its key of the CA, and the chain that it is certified by
 //	https.key        the key and the certificate of this machine's HTTPS listener
-//	session          the session of whoever has logged in; the command line reads and writes it
 //	token            this machine's API key; the command line and the add-on read it
 //	scrub.json       when the store was last read through
 //	receipts.key     what proves that a receipt for an upload is this machine's

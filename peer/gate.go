@@ -15,11 +15,12 @@ import (
 )
 
 // maxStrangers is how many machines that are no members may be connected to a
-// coordinator at once, and strangerTime how long each may stay: enough to redeem
-// a ticket.
+// coordinator at once, maxStrangersFrom how many of them from one address, and
+// strangerTime how long each may stay: enough to redeem a ticket.
 const (
-	maxStrangers = 64
-	strangerTime = 30 * time.Second
+	maxStrangers     = 64
+	maxStrangersFrom = 24
+	strangerTime     = 30 * time.Second
 )
 
 // gate holds the roster that this machine goes by, and keeps everybody else out.
@@ -120,7 +121,7 @@ func (g *gate) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 
 // InterceptSecured keeps strangers out once the handshake has shown who they
 // are.
-func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, _ network.ConnMultiaddrs) bool {
+func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, at network.ConnMultiaddrs) bool {
 	if dir == network.DirOutbound || g.member(p) {
 		return true
 	}
@@ -129,19 +130,40 @@ func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, _ network.Conn
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	return len(g.strangers) < maxStrangers
+	return g.room(at)
+}
+
+// room tells whether another stranger may connect from there. g.mu is held.
+func (g *gate) room(at network.ConnMultiaddrs) bool {
+	from, others := addressOf(at.RemoteMultiaddr()), 0
+	for c := range g.strangers {
+		if addressOf(c.RemoteMultiaddr()) == from {
+			others++
+		}
+	}
+	return len(g.strangers) < maxStrangers && others < maxStrangersFrom
 }
 
 // InterceptUpgraded allows what was allowed before.
 func (g *gate) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
 
-// Connected starts a stranger's time.
+// Connected starts a stranger's time. Whoever was a member when the connection was begun
+// and is none any more has no time at all, but for a coordinator's join protocol.
 func (g *gate) Connected(_ network.Network, c network.Conn) {
-	if c.Stat().Direction == network.DirOutbound || g.member(c.RemotePeer()) {
+	out := c.Stat().Direction == network.DirOutbound
+	switch {
+	case g.member(c.RemotePeer()), out && g.view() == nil:
+		return
+	case out, !g.coordinator(g.self):
+		go func() { _ = c.Close() }() // the network waits for its notifiees
 		return
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if !g.room(c) { // several came at once
+		go func() { _ = c.Close() }()
+		return
+	}
 	g.strangers[c] = time.AfterFunc(strangerTime, func() {
 		if !g.member(c.RemotePeer()) {
 			_ = c.Close()

@@ -119,13 +119,15 @@ func raised() rcmgr.PartialLimitConfig {
 }
 
 // perMember is how many streams by a protocol one machine may have open at once: one for
-// each request that it passes on, for its work, for each round of raft's, and while it
-// joins. The exchange bounds its own.
+// each request that it passes on, for its work, for what raft says at once, while it joins,
+// and for older records of the audit. The exchange bounds its own.
 var perMember = map[protocol.ID]int{
 	httpapi.Protocol:   256,
 	coord.WorkProtocol: 8,
 	coord.RaftProtocol: 32,
 	joinProtocol:       8,
+
+	coord.AuditProtocol: 4,
 }
 
 // dialAnew lets the next dial of p try every address at once. libp2p itself leaves

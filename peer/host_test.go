@@ -206,3 +206,49 @@ func TestGreedyMember(t *testing.T) {
 	s, err := modest.NewStream(t.Context(), hub.ID(), httpapi.Protocol)
 	require.True(t, echoes(s, err), "another is served meanwhile")
 }
+
+// Strangers have little room on a coordinator, those of one address less, and none on
+// other machines. Members are not kept out by them.
+func TestStrangersHaveLittleRoom(t *testing.T) {
+	var keys []crypto.PrivKey
+	var ids []authz.PeerID
+	for range maxStrangersFrom + 9 {
+		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
+		require.NoError(t, err)
+		id, err := libp2ppeer.IDFromPrivateKey(key)
+		require.NoError(t, err)
+		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
+	}
+	view := rosterOf(t, ids[:3]...)
+	require.True(t, view.IsCoordinator(ids[0]))
+	open := func(i int) host.Host {
+		h, err := newHost(keys[i], newGate(ids[i], view.Farm(), view), []string{"/ip4/127.0.0.1/tcp/0"})
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = h.Close() })
+		return h
+	}
+	coordinator, box := open(0), open(1)
+	connect := func(i int, to host.Host) {
+		h, err := libp2p.New(libp2p.Identity(keys[i]), libp2p.NoListenAddrs, libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(tls.ID, tls.New), libp2p.ResourceManager(&network.NullResourceManager{}))
+		require.NoError(t, err)
+		t.Cleanup(func() { _ = h.Close() })
+		_ = h.Connect(t.Context(), libp2ppeer.AddrInfo{ID: to.ID(), Addrs: to.Addrs()}) // it may be told later that it was refused
+	}
+	var group errgroup.Group
+	group.SetLimit(4)
+	for i := 3; i < len(ids); i++ {
+		group.Go(func() error { connect(i, coordinator); return nil })
+	}
+	require.NoError(t, group.Wait())
+	require.Eventually(t, func() bool { return len(coordinator.Network().Conns()) == maxStrangersFrom }, 10*time.Second, 10*time.Millisecond)
+	connect(3, box)
+	connect(2, box)
+	connect(2, coordinator)
+	member := libp2ppeer.ID("")
+	for _, c := range box.Network().Conns() {
+		require.Equal(t, string(ids[2]), c.RemotePeer().String())
+		member = c.RemotePeer()
+	}
+	require.NotEmpty(t, member)
+	require.Equal(t, network.Connected, coordinator.Network().Connectedness(member))
+}

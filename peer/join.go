@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -14,6 +15,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
@@ -129,6 +131,7 @@ type newcomer struct {
 	cfg     Config
 	dir     dataDir
 	host    host.Host
+	farm    authz.FarmID // "": any
 	name    string
 	token   string // of the API key that it brings
 	request joinRequest
@@ -146,7 +149,7 @@ func newNewcomer(cfg Config, farm authz.FarmID, j Joining) (*newcomer, error) {
 	case farm != "" && m.Farm != farm:
 		return nil, fmt.Errorf("%w: this machine belongs to %s, the ticket to %s; join with another --data-dir", ErrOtherFarm, m.Farm, farm)
 	case m.Removed != "":
-		farm = m.Farm // the folder is that farm's for good: so are its store and its results
+		farm = m.Farm // whose the folder is for good: so are its store and its results
 	case farm != "":
 		return nil, fmt.Errorf("%w, the ticket's own: start it with `vizpeer up`", ErrMember)
 	default:
@@ -177,7 +180,7 @@ func newNewcomer(cfg Config, farm authz.FarmID, j Joining) (*newcomer, error) {
 		return nil, err
 	}
 	return &newcomer{
-		cfg: cfg, dir: d, host: h, name: name, token: token,
+		cfg: cfg, dir: d, host: h, farm: farm, name: name, token: token,
 		request: joinRequest{Name: name, Worker: !j.NoWork && !cfg.NoWork, KeyID: key.ID, KeyHash: &key.Hash},
 	}, nil
 }
@@ -388,7 +391,11 @@ func (a *applicant) open(ctx context.Context, p peer.AddrInfo, known bool) (_ *i
 		farm = c.charter.ID()
 	}
 	if err := c.charter.Verify(farm); err != nil {
-		return nil, fmt.Errorf("%w: %s is of %s, the ticket is for %s", ErrOtherFarm, who, c.charter.ID(), farm)
+		other := ErrOtherFarm
+		if a.request.Ticket == "" {
+			other = errOtherFolder
+		}
+		return nil, fmt.Errorf("%w: %s is of %s, not of %s", other, who, c.charter.ID(), farm)
 	}
 	if !known && c.charter.Coordinator != peerOf(p.ID) {
 		return nil, fmt.Errorf("%s was found on the local network and cannot prove that it leads the farm", who)
@@ -402,7 +409,9 @@ func (p *Peer) admit(ctx context.Context) {
 		defer s.Close()
 		_ = s.SetDeadline(time.Now().Add(joinTimeout))
 		out := json.NewEncoder(s)
-		if out.Encode(p.coord.Roster().Charter()) != nil {
+		var charter authz.Charter
+		p.coord.Read(func(_ *lease.State, r *authz.Roster) { charter = r.Charter() })
+		if out.Encode(charter) != nil {
 			return
 		}
 		in := json.NewDecoder(io.LimitReader(s, maxAsking))
@@ -414,7 +423,11 @@ func (p *Peer) admit(ctx context.Context) {
 		who := peerOf(s.Conn().RemotePeer())
 		switch r.Ask {
 		case "":
-			_ = out.Encode(p.redeem(ctx, who, r))
+			doing := new(authz.Doing) // by whom, and of what ticket, the log finds out
+			if ip, err := manet.ToIP(s.Conn().RemoteMultiaddr()); err == nil {
+				doing.Address = ip.String()
+			}
+			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, addressOf(s.Conn().RemoteMultiaddr()), r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
@@ -433,9 +446,14 @@ func (p *Peer) admit(ctx context.Context) {
 }
 
 // redeem redeems a machine's ticket.
-func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) joinAnswer {
+func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r joinRequest) joinAnswer {
+	if !p.lobby.tickets.may(from, 0) {
+		return p.turnAway(errTickets)
+	}
 	t, err := authz.ParseTicket(r.Ticket)
 	if err != nil {
+		p.lobby.tickets.may(from, 1)
+		p.coord.Refused(authz.Deed{Machine: who, Address: authz.DoingOf(ctx).Address, Action: "join", Object: string(who), Detail: plain(err)}, "ticket")
 		return joinAnswer{Code: "ticket", Reason: err.Error()}
 	}
 	redeem := authz.Redeem{Ticket: t.Hash(), Peer: who, Name: r.Name, Worker: r.Worker, KeyID: r.KeyID}
@@ -445,7 +463,8 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, r joinRequest) join
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout/2)
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
-	if err := p.coord.MayJoin(time.Now(), redeem); err != nil {
+	if err := p.coord.MayJoin(ctx, time.Now(), redeem); err != nil {
+		p.lobby.tickets.may(from, 1)
 		return p.turnAway(err)
 	}
 	if err := p.coord.Admit(ctx, authz.Command{At: time.Now(), Redeem: &redeem}); err != nil {
@@ -478,7 +497,7 @@ func (p *Peer) turnAway(err error) joinAnswer {
 // strangersMayRead are the errors whose text a stranger is told, and tells its person.
 var strangersMayRead = []error{
 	authz.ErrTicketUnknown, authz.ErrTicketUsed, authz.ErrTicketExpired, authz.ErrTicketBefore, authz.ErrFull,
-	errLobbyFull, errAgain, errDenied,
+	errLobbyFull, errAgain, errDenied, errTickets,
 }
 
 // plain is the text of the innermost error that a stranger may read.

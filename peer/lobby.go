@@ -3,13 +3,13 @@ package peer
 import (
 	"cmp"
 	"errors"
+	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/time/rate"
 
 	"vizpeer/authz"
@@ -17,19 +17,30 @@ import (
 )
 
 // How many machines without a ticket may wait at once, in all and from one address,
-// how many may come in a second, and in a burst, and how long each may wait.
+// how many may come in a second, and in a burst, how often from one address, and how long
+// each may wait.
 const (
 	maxWaiting     = 32
 	maxWaitingFrom = 8
 	askingRate     = 1
 	askingBurst    = 16
+	askingPause    = 6 * time.Second
 	waitingTime    = 30 * time.Minute
+)
+
+// How often machines at one address may show a ticket that is no good, and how many at
+// once: nobody mistypes so many.
+const (
+	ticketPause = 6 * time.Second
+	ticketBurst = 10
 )
 
 // lobby is where machines without a ticket wait until an admin lets them in. It lives
 // in the leader's memory alone: strangers cost no place in the log.
 type lobby struct {
-	limit *rate.Limiter // of those who come
+	limit   *rate.Limiter // of those who come
+	asked   *visits       // by those who come
+	tickets *visits       // with tickets that are no good
 
 	mu      sync.Mutex
 	waiting map[authz.PeerID]*visitor
@@ -40,7 +51,7 @@ type visitor struct {
 	authz.Approve // what an admin's word would make of it; no Role and no By yet
 	words         string
 	addr          string // of its connection
-	from          string // the host of that
+	from          netip.Addr
 	since         time.Time
 	verdict       chan error // takes one: nil once it is a member
 }
@@ -49,16 +60,20 @@ type visitor struct {
 var (
 	errLobbyFull = errors.New("too many machines wait to be admitted: try again in a few minutes, or ask an admin for a ticket (`vizpeer invite`)")
 	errAgain     = errors.New("this machine asked again by another connection")
+	errTickets   = errors.New("too many tickets that are no good came from this machine's address: try again in a minute")
 	errDenied    = errors.New("an admin denied it")
 )
 
 func newLobby() *lobby {
-	return &lobby{limit: rate.NewLimiter(askingRate, askingBurst), waiting: make(map[authz.PeerID]*visitor)}
+	return &lobby{
+		limit: rate.NewLimiter(askingRate, askingBurst), asked: newVisits(askingPause, maxWaitingFrom), tickets: newVisits(ticketPause, ticketBurst),
+		waiting: make(map[authz.PeerID]*visitor),
+	}
 }
 
-// mayEnter tells whether one more may ask, before anything costs much.
-func (l *lobby) mayEnter() error {
-	if !l.limit.Allow() {
+// mayEnter tells whether one more from there may ask, before anything costs much.
+func (l *lobby) mayEnter(from netip.Addr) error {
+	if !l.asked.may(from, 1) || !l.limit.Allow() {
 		return errLobbyFull
 	}
 	return nil
@@ -131,10 +146,7 @@ func newVisitor(c network.Conn, r joinRequest, words string) *visitor {
 	if r.KeyHash != nil {
 		v.KeyHash = *r.KeyHash
 	}
-	v.from = v.addr
-	if ip, err := manet.ToIP(c.RemoteMultiaddr()); err == nil {
-		v.from = ip.String()
-	}
+	v.from = addressOf(c.RemoteMultiaddr())
 	return v
 }
 

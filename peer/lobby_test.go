@@ -2,10 +2,14 @@ package peer
 
 import (
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
 	"github.com/tyler-smith/go-bip39/wordlists"
 
@@ -44,8 +48,12 @@ func TestPhrase(t *testing.T) {
 
 func TestLobbyIsBounded(t *testing.T) {
 	l := newLobby()
+	hosts := make(map[string]netip.Addr)
 	visit := func(id, from string) (*visitor, func(), error) {
-		v := &visitor{Approve: authz.Approve{Peer: authz.PeerID(id)}, from: from, verdict: make(chan error, 1)}
+		if _, known := hosts[from]; !known {
+			hosts[from] = netip.AddrFrom4([4]byte{10, 0, 0, byte(len(hosts))})
+		}
+		v := &visitor{Approve: authz.Approve{Peer: authz.PeerID(id)}, from: hosts[from], verdict: make(chan error, 1)}
 		leave, err := l.enter(v)
 		return v, leave, err
 	}
@@ -74,12 +82,36 @@ func TestLobbyIsBounded(t *testing.T) {
 	require.True(t, ok)
 	require.Same(t, again, v)
 
-	// So much may come at once.
-	came := 0
-	for range 1000 {
-		if l.mayEnter() == nil {
-			came++
+	// So much may come at once, from one address and from all.
+	came := func(addr func(int) netip.Addr) (n int) {
+		for i := range 1000 {
+			if l.mayEnter(addr(i)) == nil {
+				n++
+			}
 		}
+		return n
 	}
-	require.InDelta(t, askingBurst, came, 2)
+	require.Equal(t, maxWaitingFrom, came(func(int) netip.Addr { return hosts["host0"] }))
+	rest := came(func(i int) netip.Addr { return netip.AddrFrom4([4]byte{10, 1, byte(i >> 8), byte(i)}) })
+	require.InDelta(t, askingBurst-maxWaitingFrom, rest, 2)
+}
+
+// Tickets that are no good are shown so often from one address and no more, by whatever
+// IDs; those that are good count for nothing.
+func TestBadTicketsAreCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		v := newVisits(ticketPause, ticketBurst)
+		here, there := addressOf(multiaddr.StringCast("/ip4/10.0.0.1/tcp/1")), addressOf(multiaddr.StringCast("/ip6/2001:db8::1/udp/1/quic-v1"))
+		require.Equal(t, there, addressOf(multiaddr.StringCast("/ip6/2001:db8::2/tcp/9")), "one machine's many addresses")
+		for range 100 {
+			require.True(t, v.may(here, 0))
+		}
+		for range ticketBurst {
+			require.True(t, v.may(here, 1))
+		}
+		require.False(t, v.may(here, 0))
+		require.True(t, v.may(there, 0))
+		time.Sleep(ticketPause)
+		require.True(t, v.may(here, 0))
+	})
 }

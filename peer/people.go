@@ -74,6 +74,9 @@ func (q queue) Login(ctx context.Context, in httpapi.Credentials) (httpapi.Sessi
 	if err != nil {
 		return httpapi.Session{}, err
 	}
+	if doing := authz.DoingOf(ctx); doing != nil {
+		doing.Object = account.User
+	}
 	if err := q.passwords.check(ctx, account, in.Password); err != nil {
 		return httpapi.Session{}, err
 	}

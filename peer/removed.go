@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"vizpeer/authz"
@@ -30,9 +31,11 @@ func removedError(farm, why string) error {
 // is believed, and only by a newer one: it may have fallen behind itself.
 func (l *link) removed(ctx context.Context, p peer.ID) (why string, yes bool) {
 	v := l.gate.view()
-	if v == nil || !v.IsCoordinator(peerOf(p)) {
-		return "", false
+	if v == nil || !v.IsCoordinator(peerOf(p)) || l.host.Network().Connectedness(p) != network.Connected {
+		return "", false // who cannot be reached has turned nobody away
 	}
+	ctx, cancel := context.WithTimeout(ctx, askTime)
+	defer cancel()
 	a := applicant{host: l.host, farm: v.Farm(), request: joinRequest{Ask: askMember}}
 	answer, charter, err := a.exchange(ctx, peer.AddrInfo{ID: p}, true)
 	if err != nil || answer.Code != codeRemoved {

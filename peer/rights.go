@@ -150,7 +150,7 @@ func (r *rights) member(p authz.PeerID) (authz.Member, bool) {
 	if v == nil {
 		return authz.Member{}, false
 	}
-	return v.Member(p)
+	return v.Acting(p)
 }
 
 // known looks for an answer that is still good, and otherwise for what bounds the

@@ -104,6 +104,19 @@ var probes = []struct {
 		}
 		return "answer"
 	}},
+	{"audit", func(t *testing.T, s someone, to *farmtest.Member) string {
+		st, err := s.stream(t, to, coord.AuditProtocol)
+		if err != nil {
+			return "-"
+		}
+		defer st.Reset()
+		_, _ = st.Write([]byte(`{"first":1,"last":1}`))
+		_ = st.CloseWrite()
+		if _, err := io.ReadAll(io.LimitReader(st, 1<<20)); err != nil {
+			return "-"
+		}
+		return "answer"
+	}},
 	{"api", func(t *testing.T, s someone, to *farmtest.Member) string {
 		status, _ := s.ask(t, to, http.MethodGet, "/v1/farm", "")
 		return status
@@ -250,6 +263,7 @@ to the coordinator   stranger  revoked   node      operator  coordinator
 join                 removed   removed   member    member    member
 work                 -         -         welcome   welcome   welcome
 raft                 -         -         -         -         answer
+audit                -         -         -         -         answer
 api                  -         -         200       200       200
 cert: a listener's   -         -         2         2         2
 cert: a part of it   -         -         no        no        2
@@ -262,6 +276,7 @@ to a node            stranger  revoked   node      operator  coordinator
 join                 -         -         -         -         -
 work                 -         -         -         -         -
 raft                 -         -         -         -         -
+audit                -         -         -         -         -
 api                  -         -         421       421       421
 cert: a listener's   -         -         -         -         -
 cert: a part of it   -         -         -         -         -
@@ -365,6 +380,8 @@ func TestNodesKeyDoesNodesWork(t *testing.T) {
 			{"POST", job + "/cancel", ""}, {"POST", job + "/priority", `{"tier":"high"}`},
 			{"GET", "/v1/queue/jobs/" + string(id) + "/frames/1", ""}, {"GET", "/v1/queue/jobs/" + string(id) + "/tasks/0", ""},
 			{"GET", "/v1/events", ""}, {"GET", "/v1/blenders", ""},
+			{"GET", "/v1/admin/users", ""}, {"POST", "/v1/admin/users", `{"user":"eve","role":"admin"}`}, {"GET", "/v1/admin/keys", ""}, {"POST", "/v1/admin/keys", `{"user":"eve","role":"admin"}`},
+			{"GET", "/v1/audit", ""}, {"GET", "/v1/audit/verify", ""}, {"POST", "/v1/auth/password", `{"old":"x","new":"y"}`},
 			{"GET", "/v1/tickets", ""}, {"POST", "/v1/tickets", `{}`}, {"DELETE", "/v1/tickets/abcdefgh", ""},
 			{"GET", "/v1/peers/pending", ""}, {"POST", "/v1/peers/" + string(founder.ID) + "/revoke", ""}, {"POST", "/v1/peers/" + string(founder.ID) + "/drain", ""},
 		} {

@@ -27,6 +27,7 @@ class FakePeer:
         self.cut_off = 0  # uploads that ended before their end
         self.arrived = queue.Queue()  # (method, path) of every request
         self.answers = {}  # "METHOD path" → (status, document or bytes), instead of the usual
+        self.keys = []  # of requests that may be made again
         self.hold = {}  # "METHOD path" → Event to wait for before answering
         self.jobs = []
         self.streams = []
@@ -156,6 +157,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def serve(self, method, take):
         farm, path = self.farm, self.path.partition("?")[0]
         farm.arrived.put((method, path))
+        if self.headers.get("Idempotency-Key"):
+            farm.keys.append(self.headers["Idempotency-Key"])
         key = "%s %s" % (method, path)
         try:
             if self.headers.get("Host") != farm.base[len("http://"):] or self.headers.get("Origin"):
@@ -167,7 +170,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if key in farm.answers:
                 if method == "POST":
                     self.close_connection = True  # the body may be unread
-                return self.send(*farm.answers[key])
+                answers = farm.answers[key]
+                if isinstance(answers, list):  # one after the other
+                    if len(answers) == 1:
+                        del farm.answers[key]
+                    answers = answers.pop(0)
+                return self.send(*answers)
             if path == "/v1/events":
                 return self.stream()
             document = take()

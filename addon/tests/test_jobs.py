@@ -61,6 +61,17 @@ class Submitting(WithPeer):
             ("POST", "/v1/jobs", {"name": "shot", "frames": "1-8", "strict": False, "project": "bafyroot"}),
         )
 
+    def test_a_leader_that_goes_away(self):
+        gone = problem(503, "no coordinator can be reached", code="no_leader")
+        self.peer.answers["POST /v1/jobs"] = [gone, gone]
+        pause, jobs.QUEUE_SECONDS = jobs.QUEUE_SECONDS, 0.01
+        self.addCleanup(setattr, jobs, "QUEUE_SECONDS", pause)
+        self.submit()
+        self.until(lambda: self.model.submission is None)
+        self.assertEqual(self.model.notice[0], "CHECKMARK")
+        self.assertEqual(len(self.peer.keys), 3)
+        self.assertEqual(len(set(self.peer.keys)), 1, "it is one job")
+
     def test_a_refusal_is_shown(self):
         self.peer.answers["POST /v1/jobs"] = problem(422, "the job would have 200000 tasks, more than the 100000 allowed")
         self.submit()

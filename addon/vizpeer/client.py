@@ -206,12 +206,15 @@ class Client:
     def get(self, path):
         return self.call("GET", path)
 
-    def post(self, path, body=None):
-        return self.call("POST", path, body)
+    def post(self, path, body=None, key=""):
+        return self.call("POST", path, body, key=key)
 
-    def call(self, method, path, body=None, seconds=ANSWER_SECONDS):
-        """One request and its answer, a JSON object ({} where there is none)."""
-        headers = {}
+    def call(self, method, path, body=None, seconds=ANSWER_SECONDS, key=""):
+        """One request and its answer, a JSON object ({} where there is none).
+
+        With a key the same request may be made again without being carried out again.
+        """
+        headers = {"Idempotency-Key": key} if key else {}
         data = None
         if body is not None:
             data = json.dumps(body).encode("utf-8")

@@ -15,6 +15,7 @@ import shutil
 import threading
 import time
 import urllib.parse
+import uuid
 
 from . import client, pictures, sent, upload
 
@@ -25,6 +26,9 @@ ENDED = ("done", "failed", "cancelled")
 SETTLE_SECONDS = 0.3
 BACKOFF_SECONDS = (1, 2, 4, 8, 15, 30)
 PROGRESS_SECONDS = 0.2
+# Where nobody leads the queue, somebody does within seconds.
+QUEUE_TRIES = 15
+QUEUE_SECONDS = 2
 
 Job = collections.namedtuple("Job", "id name state reason tier owner done total failed created units units_total by")
 Progress = collections.namedtuple("Progress", "phase sent total eta")
@@ -177,7 +181,7 @@ class Submission(threading.Thread):
                 raise client.Stopped()
             self._committed = True
         self._post("progress", Progress("Queueing", plan.total, plan.total, None))
-        answer = self._client.post("/v1/jobs", dict(self._job, project=root))
+        answer = self._queue(root)
         job = client.clean(answer.get("job", ""), 64)
         if not job:
             raise client.Problem("vizpeer took the job but did not name it: look for it in the list below")
@@ -191,6 +195,17 @@ class Submission(threading.Thread):
         text = "; ".join([text] + [warning for warning in warnings if warning])
         return {"job": job, "tasks": tasks, "text": text, "project": root}
 
+
+    def _queue(self, root):
+        """Submits the job, again where the leader went away; the key makes it one job."""
+        key = uuid.uuid4().hex
+        for left in reversed(range(QUEUE_TRIES)):
+            try:
+                return self._client.post("/v1/jobs", dict(self._job, project=root), key)
+            except client.Problem as problem:
+                if problem.code != "no_leader" or not left:
+                    raise
+            time.sleep(QUEUE_SECONDS)
 
     def _upload(self, plan):
         """Sends the project; answers the plan as it was sent, and the peer's answer."""

@@ -83,7 +83,7 @@ func (c *cli) newClient(base, token string) (*client, error) {
 	ip := net.ParseIP(u.Hostname())
 	local := u.Hostname() == "localhost" || ip != nil && ip.IsLoopback()
 	if u.Scheme == "http" && !local {
-		return nil, usagef("%s would carry your key in clear to another machine: use https", base)
+		return nil, usagef("%q is on another machine, and over plain HTTP everybody between could read who you are: write it with https://", base)
 	}
 	transport := http.DefaultTransport.(*http.Transport).Clone()
 	transport.Proxy = nil // a token for a machine of the farm is no proxy's business
@@ -145,9 +145,9 @@ func (c *cli) endpoint() (base, token string, err error) {
 		if err != nil {
 			return "", "", err
 		}
-		tokenPath = filepath.Join(dir, sessionFile) // who has logged in goes before the machine
-		if _, err := os.Stat(tokenPath); errors.Is(err, fs.ErrNotExist) {
-			tokenPath = filepath.Join(dir, tokenFile)
+		tokenPath = filepath.Join(dir, tokenFile)
+		if session, err := c.sessionFile(); err == nil && c.loggedIn() {
+			tokenPath = session // who has logged in goes before the machine
 		}
 		switch _, err := os.Stat(tokenPath); {
 		case errors.Is(err, fs.ErrNotExist):

@@ -57,7 +57,7 @@ func TestMachinesFindEachOtherOnTheLAN(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it waits for real time-outs")
 	}
-	namespaces := lan(t, 2)
+	namespaces := lan(t, 3)
 	f := &realFarm{t: t, dir: t.TempDir()}
 	for i, name := range []string{"desk", "box"} {
 		f.peers = append(f.peers, &realPeer{farm: f, dir: filepath.Join(f.dir, name), netns: namespaces[i]})
@@ -87,6 +87,25 @@ func TestMachinesFindEachOtherOnTheLAN(t *testing.T) {
 		return n == 2
 	}
 	f.within(30*time.Second, "both are online", online)
+
+	// A third has no ticket either: it finds the farm by itself, and asks.
+	late := &realPeer{farm: f, dir: filepath.Join(f.dir, "late"), netns: namespaces[2]}
+	asks := late.command("join", "--name", "late", "--json", "--data-dir", late.dir)
+	var words strings.Builder
+	asks.Stderr = &words
+	joined := make(chan error, 1)
+	go func() {
+		_, err := asks.Output()
+		joined <- err
+	}()
+	var waiting []httpapi.Applicant
+	f.within(time.Minute, "it waits", func() bool {
+		desk.run(&waiting, "peer", "ls", "--pending")
+		return len(waiting) == 1
+	})
+	desk.run(nil, "peer", "approve", waiting[0].Words)
+	require.NoError(t, <-joined)
+	require.Contains(t, words.String(), "The farm attic was asked to let this machine in. Its words: "+waiting[0].Words)
 
 	desk.kill()
 	for _, step := range []string{"addr flush dev eth0", "addr add 10.91.0.77/24 dev eth0", "route add default dev eth0"} {

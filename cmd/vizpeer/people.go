@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"net/http"
@@ -16,9 +17,26 @@ import (
 	"vizpeer/peer/httpapi"
 )
 
-// sessionFile, in the data folder, holds the session of whoever has logged in on this
-// machine; while it is there, commands act as that person.
-const sessionFile = "session"
+// sessionFile is where the session is of whoever has logged in and uses this data
+// folder; while it is there, commands act as that person. It is among the person's own
+// files, not in the data folder: a session is nothing that a stolen machine's store
+// should give away.
+func (c *cli) sessionFile() (string, error) {
+	dir, err := c.folder()
+	if err != nil {
+		return "", err
+	}
+	if dir, err = filepath.Abs(dir); err != nil {
+		return "", err
+	}
+	own := os.Getenv("XDG_RUNTIME_DIR") // in memory, and gone when its user is
+	if own == "" {
+		if own, err = os.UserCacheDir(); err != nil {
+			return "", fmt.Errorf("there is no place for the session: %w: use --json and --token-file", err)
+		}
+	}
+	return filepath.Join(own, "vizpeer", fmt.Sprintf("session-%x", sha256.Sum256([]byte(dir)))), nil
+}
 
 func (c *cli) loginCommand() *cobra.Command {
 	return &cobra.Command{
@@ -53,6 +71,9 @@ own key again. --json prints the session instead of keeping it.`,
 				if s.MustChange {
 					c.hint(changeFirst)
 				}
+				if c.tokenFile != "" {
+					c.hint("But --token-file, or $VIZPEER_TOKEN, goes before the session: commands act by that while it is set.")
+				}
 			})
 		},
 	}
@@ -66,7 +87,7 @@ func (c *cli) logoutCommand() *cobra.Command {
 		Short: "End the session that `login` began",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			dir, err := c.folder()
+			path, err := c.sessionFile()
 			if err != nil {
 				return err
 			}
@@ -87,7 +108,7 @@ func (c *cli) logoutCommand() *cobra.Command {
 				return err
 			}
 			if c.tokenFile == "" {
-				if err := os.Remove(filepath.Join(dir, sessionFile)); err != nil {
+				if err := os.Remove(path); err != nil {
 					return fmt.Errorf("the session has ended, but its file stays: %w", err)
 				}
 			}
@@ -126,28 +147,31 @@ func (c *cli) whoamiCommand() *cobra.Command {
 
 // loggedIn tells whether commands act by a session that `login` began.
 func (c *cli) loggedIn() bool {
-	dir, err := c.folder()
+	path, err := c.sessionFile()
 	if err != nil || c.tokenFile != "" {
 		return false
 	}
-	_, err = os.Stat(filepath.Join(dir, sessionFile))
+	_, err = os.Stat(path)
 	return err == nil
 }
 
 // keepSession writes the session's file, readable by its owner alone.
 func (c *cli) keepSession(token string) error {
-	dir, err := c.folder()
+	path, err := c.sessionFile()
 	if err != nil {
 		return err
 	}
-	f, err := os.CreateTemp(dir, ".session-*") // 0600
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		return fmt.Errorf("the session could not be kept: %w", err)
+	}
+	f, err := os.CreateTemp(filepath.Dir(path), ".session-*") // 0600
 	if err != nil {
 		return fmt.Errorf("the session could not be kept: %w", err)
 	}
 	defer os.Remove(f.Name())
 	_, err = f.WriteString(token + "\n")
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), filepath.Join(dir, sessionFile))
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
 		return fmt.Errorf("the session could not be kept: %w", err)

@@ -54,6 +54,40 @@ func TestTickets(t *testing.T) {
 	})
 }
 
+// Whoever tries tickets is stopped soon, whatever it calls itself, and is on record.
+func TestGuessedTickets(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 0)
+		good, err := f.Peers[0].Queue().Invite(t.Context(), farmtest.Admin, httpapi.Invitation{})
+		require.NoError(t, err)
+		guesser := f.Newcomer("guesser")
+		for i := range 12 {
+			guess, err := authz.NewTicket(strings.NewReader(strings.Repeat(string(rune('a'+i)), 64)), authz.FarmID(mustFarm(t, f)), authz.Node, false, f.Peers[0].Addrs())
+			require.NoError(t, err)
+			_, err = guesser.Join(guess.String())
+			require.ErrorIs(t, err, peer.ErrRefused)
+			if i >= 10 {
+				require.ErrorContains(t, err, "too many tickets")
+			}
+		}
+		_, err = guesser.Join(good.Ticket)
+		require.ErrorContains(t, err, "too many tickets", "not even a good one")
+		_, err = f.Join("another", good.Ticket)
+		require.NoError(t, err, "from elsewhere")
+		time.Sleep(2 * time.Minute)
+		page, err := f.Peers[0].Queue().Audit(t.Context(), farmtest.Admin, httpapi.AuditQuery{Action: "join", Outcome: httpapi.AnyRefusal})
+		require.NoError(t, err)
+		require.NotEmpty(t, page.Records)
+		require.NotEmpty(t, page.Records[0].Address)
+	})
+}
+
+func mustFarm(t *testing.T, f *farmtest.Farm) string {
+	farm, err := f.Peers[0].Queue().Farm(t.Context(), farmtest.Admin)
+	require.NoError(t, err)
+	return farm.Farm
+}
+
 func TestTicketOfAnotherFarm(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := farmtest.New(t, 0)

@@ -124,6 +124,39 @@ func TestWhoWaitsNoMore(t *testing.T) {
 	})
 }
 
+// A machine that was removed may ask as any other, and is who it was; but not another farm.
+func TestAskAfterRemoval(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, g := New(t, 1), New(t, 0)
+		box, was := f.Peers[1], f.Peers[1].ID
+		_, err := f.Peers[0].Queue().Revoke(t.Context(), Admin, was, f.Peers[0].ID)
+		require.NoError(t, err)
+		require.ErrorIs(t, box.Ended(time.Minute), peer.ErrRemoved)
+
+		shown, joined := make(chan peer.Waiting, 9), make(chan error, 1)
+		go func() {
+			_, err := box.Ask(t.Context(), func(w peer.Waiting) { shown <- w })
+			joined <- err
+		}()
+		w := <-shown
+		require.Equal(t, w.Words, f.pending()[0].Words)
+		_, err = f.Peers[0].Queue().Approve(t.Context(), Admin, f.pending()[0].ID, "")
+		require.NoError(t, err)
+		require.NoError(t, <-joined)
+		require.Equal(t, was, box.ID)
+		box.Start()
+		f.Online(2)
+
+		_, err = f.Peers[0].Queue().Revoke(t.Context(), Admin, was, f.Peers[0].ID)
+		require.NoError(t, err)
+		require.ErrorIs(t, box.Ended(time.Minute), peer.ErrRemoved)
+		invited, err := g.Peers[0].Queue().Invite(t.Context(), Admin, httpapi.Invitation{})
+		require.NoError(t, err)
+		_, err = box.Join(invited.Ticket)
+		require.ErrorIs(t, err, peer.ErrOtherFarm)
+	})
+}
+
 // key is the API key in the machine's token file.
 func (m *Member) key() string { return read(m.farm.t, m.DataDir(), "token") }
 

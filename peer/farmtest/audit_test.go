@@ -59,6 +59,7 @@ func TestAuditOfAFarm(t *testing.T) {
 		require.Equal(t, "admin", joined.User)
 		require.Equal(t, f.Peers[1].ID, joined.Machine)
 		require.Contains(t, joined.Detail, "worker1 by ticket ")
+		require.Equal(t, "1.0.0.2", joined.Address)
 		require.Equal(t, "init", all.Records[3].Action)
 
 		// Pages and filters.

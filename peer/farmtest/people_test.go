@@ -64,6 +64,13 @@ func TestPeopleEverywhere(t *testing.T) {
 		once := secret(ann.Password)
 		_, err = login("a wrong password")
 		require.ErrorIs(t, err, authz.ErrPassword)
+		for name, onRecord := range map[string]string{"ann": "ann", "a password typed as a name": ""} {
+			doing := &authz.Doing{}
+			_, err = queue.Login(authz.WithDoing(ctx, doing), httpapi.Credentials{Username: name, Password: "a wrong password"})
+			require.ErrorIs(t, err, authz.ErrPassword)
+			require.Equal(t, onRecord, doing.Object)
+			require.Empty(t, doing.Detail)
+		}
 		s, err := login(once)
 		require.NoError(t, err)
 		require.True(t, s.MustChange)

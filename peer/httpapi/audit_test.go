@@ -31,6 +31,9 @@ func TestChangesAreOnRecord(t *testing.T) {
 			m.do(t, "nobody", "GET", path, nil)
 		}
 		require.Empty(t, f.record(), "reading is not on record")
+		require.Equal(t, 200, m.do(t, "ann", "POST", "/v1/blobs/"+someCID+"/pin", nil).StatusCode)
+		m.do(t, "ann", "POST", "/v1/projects", nil)
+		require.Empty(t, f.record(), "a machine's store is not the farm")
 
 		require.Equal(t, 201, m.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID}).StatusCode)
 		require.Equal(t, []string{"submit-job ann ok"}, f.record())

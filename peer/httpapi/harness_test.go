@@ -289,11 +289,14 @@ func (f *farm) Events(ctx context.Context, p authz.Principal, q EventQuery) (*Su
 // The people of a fake farm are those of farmTokens; each one's password is "password
 // of" and the name.
 
-func (f *farm) Login(_ context.Context, in Credentials) (Session, error) {
+func (f *farm) Login(ctx context.Context, in Credentials) (Session, error) {
 	if err := f.call("login", authz.Principal{User: in.Username}); err != nil {
 		return Session{}, err
 	}
 	role, ok := farmTokens[in.Username]
+	if doing := authz.DoingOf(ctx); ok && doing != nil {
+		doing.Object = in.Username
+	}
 	if !ok || in.Password != "password of "+in.Username {
 		return Session{}, authz.ErrPassword
 	}

@@ -13,7 +13,8 @@ import (
 // kept, logged or answered, but for a one-time password to the admin who asked for it.
 type People interface {
 	// Login begins a session. It takes as long for an unknown user as for a wrong
-	// password, both of which are authz.ErrPassword.
+	// password, both of which are authz.ErrPassword. On record goes the name of a user
+	// that there is, and no other: people type passwords where names belong.
 	Login(context.Context, Credentials) (Session, error)
 	// Logout ends the session that the principal shows.
 	Logout(context.Context, authz.Principal) error
@@ -114,7 +115,6 @@ type NewKey struct {
 
 func (s *Server) login(ctx context.Context, in *struct{ Body Credentials }) (*answer[Session], error) {
 	doing := authz.DoingOf(ctx)
-	doing.Object = in.Body.Username // as it was said, until it is proved
 	session, err := s.queue.Login(ctx, in.Body)
 	if err == nil {
 		// Nobody gets in unrecorded.
