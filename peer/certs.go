@@ -88,7 +88,7 @@ type certs struct {
 	host  host.Host
 	self  authz.PeerID
 	gate  *gate
-	coord *coord.Coordinator // nil where this machine does not hold the queue
+	coord *coord.Coordinator // nil where this machine has no log
 	link  *link
 	slog  *slog.Logger
 	// wanted lists the names that the certificate should be for, those that somebody
@@ -184,10 +184,8 @@ func httpsURL(at netip.AddrPort) string {
 
 // Run keeps the certificates good until ctx ends.
 func (c *certs) Run(ctx context.Context) error {
-	if c.coord != nil {
-		c.host.SetStreamHandler(certProtocol, func(s network.Stream) { c.answer(s) })
-		defer c.host.RemoveStreamHandler(certProtocol)
-	}
+	c.host.SetStreamHandler(certProtocol, func(s network.Stream) { c.answer(s) })
+	defer c.host.RemoveStreamHandler(certProtocol)
 	moved, err := c.host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated), eventbus.Name("certificates"))
 	if err != nil {
 		return fmt.Errorf("watch this machine's addresses: %w", err)
@@ -232,7 +230,7 @@ const never = 24 * time.Hour
 // step does what is due and answers when the next is.
 func (c *certs) step(ctx context.Context) (next time.Duration, err error) {
 	next = never
-	if c.coord != nil {
+	if c.gate.coordinator(c.self) {
 		if next, err = c.certifySelf(ctx); err != nil && c.wanted == nil {
 			return 0, err // else another coordinator may issue what is needed
 		}
@@ -318,7 +316,7 @@ func (c *certs) save(a *cert.Authority) error {
 // found makes the CA of a farm that has none, one of an earlier version: whoever leads
 // does.
 func (c *certs) found(ctx context.Context) error {
-	if !c.coord.Leading() {
+	if c.coord == nil || !c.coord.Leading() {
 		return errors.New("the farm has no CA yet: its leader makes one")
 	}
 	a, err := cert.NewRoot("vizpeer "+string(c.gate.farm), time.Now())
@@ -499,7 +497,7 @@ func (c *certs) exchange(ctx context.Context, p peer.ID, r certRequest) (a certA
 // answer is the coordinator's side. Who asks was proven by the connection.
 func (c *certs) answer(s network.Stream) {
 	who := s.Conn().RemotePeer()
-	if !c.gate.member(who) {
+	if !c.gate.member(who) || !c.gate.coordinator(c.self) {
 		_ = s.Reset()
 		return
 	}
