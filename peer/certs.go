@@ -88,7 +88,7 @@ type certs struct {
 	host  host.Host
 	self  authz.PeerID
 	gate  *gate
-	coord *coord.Coordinator // nil where this machine does not hold the queue
+	coord *coord.Coordinator // nil where this machine has no log
 	link  *link
 	slog  *slog.Logger
 	// wanted lists the names that the certificate should be for, those that somebody
@@ -98,20 +98,20 @@ type certs struct {
 
 	listener cert.Listener
 	changed  chan struct{} // the roster or the leader: what was refused may go now
-	limit    *rate.Limiter // of what others ask
 
 	mu        sync.Mutex
 	authority *cert.Authority // nil where there is none yet
 	asked     []string        // for what the certificate in use was asked
 	refused   []string        // of these
 	had       chan struct{}   // closed once there is a certificate
+	askers    map[peer.ID]*rate.Limiter
 }
 
 // newCerts leaves coord and link to be set before Run.
 func newCerts(dir dataDir, h host.Host, g *gate, log *slog.Logger) *certs {
 	return &certs{
 		dir: dir, host: h, self: authz.PeerID(h.ID().String()), gate: g, slog: log,
-		changed: make(chan struct{}, 1), limit: rate.NewLimiter(20, 100), had: make(chan struct{}),
+		changed: make(chan struct{}, 1), had: make(chan struct{}), askers: make(map[peer.ID]*rate.Limiter),
 	}
 }
 
@@ -184,10 +184,8 @@ func httpsURL(at netip.AddrPort) string {
 
 // Run keeps the certificates good until ctx ends.
 func (c *certs) Run(ctx context.Context) error {
-	if c.coord != nil {
-		c.host.SetStreamHandler(certProtocol, func(s network.Stream) { c.answer(s) })
-		defer c.host.RemoveStreamHandler(certProtocol)
-	}
+	c.host.SetStreamHandler(certProtocol, func(s network.Stream) { c.answer(s) })
+	defer c.host.RemoveStreamHandler(certProtocol)
 	moved, err := c.host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated), eventbus.Name("certificates"))
 	if err != nil {
 		return fmt.Errorf("watch this machine's addresses: %w", err)
@@ -232,7 +230,7 @@ const never = 24 * time.Hour
 // step does what is due and answers when the next is.
 func (c *certs) step(ctx context.Context) (next time.Duration, err error) {
 	next = never
-	if c.coord != nil {
+	if c.gate.coordinator(c.self) {
 		if next, err = c.certifySelf(ctx); err != nil && c.wanted == nil {
 			return 0, err // else another coordinator may issue what is needed
 		}
@@ -318,7 +316,7 @@ func (c *certs) save(a *cert.Authority) error {
 // found makes the CA of a farm that has none, one of an earlier version: whoever leads
 // does.
 func (c *certs) found(ctx context.Context) error {
-	if !c.coord.Leading() {
+	if c.coord == nil || !c.coord.Leading() {
 		return errors.New("the farm has no CA yet: its leader makes one")
 	}
 	a, err := cert.NewRoot("vizpeer "+string(c.gate.farm), time.Now())
@@ -499,7 +497,7 @@ func (c *certs) exchange(ctx context.Context, p peer.ID, r certRequest) (a certA
 // answer is the coordinator's side. Who asks was proven by the connection.
 func (c *certs) answer(s network.Stream) {
 	who := s.Conn().RemotePeer()
-	if !c.gate.member(who) {
+	if !c.gate.member(who) || !c.gate.coordinator(c.self) {
 		_ = s.Reset()
 		return
 	}
@@ -511,8 +509,8 @@ func (c *certs) answer(s network.Stream) {
 		return
 	}
 	var a certAnswer
-	err := errors.New("too many certificates are asked for at once: try again in a minute")
-	if c.limit.Allow() {
+	err := errors.New("too many certificates were asked for: try again in a few minutes")
+	if c.may(who) {
 		err = errors.New("it has no key of the farm's CA yet")
 		if signer := c.signer(); signer != nil {
 			a, err = c.issue(signer, authz.PeerID(who.String()), r, seenAt(c.host, who))
@@ -522,6 +520,22 @@ func (c *certs) answer(s network.Stream) {
 		a = certAnswer{Reason: err.Error()}
 	}
 	_ = json.NewEncoder(s).Encode(a)
+}
+
+// One member may ask for so many certificates in a burst, and one more every minute: an
+// honest one asks for a few in a week.
+const certBurst = 10
+
+func (c *certs) may(who peer.ID) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.askers[who] == nil {
+		if len(c.askers) >= authz.MaxMembers { // machines come and go
+			clear(c.askers)
+		}
+		c.askers[who] = rate.NewLimiter(rate.Every(time.Minute), certBurst)
+	}
+	return c.askers[who].Allow()
 }
 
 // issue certifies what a member may have certified. It is the one place that signs.
