@@ -23,6 +23,9 @@ type Deed struct {
 	Times int `json:"times,omitempty"`
 }
 
+// ActionLogin is the action of a login. Its object is the name that was said.
+const ActionLogin = "login"
+
 // Note is a deed as the replicated log holds it. At and Outcome are set where the
 // entry holds nothing else: a command has a time of its own, and what became of it is
 // known once it was applied.

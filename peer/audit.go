@@ -98,7 +98,7 @@ func (q queue) Refused(d authz.Deed, outcome string) {
 	if q.coord == nil {
 		return
 	}
-	if d.User == "" && d.Action == httpapi.LoginAction {
+	if d.User == "" && d.Action == authz.ActionLogin {
 		// What stands for a name may be a password that was typed too early.
 		q.coord.Read(func(_ *lease.State, r *authz.Roster) {
 			if _, known := r.Person(d.Object); !known {

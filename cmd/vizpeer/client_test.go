@@ -44,7 +44,7 @@ func TestSubmissionIsMadeAgain(t *testing.T) {
 			out, err := cl.submit(t.Context(), httpapi.Submission{}, func(error) { waits++ })
 			return out, a, waits, err
 		}
-		out, a, waits, err := try(gone, gone, `201 {"job":"j1"}`)
+		out, a, waits, err := try(gone, `503 {"code":"unavailable","detail":"it is not known"}`, `201 {"job":"j1"}`)
 		require.NoError(t, err)
 		require.Equal(t, lease.JobID("j1"), out.Job)
 		require.Equal(t, 2, waits)

@@ -101,10 +101,10 @@ func TestFailedLoginsAreOnRecord(t *testing.T) {
 		f := farmtest.New(t, 0)
 		m := f.Peers[0]
 		for _, name := range []string{"admin", "correct horse battery"} {
-			m.Queue().Refused(authz.Deed{Action: httpapi.LoginAction, Object: name, Address: name}, "unauthorised")
+			m.Queue().Refused(authz.Deed{Action: authz.ActionLogin, Object: name, Address: name}, "unauthorised")
 			time.Sleep(time.Second)
 		}
-		page, err := m.Queue().Audit(t.Context(), admin, httpapi.AuditQuery{Action: httpapi.LoginAction})
+		page, err := m.Queue().Audit(t.Context(), admin, httpapi.AuditQuery{Action: authz.ActionLogin})
 		require.NoError(t, err)
 		require.Len(t, page.Records, 2)
 		require.Equal(t, "an unknown user", page.Records[0].Object)
