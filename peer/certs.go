@@ -155,9 +155,7 @@ func localURL(apis []net.Listener) string {
 		case !ok:
 		case addr.IP.IsLoopback():
 			return "http://" + addr.String()
-		case addr.IP.IsUnspecified() && addr.IP.To4() == nil:
-			url = fmt.Sprintf("http://[::1]:%d", addr.Port)
-		case addr.IP.IsUnspecified():
+		case addr.IP.IsUnspecified(): // of IPv6, it takes IPv4 too
 			url = fmt.Sprintf("http://127.0.0.1:%d", addr.Port)
 		case url == "":
 			url = "https://" + addr.String()
