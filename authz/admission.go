@@ -3,6 +3,7 @@ package authz
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -47,7 +48,10 @@ func (r *Roster) admit(at time.Time, c Redeem, role Role, coordinator bool) ([]E
 	old, isMember := r.Member(c.Peer)
 	m := Member{ID: c.Peer, Name: c.Name, Worker: c.Worker, Coordinator: coordinator, Role: role, JoinedAt: at}
 	if isMember {
-		m.User, m.JoinedAt, m.Labels = old.User, old.JoinedAt, old.Labels
+		m.User, m.JoinedAt, m.NamedAt, m.Labels = old.User, old.JoinedAt, old.NamedAt, old.Labels
+		if !strings.EqualFold(m.Name, old.Name) {
+			m.NamedAt = at
+		}
 		m.Coordinator = m.Coordinator || old.Coordinator
 		m.Role = stronger(m.Role, old.Role)
 	} else if f, former := r.Former(c.Peer); former && !r.hasAccount(f.User) {

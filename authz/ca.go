@@ -58,7 +58,7 @@ const certLabel = "name:"
 // those that it may have and, with the reason, those that it may not. It may have
 //
 //   - localhost and loopback addresses, which lead nowhere else;
-//   - its name in the roster, if that is one plain word and no older member has it;
+//   - its name in the roster, if that is one plain word and no other member had it before;
 //   - proven: the addresses that it was seen at by whoever issues the certificate;
 //   - what an admin granted it with a label "name:…", and whatever it likes if its own
 //     role is admin.
@@ -100,7 +100,7 @@ func (d *directory) mayBe(m Member, name string, proven []netip.Addr) bool {
 	}
 	for _, other := range d.members {
 		if other.ID != m.ID && strings.EqualFold(other.Name, m.Name) &&
-			(other.JoinedAt.Before(m.JoinedAt) || other.JoinedAt.Equal(m.JoinedAt) && other.ID < m.ID) {
+			(other.named().Before(m.named()) || other.named().Equal(m.named()) && other.ID < m.ID) {
 			return false
 		}
 	}

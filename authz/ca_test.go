@@ -103,6 +103,33 @@ func TestCertNames(t *testing.T) {
 	require.Len(t, refused, 1)
 }
 
+// Every machine gives itself its name, at any time: that makes none another's.
+func TestCertNameOfAnother(t *testing.T) {
+	r, _ := founded(t)
+	ticket := mint(t, r, Node, false, 2)
+	join := func(after time.Duration, peer PeerID, name string) {
+		_, err := r.Apply(Command{At: noon.Add(after), Redeem: &Redeem{Ticket: ticket.Hash(), Peer: peer, Name: name, Worker: true}})
+		require.NoError(t, err)
+	}
+	join(1*time.Second, "rogue", "rogue")
+	join(2*time.Second, "honest", "fileserver")
+	join(3*time.Second, "rogue", "FileServer")
+	granted, _ := r.CertNames("rogue", []string{"fileserver"}, nil)
+	require.Empty(t, granted, "it took the name after another")
+	granted, _ = r.CertNames("honest", []string{"fileserver"}, nil)
+	require.Equal(t, []string{"fileserver"}, granted, "nor may it take it away")
+
+	var b bytes.Buffer
+	require.NoError(t, r.Snapshot(&b))
+	again, err := Restore(&b)
+	require.NoError(t, err)
+	granted, _ = again.CertNames("rogue", []string{"fileserver"}, nil)
+	require.Empty(t, granted)
+	join(4*time.Second, "rogue", "rogue")
+	granted, _ = r.CertNames("rogue", []string{"rogue"}, nil)
+	require.Equal(t, []string{"rogue"}, granted)
+}
+
 func TestRecoveryFileWithCA(t *testing.T) {
 	k := newFarm(t)
 	file := AppendCA(k.EncodeRecovery(), []byte("the key of the CA"))

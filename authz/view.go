@@ -25,6 +25,8 @@ type Member struct {
 	User        string    `json:"user"`        // who owns what it submits; unique among members
 	Key         string    `json:"key,omitempty"`
 	JoinedAt    time.Time `json:"joined_at"`
+	// NamedAt is when it took its name; zero where it has it since it joined.
+	NamedAt time.Time `json:"named_at,omitzero"`
 	// Labels are those that an admin granted it, in order, each once.
 	Labels []string `json:"labels,omitempty"`
 }
@@ -47,6 +49,14 @@ func (m Member) RoleNames() []string {
 
 // Principal is who acts when the machine itself does, with its peer key.
 func (m Member) Principal() Principal { return Principal{User: m.User, Role: m.Role} }
+
+// named is since when it has its name.
+func (m Member) named() time.Time {
+	if m.NamedAt.IsZero() {
+		return m.JoinedAt
+	}
+	return m.NamedAt
+}
 
 func (m Member) validate() error {
 	if err := checkPeer(m.ID); err != nil {

@@ -98,20 +98,20 @@ type certs struct {
 
 	listener cert.Listener
 	changed  chan struct{} // the roster or the leader: what was refused may go now
+	asks     pace          // what others ask, so that none takes the place of all
 
 	mu        sync.Mutex
 	authority *cert.Authority // nil where there is none yet
 	asked     []string        // for what the certificate in use was asked
 	refused   []string        // of these
 	had       chan struct{}   // closed once there is a certificate
-	askers    map[peer.ID]*rate.Limiter
 }
 
 // newCerts leaves coord and link to be set before Run.
 func newCerts(dir dataDir, h host.Host, g *gate, log *slog.Logger) *certs {
 	return &certs{
 		dir: dir, host: h, self: authz.PeerID(h.ID().String()), gate: g, slog: log,
-		changed: make(chan struct{}, 1), had: make(chan struct{}), askers: make(map[peer.ID]*rate.Limiter),
+		changed: make(chan struct{}, 1), had: make(chan struct{}), asks: pace{rate: rate.Every(time.Minute), burst: certBurst},
 	}
 }
 
@@ -508,7 +508,7 @@ func (c *certs) answer(s network.Stream) {
 	}
 	var a certAnswer
 	err := errors.New("too many certificates were asked for: try again in a few minutes")
-	if c.may(who) {
+	if c.asks.may(who, 1) {
 		err = errors.New("it has no key of the farm's CA yet")
 		if signer := c.signer(); signer != nil {
 			a, err = c.issue(signer, authz.PeerID(who.String()), r, seenAt(c.host, who))
@@ -523,18 +523,6 @@ func (c *certs) answer(s network.Stream) {
 // One member may ask for so many certificates in a burst, and one more every minute: an
 // honest one asks for a few in a week.
 const certBurst = 10
-
-func (c *certs) may(who peer.ID) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.askers[who] == nil {
-		if len(c.askers) >= authz.MaxMembers { // machines come and go
-			clear(c.askers)
-		}
-		c.askers[who] = rate.NewLimiter(rate.Every(time.Minute), certBurst)
-	}
-	return c.askers[who].Allow()
-}
 
 // issue certifies what a member may have certified. It is the one place that signs.
 func (c *certs) issue(a *cert.Authority, who authz.PeerID, r certRequest, proven []netip.Addr) (certAnswer, error) {

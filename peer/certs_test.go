@@ -284,6 +284,25 @@ func TestAllowedNameIsTakenUp(t *testing.T) {
 	founder.stop()
 }
 
+// One member that asks without end does not keep others from their certificates.
+func TestAskingForCertificatesWithoutEnd(t *testing.T) {
+	farm := certFarm(t, 0, "founder", "greedy", "box")
+	founder := farm["founder"]
+	founder.start(t)
+	founder.wait(t)
+	require.Eventually(t, func() bool { return founder.signer() != nil }, 20*time.Second, 10*time.Millisecond)
+	refused := 0
+	for range 150 {
+		if _, err := farm["greedy"].exchange(t.Context(), founder.host.ID(), certRequest{Request: []byte("rubbish")}); err != nil && strings.Contains(err.Error(), "too many") {
+			refused++
+		}
+	}
+	require.Positive(t, refused)
+	_, err := certAsk(t, farm["box"], founder, false, "localhost")
+	require.NoError(t, err)
+	founder.stop()
+}
+
 func TestCertNamesOfAMachine(t *testing.T) {
 	asked, own := certNames("Attic", []string{"render.example.org"}, []netip.Addr{netip.MustParseAddr("10.0.0.7")})
 	require.Equal(t, []string{"render.example.org", "10.0.0.7"}, asked)

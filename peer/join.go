@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"net/netip"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -426,7 +425,7 @@ func (p *Peer) admit(ctx context.Context) {
 			if from.IsValid() {
 				doing.Address = from.String()
 			}
-			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), who, from, r))
+			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), s.Conn(), r))
 		case askMember:
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
@@ -445,7 +444,8 @@ func (p *Peer) admit(ctx context.Context) {
 }
 
 // redeem redeems a machine's ticket.
-func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r joinRequest) joinAnswer {
+func (p *Peer) redeem(ctx context.Context, c network.Conn, r joinRequest) joinAnswer {
+	who, from := peerOf(c.RemotePeer()), addressOf(c.RemoteMultiaddr())
 	if !p.lobby.tickets.may(from, 0) {
 		return p.turnAway(errTickets)
 	}
@@ -466,7 +466,13 @@ func (p *Peer) redeem(ctx context.Context, who authz.PeerID, from netip.Addr, r 
 		p.lobby.tickets.may(from, 1)
 		return p.turnAway(err)
 	}
+	if p.coord.Leading() && !p.lobby.redeems.may(c.RemotePeer(), 1) {
+		return p.turnAway(errOften)
+	}
 	if err := p.coord.Admit(ctx, authz.Command{At: time.Now(), Redeem: &redeem}); err != nil {
+		if coord.Refused(err) { // such as a name that is none, which uses no ticket up
+			p.lobby.tickets.may(from, 1)
+		}
 		return p.turnAway(err)
 	}
 	return p.welcomeIn()
@@ -496,7 +502,7 @@ func (p *Peer) turnAway(err error) joinAnswer {
 // strangersMayRead are the errors whose text a stranger is told, and tells its person.
 var strangersMayRead = []error{
 	authz.ErrTicketUnknown, authz.ErrTicketUsed, authz.ErrTicketExpired, authz.ErrTicketBefore, authz.ErrFull,
-	errLobbyFull, errAgain, errDenied, errTickets,
+	errLobbyFull, errAgain, errDenied, errTickets, errOften,
 }
 
 // plain is the text of the innermost error that a stranger may read.

@@ -35,12 +35,20 @@ const (
 	ticketBurst = 10
 )
 
+// How often one machine may show a ticket that is good, and how many times at once: each
+// costs a place in the log, and a roster for everybody.
+const (
+	redeemRate  = 0.1
+	redeemBurst = 10
+)
+
 // lobby is where machines without a ticket wait until an admin lets them in. It lives
 // in the leader's memory alone: strangers cost no place in the log.
 type lobby struct {
 	limit   *rate.Limiter // of those who come
 	asked   *visits       // by those who come
 	tickets *visits       // with tickets that are no good
+	redeems pace          // by each machine, with one that is
 
 	mu      sync.Mutex
 	waiting map[authz.PeerID]*visitor
@@ -61,13 +69,14 @@ var (
 	errLobbyFull = errors.New("too many machines wait to be admitted: try again in a few minutes, or ask an admin for a ticket (`vizpeer invite`)")
 	errAgain     = errors.New("this machine asked again by another connection")
 	errTickets   = errors.New("too many tickets that are no good came from this machine's address: try again in a minute")
+	errOften     = errors.New("this machine shows its ticket too often: try again in a minute")
 	errDenied    = errors.New("an admin denied it")
 )
 
 func newLobby() *lobby {
 	return &lobby{
 		limit: rate.NewLimiter(askingRate, askingBurst), asked: newVisits(askingPause, maxWaitingFrom), tickets: newVisits(ticketPause, ticketBurst),
-		waiting: make(map[authz.PeerID]*visitor),
+		redeems: pace{rate: redeemRate, burst: redeemBurst}, waiting: make(map[authz.PeerID]*visitor),
 	}
 }
 

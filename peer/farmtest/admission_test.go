@@ -2,6 +2,8 @@ package farmtest_test
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -79,6 +81,44 @@ func TestGuessedTickets(t *testing.T) {
 		require.NoError(t, err)
 		require.NotEmpty(t, page.Records)
 		require.NotEmpty(t, page.Records[0].Address)
+	})
+}
+
+// A ticket that is good for a machine lets it ask again, and not without end: each time costs
+// a place in the log, a record, and a new roster for everybody.
+func TestTicketShownAgainAndAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 0)
+		head := func() uint64 {
+			page, err := f.Peers[0].Queue().Audit(t.Context(), farmtest.Admin, httpapi.AuditQuery{})
+			require.NoError(t, err)
+			return page.Head.Seq
+		}
+		good, err := f.Peers[0].Queue().Invite(t.Context(), farmtest.Admin, httpapi.Invitation{})
+		require.NoError(t, err)
+		node := f.Newcomer("node")
+		f.Peers = f.Peers[:len(f.Peers)-1]
+		_, err = node.Join(good.Ticket)
+		require.NoError(t, err)
+		before := head()
+		raw := f.Impersonate(node)
+		ask := func(i int) (answer struct{ Code, Reason string }) {
+			s, err := raw.NewStream(t.Context(), f.Peers[0].HostID(), "/vizpeer/join/1")
+			require.NoError(t, err)
+			defer s.Reset()
+			in := json.NewDecoder(s)
+			require.NoError(t, in.Decode(new(authz.Charter)))
+			require.NoError(t, json.NewEncoder(s).Encode(map[string]any{"ticket": good.Ticket, "name": fmt.Sprintf("node-%d", i)}))
+			require.NoError(t, in.Decode(&answer))
+			return answer
+		}
+		for i := range 100 {
+			ask(i)
+		}
+		require.Contains(t, ask(100).Reason, "too often")
+		require.LessOrEqual(t, head()-before, uint64(20))
+		time.Sleep(time.Minute)
+		require.Empty(t, ask(101).Code, "after a while it may again")
 	})
 }
 
