@@ -5,6 +5,7 @@ import (
 	"crypto/subtle"
 	"encoding/hex"
 	"fmt"
+	"strings"
 )
 
 // Hash is the SHA-256 of a random secret of at least 128 bits: all that the
@@ -18,6 +19,13 @@ func hashSecret(secret []byte) Hash { return sha256.Sum256(secret) }
 func (h Hash) matches(secret []byte) bool {
 	got := hashSecret(secret)
 	return subtle.ConstantTimeCompare(got[:], h[:]) == 1
+}
+
+// LooksSecret tells whether a text begins as an API key, a session or a ticket does, and
+// so must not be put on record.
+func LooksSecret(text string) bool {
+	text = strings.TrimSpace(text)
+	return strings.HasPrefix(text, tokenPrefix) || strings.HasPrefix(text, sessionPrefix) || strings.HasPrefix(text, ticketPrefix)
 }
 
 // MarshalText writes the hash in hexadecimal.

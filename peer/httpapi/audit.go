@@ -38,7 +38,11 @@ func (rt *route) deed(hc huma.Context, c caller) authz.Deed {
 	var object []string
 	for _, part := range strings.Split(rt.Path, "/") {
 		if name, ok := strings.CutPrefix(part, "{"); ok {
-			object = append(object, hc.Param(strings.TrimSuffix(name, "}")))
+			value := hc.Param(strings.TrimSuffix(name, "}"))
+			if authz.LooksSecret(value) { // pasted where its ID belongs
+				value = "(a secret)"
+			}
+			object = append(object, value)
 		}
 	}
 	d.Object = strings.Join(object, "/")

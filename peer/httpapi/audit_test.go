@@ -45,6 +45,10 @@ func TestChangesAreOnRecord(t *testing.T) {
 			{"ann", "POST", "/v1/peers/m7/drain", "drain-peer ann forbidden m7"},
 			{"root", "POST", "/v1/peers/m7/drain", "drain-peer root ok m7"},
 			{"nobody", "POST", "/v1/jobs/jann/cancel", "cancel-job  unauthorised jann"},
+			// People paste the whole of a key or a ticket where its ID belongs.
+			{"ann", "DELETE", "/v1/admin/keys/vzk_aaaaaaaaaaaaa_bbbb", "revoke-key ann forbidden (a secret)"},
+			{"nobody", "DELETE", "/v1/admin/keys/vzs_aaaa", "revoke-key  unauthorised (a secret)"},
+			{"ann", "DELETE", "/v1/tickets/vzt1aaaa", "revoke-ticket ann forbidden (a secret)"},
 			{"root", "POST", "/v1/tickets", ""}, // no body: it says nothing of a right
 		} {
 			m.do(t, c.who, c.method, c.path, nil)

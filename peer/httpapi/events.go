@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"reflect"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -37,8 +38,14 @@ func (s *Server) events(ctx context.Context, in *eventsInput) (*huma.StreamRespo
 		}
 		q.Resume, q.After = true, after
 	}
-	ctx, cancel := context.WithCancel(ctx)
-	sub, err := s.queue.Events(ctx, callerOf(ctx).Principal, q)
+	p := callerOf(ctx).Principal
+	leave, err := s.readers.enter(p.User)
+	if err != nil {
+		return nil, err
+	}
+	ctx, stop := context.WithCancel(ctx)
+	cancel := func() { stop(); leave() }
+	sub, err := s.queue.Events(ctx, p, q)
 	if err != nil {
 		cancel()
 		return nil, err
@@ -50,6 +57,36 @@ func (s *Server) events(ctx context.Context, in *eventsInput) (*huma.StreamRespo
 		h.Set("Cache-Control", "no-store")
 		s.stream(ctx, in.w, sub, s.stillAllowed(ctx))
 	}}, nil
+}
+
+// maxReaders is how many streams of events one user may have open at a time: for each,
+// the leader keeps what its reader has not taken yet.
+const maxReaders = 128
+
+// readers counts the open streams of events, by user.
+type readers struct {
+	mu sync.Mutex
+	of map[string]int
+}
+
+// enter counts one in, and leave, which is to be called once, out.
+func (l *readers) enter(user string) (leave func(), err error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.of[user] >= maxReaders {
+		return nil, newProblem(http.StatusTooManyRequests, CodeTooMany, fmt.Sprintf("%s follows the events %d times already: close some of the programs and pages that do", user, maxReaders), "Retry-After", "2")
+	}
+	if l.of == nil {
+		l.of = make(map[string]int)
+	}
+	l.of[user]++
+	return func() {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if l.of[user]--; l.of[user] == 0 {
+			delete(l.of, user)
+		}
+	}, nil
 }
 
 // stream writes events as they come, until the subscription, the caller or the

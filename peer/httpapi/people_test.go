@@ -238,6 +238,28 @@ func TestEventsEndWithTheirReadersRight(t *testing.T) {
 
 // TestLoginFlood: while one address tries a thousand passwords a second, the requests
 // of another are answered as if nothing were.
+// The leader keeps for each reader what happened meanwhile: one user has no more than so
+// many, however many machines they ask from.
+func TestReadersOfOneUserAreBounded(t *testing.T) {
+	_, ms := newFarm(t, 2, Config{Requests: 10_000})
+	var last *http.Response
+	for i := range maxReaders {
+		last = ms[i%2].open(t, "vic", "GET", "/v1/events", nil)
+		require.Equal(t, 200, last.StatusCode)
+	}
+	for _, m := range ms {
+		r := m.do(t, "vic", "GET", "/v1/events", nil)
+		require.Equal(t, 429, r.StatusCode)
+		require.NotEmpty(t, r.Header.Get("Retry-After"))
+	}
+	require.Equal(t, 200, ms[0].open(t, "ann", "GET", "/v1/events", nil).StatusCode, "others have their own")
+	last.Body.Close()
+	require.Eventually(t, func() bool {
+		r := ms[0].open(t, "vic", "GET", "/v1/events", nil)
+		return r.StatusCode == 200
+	}, 10*time.Second, 20*time.Millisecond)
+}
+
 func TestLoginFlood(t *testing.T) {
 	if testing.Short() {
 		t.Skip("it takes seconds of both processors")

@@ -89,6 +89,8 @@ type Server struct {
 
 	took  *prometheus.HistogramVec // requests
 	conns *connLimit               // of other machines
+
+	readers readers // of events
 }
 
 // New makes a server that answers from local and, where leader says that this
