@@ -22,6 +22,9 @@ type Deed struct {
 	Times int `json:"times,omitempty"`
 }
 
+// ActionLogin is the action of a login. Its object is the account that was tried.
+const ActionLogin = "login"
+
 // Note is a deed as the replicated log holds it. At and Outcome are set where the
 // entry holds nothing else: a command has a time of its own, and what became of it is
 // known once it was applied.

@@ -591,3 +591,34 @@ func FuzzOpenLedger(f *testing.F) {
 		require.NoError(t, l.close())
 	})
 }
+
+// Signatures that are refused are not made again and again: each try is an entry.
+func TestRefusedSignaturesAreRare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		log := &countingLog{}
+		a := newAuditor(log, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			a.run(ctx)
+		}()
+		for range 600 {
+			a.signal()
+			time.Sleep(time.Second)
+		}
+		stop()
+		<-done
+		require.InDelta(t, 10, log.tries, 2)
+	})
+}
+
+// countingLog is a log that refuses all signatures.
+type countingLog struct{ tries int }
+
+func (l *countingLog) Unsigned() []authz.Record { return []authz.Record{{Seq: 1}} }
+
+func (l *countingLog) ApplyAll(_ context.Context, entries []Entry) ([]Applied, []error) {
+	l.tries++
+	return make([]Applied, len(entries)), slices.Repeat([]error{authz.ErrSeal}, len(entries))
+}

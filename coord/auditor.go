@@ -2,7 +2,8 @@ package coord
 
 import (
 	"context"
-	"fmt"
+	"errors"
+	"log/slog"
 	"sync"
 	"time"
 
@@ -14,6 +15,7 @@ import (
 // It lives as long as the leadership.
 type auditor struct {
 	log  auditLog
+	slog *slog.Logger
 	sign func(statement []byte) (authz.PeerID, []byte, error)
 	wake chan struct{}
 
@@ -35,12 +37,16 @@ type refusal struct {
 	user, key, address string
 	machine            authz.PeerID
 	action, outcome    string
+	account            string // of a login
 }
 
 const (
 	// sealPause is how long records wait for others that are signed with them, so that
 	// the signatures of many cost the log one entry.
 	sealPause = time.Second
+	// sealAgain is how long after signatures were refused, which no good leader's are,
+	// others are made: each try costs the log an entry.
+	sealAgain = time.Minute
 	// refusalWindow is how long a refusal that comes again is counted and not written
 	// down, and maxRefusals how many different ones a window tells apart: whoever
 	// floods the farm with requests that it refuses fills neither disk nor memory.
@@ -48,8 +54,8 @@ const (
 	maxRefusals   = 32
 )
 
-func newAuditor(log auditLog, sign func([]byte) (authz.PeerID, []byte, error)) *auditor {
-	return &auditor{log: log, sign: sign, wake: make(chan struct{}, 1), seen: make(map[refusal]*authz.Note)}
+func newAuditor(log auditLog, sign func([]byte) (authz.PeerID, []byte, error), slog *slog.Logger) *auditor {
+	return &auditor{log: log, sign: sign, slog: slog, wake: make(chan struct{}, 1), seen: make(map[refusal]*authz.Note)}
 }
 
 // signal says that there is something to do.
@@ -65,7 +71,10 @@ func (a *auditor) signal() {
 func (a *auditor) refused(at time.Time, d authz.Deed, outcome string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	what := refusal{d.User, d.Key, d.Address, d.Machine, d.Action, outcome}
+	what := refusal{user: d.User, key: d.Key, address: d.Address, machine: d.Machine, action: d.Action, outcome: outcome}
+	if d.Action == authz.ActionLogin {
+		what.account = d.Object
+	}
 	if a.seen[what] == nil && len(a.seen) >= maxRefusals {
 		// Of more there is one count for all.
 		d, outcome = authz.Deed{Action: "refused", Detail: "requests of many kinds or callers"}, "refused"
@@ -109,13 +118,17 @@ func (a *auditor) run(ctx context.Context) {
 	defer seal.Stop()
 	defer window.Stop()
 	sealing, counting := true, false // whether the timers run for something
+	pause := sealPause
 	for {
 		over := false
 		select {
 		case <-a.wake:
 		case <-seal.C:
-			sealing = false
-			a.seal(ctx)
+			sealing, pause = false, sealPause
+			if err := a.seal(ctx); err != nil && ctx.Err() == nil {
+				a.slog.Warn("records of the audit could not be signed", "err", err)
+				pause = sealAgain
+			}
 		case <-window.C:
 			over, counting = counting, false
 		case <-ctx.Done():
@@ -130,14 +143,14 @@ func (a *auditor) run(ctx context.Context) {
 			}
 		}
 		if !sealing && len(a.log.Unsigned()) > 0 {
-			seal.Reset(sealPause)
+			seal.Reset(pause)
 			sealing = true
 		}
 	}
 }
 
-// seal signs all that is not signed. What fails is tried again after a pause.
-func (a *auditor) seal(ctx context.Context) {
+// seal signs all that is not signed.
+func (a *auditor) seal(ctx context.Context) error {
 	records := a.log.Unsigned()
 	var entries []Entry
 	for len(records) > 0 {
@@ -147,22 +160,24 @@ func (a *auditor) seal(ctx context.Context) {
 		for _, r := range some {
 			who, signature, err := a.sign(r.Statement())
 			if err != nil {
-				return
+				return err
 			}
 			s.Signer, s.Signatures = who, append(s.Signatures, signature)
 		}
 		entries = append(entries, Entry{Seal: &s})
 	}
-	if len(entries) > 0 {
-		a.log.ApplyAll(ctx, entries)
+	if len(entries) == 0 {
+		return nil
 	}
+	_, errs := a.log.ApplyAll(ctx, entries)
+	return errors.Join(errs...)
 }
 
 // sign signs with this machine's identity key.
 func (c *Coordinator) sign(statement []byte) (authz.PeerID, []byte, error) {
 	key := c.host.Peerstore().PrivKey(c.host.ID())
 	if key == nil {
-		return "", nil, fmt.Errorf("signing the audit: this machine's key is not there")
+		return "", nil, errors.New("this machine's own key is not there")
 	}
 	signature, err := key.Sign(statement)
 	return c.self, signature, err

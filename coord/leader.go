@@ -85,7 +85,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
-	l.audit = newAuditor(c.log, c.sign)
+	l.audit = newAuditor(c.log, c.sign, c.slog)
 	audited := make(chan struct{})
 	go func() {
 		defer close(audited)

@@ -43,4 +43,3 @@ func FuzzReceive(f *testing.F) {
 		}
 	})
 }
-

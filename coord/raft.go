@@ -302,8 +302,8 @@ func (l *Log) Read(see func(*lease.State, *authz.Roster)) uint64 { return l.fsm.
 
 // Subscribe has told called with every command that was carried out, in order,
 // on this machine, until stop. told must not block and must not wait for a
-// command; it may Read. Refused commands are not told. After a restart commands
-// since the last snapshot are told again.
+// command; it may Read. Of refused commands it is told only that they are on record,
+// where they are. After a restart commands since the last snapshot are told again.
 //
 // To follow the state without a gap, subscribe first, then Read, and ignore
 // what is told up to the index that Read returned.

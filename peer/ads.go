@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -67,6 +68,7 @@ func (a ad) encode() ([]byte, error) {
 // openAds joins the farm's gossip. It lives until ctx ends.
 func openAds(ctx context.Context, h host.Host, g *gate, farm authz.FarmID, can lease.Capability, log *slog.Logger, heard func(authz.PeerID, ad)) (*ads, error) {
 	often, passed := pace{rate: adRate, burst: adBurst}, pace{rate: passRate, burst: passBurst}
+	var heardLast order
 	ps, err := pubsub.NewGossipSub(ctx, h,
 		pubsub.WithMessageSignaturePolicy(pubsub.StrictSign),
 		pubsub.WithMaxMessageSize(2*maxAd),
@@ -88,6 +90,9 @@ func openAds(ctx context.Context, h host.Host, g *gate, farm authz.FarmID, can l
 		}
 		var said ad
 		if err := json.Unmarshal(m.Data, &said); err != nil || said.validate() != nil {
+			return false
+		}
+		if !heardLast.newer(m.GetFrom(), m.GetSeqno(), time.Now()) {
 			return false
 		}
 		m.ValidatorData = said
@@ -121,6 +126,39 @@ const (
 	passRate  = 1000
 	passBurst = 2 * authz.MaxMembers
 )
+
+// order keeps anybody from saying again what a member said before: each gives its ads
+// growing numbers. After forgotten, any number is good: a machine whose clock was set back
+// begins with lower ones.
+type order struct {
+	mu   sync.Mutex
+	last map[peer.ID]numbered // of members; who is none any more costs a few bytes
+}
+
+type numbered struct {
+	number uint64
+	at     time.Time
+}
+
+const forgotten = 8 * adPeriod
+
+// newer tells whether p has not said that, or something later, before.
+func (o *order) newer(p peer.ID, number []byte, now time.Time) bool {
+	if len(number) != 8 {
+		return false
+	}
+	n := binary.BigEndian.Uint64(number)
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if last, ok := o.last[p]; ok && n <= last.number && now.Sub(last.at) < forgotten {
+		return false
+	}
+	if o.last == nil {
+		o.last = make(map[peer.ID]numbered)
+	}
+	o.last[p] = numbered{n, now}
+	return true
+}
 
 // errHushed drops what a neighbour sent.
 var errHushed = errors.New("it says too much, or is no member")

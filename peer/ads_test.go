@@ -57,3 +57,22 @@ func TestNeighboursAreBounded(t *testing.T) {
 		require.False(t, passed.may(loud, 1))
 	})
 }
+
+// What a member said before is not heard again, until it has been silent for so long that
+// its clock may have been set back.
+func TestAdsAreNotReplayed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var o order
+		one, other := aPeer(t), aPeer(t)
+		number := func(n byte) []byte { return []byte{0, 0, 0, 0, 0, 0, 1, n} }
+		require.True(t, o.newer(one, number(5), time.Now()))
+		require.True(t, o.newer(one, number(9), time.Now()))
+		for _, old := range []byte{5, 8, 9} {
+			require.False(t, o.newer(one, number(old), time.Now()))
+		}
+		require.True(t, o.newer(other, number(5), time.Now()))
+		require.False(t, o.newer(other, nil, time.Now()))
+		time.Sleep(forgotten)
+		require.True(t, o.newer(one, number(1), time.Now()))
+	})
+}

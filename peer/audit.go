@@ -95,16 +95,7 @@ func (q queue) Note(ctx context.Context, d authz.Deed) error {
 
 // Refused records, soon and in bounded numbers, that a request was refused.
 func (q queue) Refused(d authz.Deed, outcome string) {
-	if q.coord == nil {
-		return
+	if q.coord != nil {
+		q.coord.Refused(d, outcome)
 	}
-	if d.User == "" && d.Action == httpapi.LoginAction {
-		// What stands for a name may be a password that was typed too early.
-		q.coord.Read(func(_ *lease.State, r *authz.Roster) {
-			if _, known := r.Person(d.Object); !known {
-				d.Object = "an unknown user"
-			}
-		})
-	}
-	q.coord.Refused(d, outcome)
 }

@@ -88,7 +88,7 @@ type certs struct {
 	host  host.Host
 	self  authz.PeerID
 	gate  *gate
-	coord *coord.Coordinator // nil where this machine does not hold the queue
+	coord *coord.Coordinator // nil where this machine has no log
 	link  *link
 	slog  *slog.Logger
 	// wanted lists the names that the certificate should be for, those that somebody
@@ -98,8 +98,7 @@ type certs struct {
 
 	listener cert.Listener
 	changed  chan struct{} // the roster or the leader: what was refused may go now
-	limit    *rate.Limiter // of what others ask
-	asks     pace          // of each of them, so that none takes the place of all
+	asks     pace          // what others ask, so that none takes the place of all
 
 	mu        sync.Mutex
 	authority *cert.Authority // nil where there is none yet
@@ -112,7 +111,7 @@ type certs struct {
 func newCerts(dir dataDir, h host.Host, g *gate, log *slog.Logger) *certs {
 	return &certs{
 		dir: dir, host: h, self: authz.PeerID(h.ID().String()), gate: g, slog: log,
-		changed: make(chan struct{}, 1), limit: rate.NewLimiter(20, 100), asks: pace{rate: 1, burst: 20}, had: make(chan struct{}),
+		changed: make(chan struct{}, 1), had: make(chan struct{}), asks: pace{rate: rate.Every(time.Minute), burst: certBurst},
 	}
 }
 
@@ -156,9 +155,7 @@ func localURL(apis []net.Listener) string {
 		case !ok:
 		case addr.IP.IsLoopback():
 			return "http://" + addr.String()
-		case addr.IP.IsUnspecified() && addr.IP.To4() == nil:
-			url = fmt.Sprintf("http://[::1]:%d", addr.Port)
-		case addr.IP.IsUnspecified():
+		case addr.IP.IsUnspecified(): // of IPv6, it takes IPv4 too
 			url = fmt.Sprintf("http://127.0.0.1:%d", addr.Port)
 		case url == "":
 			url = "https://" + addr.String()
@@ -185,10 +182,8 @@ func httpsURL(at netip.AddrPort) string {
 
 // Run keeps the certificates good until ctx ends.
 func (c *certs) Run(ctx context.Context) error {
-	if c.coord != nil {
-		c.host.SetStreamHandler(certProtocol, func(s network.Stream) { c.answer(s) })
-		defer c.host.RemoveStreamHandler(certProtocol)
-	}
+	c.host.SetStreamHandler(certProtocol, func(s network.Stream) { c.answer(s) })
+	defer c.host.RemoveStreamHandler(certProtocol)
 	moved, err := c.host.EventBus().Subscribe(new(event.EvtLocalAddressesUpdated), eventbus.Name("certificates"))
 	if err != nil {
 		return fmt.Errorf("watch this machine's addresses: %w", err)
@@ -233,7 +228,7 @@ const never = 24 * time.Hour
 // step does what is due and answers when the next is.
 func (c *certs) step(ctx context.Context) (next time.Duration, err error) {
 	next = never
-	if c.coord != nil {
+	if c.gate.coordinator(c.self) {
 		if next, err = c.certifySelf(ctx); err != nil && c.wanted == nil {
 			return 0, err // else another coordinator may issue what is needed
 		}
@@ -319,7 +314,7 @@ func (c *certs) save(a *cert.Authority) error {
 // found makes the CA of a farm that has none, one of an earlier version: whoever leads
 // does.
 func (c *certs) found(ctx context.Context) error {
-	if !c.coord.Leading() {
+	if c.coord == nil || !c.coord.Leading() {
 		return errors.New("the farm has no CA yet: its leader makes one")
 	}
 	a, err := cert.NewRoot("vizpeer "+string(c.gate.farm), time.Now())
@@ -500,7 +495,7 @@ func (c *certs) exchange(ctx context.Context, p peer.ID, r certRequest) (a certA
 // answer is the coordinator's side. Who asks was proven by the connection.
 func (c *certs) answer(s network.Stream) {
 	who := s.Conn().RemotePeer()
-	if !c.gate.member(who) {
+	if !c.gate.member(who) || !c.gate.coordinator(c.self) {
 		_ = s.Reset()
 		return
 	}
@@ -512,8 +507,8 @@ func (c *certs) answer(s network.Stream) {
 		return
 	}
 	var a certAnswer
-	err := errors.New("too many certificates are asked for at once: try again in a minute")
-	if c.asks.may(who, 1) && c.limit.Allow() {
+	err := errors.New("too many certificates were asked for: try again in a few minutes")
+	if c.asks.may(who, 1) {
 		err = errors.New("it has no key of the farm's CA yet")
 		if signer := c.signer(); signer != nil {
 			a, err = c.issue(signer, authz.PeerID(who.String()), r, seenAt(c.host, who))
@@ -524,6 +519,10 @@ func (c *certs) answer(s network.Stream) {
 	}
 	_ = json.NewEncoder(s).Encode(a)
 }
+
+// One member may ask for so many certificates in a burst, and one more every minute: an
+// honest one asks for a few in a week.
+const certBurst = 10
 
 // issue certifies what a member may have certified. It is the one place that signs.
 func (c *certs) issue(a *cert.Authority, who authz.PeerID, r certRequest, proven []netip.Addr) (certAnswer, error) {

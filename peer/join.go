@@ -14,7 +14,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
-	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
@@ -422,9 +421,9 @@ func (p *Peer) admit(ctx context.Context) {
 		who := peerOf(s.Conn().RemotePeer())
 		switch r.Ask {
 		case "":
-			doing := new(authz.Doing) // by whom, and of what ticket, the log finds out
-			if ip, err := manet.ToIP(s.Conn().RemoteMultiaddr()); err == nil {
-				doing.Address = ip.String()
+			from, doing := addressOf(s.Conn().RemoteMultiaddr()), new(authz.Doing) // by whom, and of what ticket, the log finds out
+			if from.IsValid() {
+				doing.Address = from.String()
 			}
 			_ = out.Encode(p.redeem(authz.WithDoing(ctx, doing), s.Conn(), r))
 		case askMember:

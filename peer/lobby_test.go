@@ -1,6 +1,8 @@
 package peer
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -113,5 +115,39 @@ func TestBadTicketsAreCounted(t *testing.T) {
 		require.True(t, v.may(there, 0))
 		time.Sleep(ticketPause)
 		require.True(t, v.may(here, 0))
+	})
+}
+
+// FuzzJoin reads what machines and coordinators may say to each other before either is
+// trusted, as both do.
+func FuzzJoin(f *testing.F) {
+	f.Add([]byte(`{"ask":"admission","name":"desk","worker":true,"key_id":"aaaaaaaaaaaaa","key_hash":"00","bound":"AAAA","nonce":"AAAA"}`))
+	f.Add([]byte(`{"ticket":"vzt1aaaa","name":"desk"}`))
+	f.Add([]byte(`{"code":"refused","reason":"so","leader":{"peer":"12D3Koo","addrs":["/ip4/1.2.3.4/tcp/1","x"]},"roster":{"version":1},"nonce":"AAAA","farm":"attic"}`))
+	id := libp2ppeer.ID("\x00\x24\x08\x01\x12\x20" + strings.Repeat("x", 32))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var r joinRequest
+		if json.NewDecoder(bytes.NewReader(data)).Decode(&r) == nil {
+			v := visitor{Approve: authz.Approve{Peer: peerOf(id), Name: r.Name, Worker: r.Worker, KeyID: r.KeyID}}
+			if r.KeyHash != nil {
+				v.KeyHash = *r.KeyHash
+			}
+			if v.check() == nil && len(v.Name) > authz.MaxName {
+				t.Fatal("a name too long was taken")
+			}
+			_, _ = authz.ParseTicket(r.Ticket)
+		}
+		var a joinAnswer
+		if json.NewDecoder(bytes.NewReader(data)).Decode(&a) == nil {
+			_ = refusal(a)
+			if a.Leader != nil {
+				_ = info(*a.Leader)
+			}
+			_, _ = authz.ParseView(a.Roster, "")
+		}
+		var c authz.Charter
+		if json.NewDecoder(bytes.NewReader(data)).Decode(&c) == nil {
+			_ = c.Verify(c.ID())
+		}
 	})
 }

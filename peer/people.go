@@ -75,7 +75,8 @@ func (q queue) Login(ctx context.Context, in httpapi.Credentials) (httpapi.Sessi
 		return httpapi.Session{}, err
 	}
 	if doing := authz.DoingOf(ctx); doing != nil {
-		doing.Object = account.User
+		// The name itself may be a password that was typed too early.
+		doing.Object = cmp.Or(account.User, "an unknown user")
 	}
 	if err := q.passwords.check(ctx, account, in.Password); err != nil {
 		return httpapi.Session{}, err

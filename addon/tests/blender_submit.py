@@ -287,6 +287,20 @@ class AddOn(unittest.TestCase):
         self.until(lambda: self.pump.model.farm)
         self.assertIn("attic", self.pump.model.farm.line)
 
+    def test_the_ca_of_the_preferences(self):
+        chosen = bpy.context.preferences.addons["vizpeer"].preferences
+        os.environ["VIZPEER_API"] = "https://127.0.0.1:1"
+        try:
+            chosen.ca_file = "/somewhere/ca.crt"
+            self.pump._read_preferences()
+            self.assertEqual(self.pump.find()[3:], ("/somewhere/ca.crt", ""))
+            chosen.ca_file, chosen.ca_fingerprint = "", "AB:" * 31 + "AB"
+            self.pump._read_preferences()
+            self.assertEqual(self.pump.find()[3:], ("", "ab" * 32))
+        finally:
+            chosen.ca_file = chosen.ca_fingerprint = ""
+            del os.environ["VIZPEER_API"]
+
 
 if __name__ == "__main__":
     result = unittest.main(argv=[__file__] + sys.argv[sys.argv.index("--") + 1 :] if "--" in sys.argv else [__file__], exit=False)

@@ -17,7 +17,7 @@ mkdir -p "$work/scripts/addons" "$work/home" "$work/shots"
 ln -s "$PWD/../vizpeer" "$work/scripts/addons/vizpeer"
 
 # Nothing of this machine's own farm or Blender may have a say.
-unset VIZPEER_DATA_DIR VIZPEER_API VIZPEER_TOKEN
+unset VIZPEER_DATA_DIR VIZPEER_API VIZPEER_TOKEN VIZPEER_CA_FILE VIZPEER_CA_FINGERPRINT
 export HOME="$work/home" XDG_DATA_HOME="$work/home/data" XDG_CONFIG_HOME="$work/home/config"
 export BLENDER_USER_SCRIPTS="$work/scripts" PYTHONDONTWRITEBYTECODE=1 PYTHONWARNINGS=ignore
 export VIZPEER_SHOTS="${VIZPEER_SHOTS:-$work/shots}"

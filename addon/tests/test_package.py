@@ -12,7 +12,7 @@ from bare import ADDON
 
 SOURCES = sorted(name for name in os.listdir(ADDON) if name.endswith(".py"))
 STANDARD = set(
-    "collections functools hashlib http json os queue random re select shutil signal socket ssl stat sys tarfile tempfile textwrap threading time unicodedata urllib".split()
+    "collections functools hashlib http json os queue random re select shutil signal socket ssl stat sys tarfile tempfile textwrap threading time unicodedata urllib uuid".split()
 )
 WITHOUT_BPY = ("client.py", "frames.py", "jobs.py", "sent.py", "upload.py")
 

@@ -203,7 +203,7 @@ class Submission(threading.Thread):
             try:
                 return self._client.post("/v1/jobs", dict(self._job, project=root), key)
             except client.Problem as problem:
-                if problem.code != "no_leader" or not left:
+                if problem.status != 503 or not left:
                     raise
             time.sleep(QUEUE_SECONDS)
 

@@ -394,8 +394,8 @@ func (cl *client) why(ctx context.Context, id lease.JobID, task int32) (httpapi.
 	return why, named(id, err)
 }
 
-// Where the leader goes away before it answers, a submission is made again for so long,
-// every so often.
+// Where the leader goes away before it answers, or while it commits, a submission is made
+// again for so long, every so often.
 const (
 	submitPatience = 2 * time.Minute
 	submitPause    = 2 * time.Second
@@ -410,7 +410,7 @@ func (cl *client) submit(ctx context.Context, s httpapi.Submission, waits func(e
 		var answer httpapi.Submitted
 		err := cl.call(ctx, http.MethodPost, "/v1/jobs", s, &answer)
 		p, refused := errors.AsType[*httpapi.Problem](err)
-		if !refused || p.Code != httpapi.CodeNoLeader || time.Now().After(end) {
+		if !refused || p.Status != http.StatusServiceUnavailable || time.Now().After(end) {
 			return answer, err
 		}
 		waits(err)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"strings"
@@ -37,13 +38,13 @@ func (a *answers) RoundTrip(r *http.Request) (*http.Response, error) {
 func TestSubmissionIsMadeAgain(t *testing.T) {
 	const gone, full = `503 {"code":"no_leader","detail":"it went away"}`, `422 {"code":"invalid","detail":"no"}`
 	synctest.Test(t, func(t *testing.T) {
-		try := func(all ...string) (httpapi.Submitted, error, *answers, int) {
+		try := func(all ...string) (httpapi.Submitted, *answers, int, error) {
 			a, waits := &answers{all: all}, 0
 			cl := &client{base: "http://127.0.0.1:1", http: &http.Client{Transport: a}, local: true}
 			out, err := cl.submit(t.Context(), httpapi.Submission{}, func(error) { waits++ })
-			return out, err, a, waits
+			return out, a, waits, err
 		}
-		out, err, a, waits := try(gone, gone, `201 {"job":"j1"}`)
+		out, a, waits, err := try(gone, `503 {"code":"unavailable","detail":"it is not known"}`, `201 {"job":"j1"}`)
 		require.NoError(t, err)
 		require.Equal(t, lease.JobID("j1"), out.Job)
 		require.Equal(t, 2, waits)
@@ -51,13 +52,13 @@ func TestSubmissionIsMadeAgain(t *testing.T) {
 		require.NoError(t, lease.CheckKey(a.keys[0]))
 		require.Equal(t, []string{a.keys[0], a.keys[0], a.keys[0]}, a.keys)
 
-		_, err, other, _ := try(full)
+		_, other, _, err := try(full)
 		require.ErrorContains(t, err, "no")
 		require.Len(t, other.keys, 1, "what is refused is not asked again")
 		require.NotEqual(t, a.keys[0], other.keys[0], "each submission has a key of its own")
 
 		began := time.Now()
-		_, err, _, _ = try(gone)
+		_, _, _, err = try(gone)
 		require.ErrorContains(t, err, "it went away")
 		require.InDelta(t, submitPatience, time.Since(began), float64(2*submitPause))
 	})
@@ -75,4 +76,48 @@ func TestParseMoment(t *testing.T) {
 	}
 	_, err := parseMoment("yesterday", now)
 	require.Error(t, err)
+}
+
+// roundTrip is a function that answers requests.
+type roundTrip func(*http.Request) (*http.Response, error)
+
+func (f roundTrip) RoundTrip(r *http.Request) (*http.Response, error) { return f(r) }
+
+// Who asks too much at once waits as long as the peer says and asks again, body and all;
+// where that is long, such as after many wrong passwords, the person is told.
+func TestTooManyRequestsWait(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		wait, refusals, asked := "2", 3, 0
+		cl := &client{base: "http://127.0.0.1:1", local: true, http: &http.Client{Transport: roundTrip(func(r *http.Request) (*http.Response, error) {
+			body, err := io.ReadAll(r.Body)
+			require.NoError(t, err)
+			require.JSONEq(t, `{"username":"ann","password":"secret"}`, string(body))
+			if asked++; asked > refusals {
+				return &http.Response{StatusCode: 200, Header: http.Header{}, Body: io.NopCloser(strings.NewReader(`{"token":"t"}`)), Request: r}, nil
+			}
+			return &http.Response{
+				StatusCode: 429, Header: http.Header{"Retry-After": {wait}, "Content-Type": {"application/problem+json"}},
+				Body: io.NopCloser(strings.NewReader(`{"code":"too_many","detail":"try again"}`)), Request: r,
+			}, nil
+		})}}
+		call := func(ctx context.Context) error {
+			var s httpapi.Session
+			return cl.call(ctx, http.MethodPost, "/v1/auth/login", httpapi.Credentials{Username: "ann", Password: "secret"}, &s)
+		}
+		began := time.Now()
+		require.NoError(t, call(t.Context()))
+		require.Equal(t, 6*time.Second, time.Since(began))
+		require.Equal(t, 4, asked)
+
+		for _, long := range []string{"900", "", "soon", "-1"} {
+			wait, asked, began = long, 0, time.Now()
+			require.ErrorContains(t, call(t.Context()), "try again")
+			require.Equal(t, 1, asked)
+			require.Zero(t, time.Since(began))
+		}
+		wait, refusals = "2", 1000
+		ctx, cancel := context.WithTimeout(t.Context(), 3*time.Second)
+		defer cancel()
+		require.Error(t, call(ctx), "it does not wait for ever")
+	})
 }

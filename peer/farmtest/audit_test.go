@@ -101,10 +101,13 @@ func TestFailedLoginsAreOnRecord(t *testing.T) {
 		f := farmtest.New(t, 0)
 		m := f.Peers[0]
 		for _, name := range []string{"admin", "correct horse battery"} {
-			m.Queue().Refused(authz.Deed{Action: httpapi.LoginAction, Object: name, Address: name}, "unauthorised")
+			doing := &authz.Doing{Deed: authz.Deed{Action: authz.ActionLogin}}
+			_, err := m.Queue().Login(authz.WithDoing(t.Context(), doing), httpapi.Credentials{Username: name, Password: "not the one"})
+			require.ErrorIs(t, err, authz.ErrPassword)
+			m.Queue().Refused(doing.Deed, "unauthorised")
 			time.Sleep(time.Second)
 		}
-		page, err := m.Queue().Audit(t.Context(), admin, httpapi.AuditQuery{Action: httpapi.LoginAction})
+		page, err := m.Queue().Audit(t.Context(), admin, httpapi.AuditQuery{Action: authz.ActionLogin})
 		require.NoError(t, err)
 		require.Len(t, page.Records, 2)
 		require.Equal(t, "an unknown user", page.Records[0].Object)

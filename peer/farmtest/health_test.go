@@ -85,6 +85,10 @@ func TestReadiness(t *testing.T) {
 		f := farmtest.New(t, 2)
 		founder, box := f.Peers[0], f.Peers[1]
 		require.Empty(t, failing(t, founder))
+		farm, err := founder.Queue().Farm(t.Context(), farmtest.Operator)
+		require.NoError(t, err)
+		require.Equal(t, founder.Local().Status(t.Context()).CA, farm.CA)
+		require.Len(t, farm.CA, 1)
 		require.Empty(t, failing(t, box))
 
 		store := filepath.Join(box.DataDir(), "store")

@@ -18,10 +18,6 @@ func (rt *route) changes() bool {
 	return rt.Method != http.MethodGet && (!rt.place.asked() || rt.Path == "/v1/jobs")
 }
 
-// LoginAction is the action of a login on record. What it is done to is the name that
-// was said.
-const LoginAction = "login"
-
 // action is the route's name on record.
 func (rt *route) action() string {
 	if rt.id == "queue-job" {

@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -380,3 +381,37 @@ type awayConn struct {
 }
 
 func (c awayConn) RemoteAddr() net.Addr { return c.remote }
+
+// TestAPeerPassesOnSoMuch: a machine whose limits do not hold meets the leader's.
+func TestAPeerPassesOnSoMuch(t *testing.T) {
+	_, ms := newFarm(t, 3, Config{Requests: 2, Logins: 1})
+	ask := func(m *machine) error {
+		_, err := (&remoteQueue{m.Server, ms[0].host.ID(), caller{token: "ann"}}).principal(t.Context())
+		return err
+	}
+	refused := 0
+	for range 4 * peerShare * 2 {
+		if err := ask(ms[1]); err != nil {
+			require.Equal(t, CodeTooMany, MapError(err).Code)
+			refused++
+		}
+	}
+	require.Positive(t, refused)
+	require.NoError(t, ask(ms[2]), "another is not concerned")
+
+	// So it does with passwords, which it need not have counted.
+	login := func() int {
+		r, err := http.NewRequestWithContext(t.Context(), "POST", "http://"+ms[0].host.ID().String()+"/v1/auth/login", strings.NewReader(`{"username":"ann","password":"wrong"}`))
+		require.NoError(t, err)
+		r.Header.Set("Content-Type", "application/json")
+		r.Header.Set(clientHeader, "198.51.100.7") // another one every time would be as good
+		resp, err := ms[2].Server.farm.RoundTrip(r)
+		require.NoError(t, err)
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	for range peerShare {
+		require.Equal(t, 401, login())
+	}
+	require.Equal(t, 429, login())
+}

@@ -103,6 +103,21 @@ func TestRemoteSide(t *testing.T) {
 			require.Equal(t, ok, far.do(t, "ann", "GET", "/v1/jobs", nil, "Origin", origin).StatusCode == 200, origin)
 		}
 
+		// Ranges and events, as on loopback.
+		part := far.do(t, "ann", "GET", "/v1/jobs/jann/frames/1", nil, "Range", "bytes=0-2")
+		require.Equal(t, 206, part.StatusCode)
+		require.Equal(t, picture[:3], string(part.body))
+		f.mu.Lock()
+		n := len(f.subs)
+		f.mu.Unlock()
+		events := far.open(t, "ann", "GET", "/v1/events", nil)
+		told, _ := f.follower(t, n+1)
+		told <- Event{ID: 7, Type: lease.JobStarted, Job: "jann"}
+		line, err := bufio.NewReader(events.Body).ReadString('\n')
+		require.NoError(t, err)
+		require.NotEmpty(t, line)
+		require.NoError(t, events.Body.Close())
+
 		// Programs of this machine find the same port as on loopback.
 		near := &machine{Server: m.Server, url: "http://" + addr}
 		require.Equal(t, 201, near.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID, Output: "/out"}).StatusCode)

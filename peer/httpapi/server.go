@@ -144,7 +144,11 @@ func Listen(addr string) (net.Listener, error) {
 	if name != "" && net.ParseIP(name) == nil {
 		return nil, fmt.Errorf("the API address %q names a host: give one of this machine's addresses, such as 0.0.0.0 for all of them", addr)
 	}
-	l, err := net.Listen("tcp", net.JoinHostPort(name, port))
+	network := "tcp"
+	if ip := net.ParseIP(name); ip != nil && ip.To4() != nil {
+		network = "tcp4" // Go would take 0.0.0.0 for every address of IPv6, too
+	}
+	l, err := net.Listen(network, net.JoinHostPort(name, port))
 	if err != nil {
 		return nil, fmt.Errorf("opening the API address %s: %w: another vizpeer may run here; give this one a port of its own with --api-listen, such as 127.0.0.1:0 for any that is free", addr, err)
 	}
