@@ -65,13 +65,13 @@ func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 				if p == http.ErrAbortHandler {
 					panic(p)
 				}
-				s.log.Error("a request made the API panic", "method", r.Method, "path", r.URL.Path, "panic", p, "stack", string(debug.Stack()))
+				s.log.Error("a request made the API panic", "method", r.Method, "path", loggable(r.URL.Path), "panic", p, "stack", string(debug.Stack()))
 				if w.status == 0 {
 					writeProblem(w, MapError(fmt.Errorf("panic: %v", p)))
 				}
 			}
 			s.observe(from, pattern, w.status, time.Since(began))
-			s.log.Debug("request", "method", r.Method, "path", r.URL.Path, "status", w.status, "took", time.Since(began))
+			s.log.Debug("request", "method", r.Method, "path", loggable(r.URL.Path), "status", w.status, "took", time.Since(began))
 		}()
 		w.Header().Set("X-Content-Type-Options", "nosniff")
 		w.Header().Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -93,6 +93,17 @@ func (s *Server) guard(from side, mux *http.ServeMux) http.Handler {
 		}
 		mux.ServeHTTP(w, r)
 	})
+}
+
+// loggable is a path without what people pasted where an ID belongs.
+func loggable(path string) string {
+	parts := strings.Split(path, "/")
+	for i, part := range parts {
+		if authz.LooksSecret(part) {
+			parts[i] = "(a secret)"
+		}
+	}
+	return strings.Join(parts, "/")
 }
 
 // admit refuses, before anything is read, requests that must not come at all.

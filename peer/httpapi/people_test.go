@@ -53,6 +53,18 @@ func TestLoginAtAnyPeer(t *testing.T) {
 	require.NotContains(t, f.calls, "logout ann")
 }
 
+// A key that was pasted where its ID belongs is in no log.
+func TestPathsWithSecretsAreNotLogged(t *testing.T) {
+	var log bytes.Buffer
+	_, ms := newFarm(t, 1, Config{Logger: slog.New(slog.NewTextHandler(&log, &slog.HandlerOptions{Level: slog.LevelDebug}))})
+	for _, path := range []string{"/v1/admin/keys/vzk_hush", "/v1/tickets/vzt1hush", "/v1/nothing/vzs_hush", "/v1/jobs/a%2Fvzk_hush"} {
+		ms[0].do(t, "root", "DELETE", path, nil)
+	}
+	ms[0].stop()
+	require.Contains(t, log.String(), "/v1/admin/keys/(a secret)")
+	require.NotContains(t, log.String(), "hush")
+}
+
 // TestAOneTimePassword is good for nothing but choosing another.
 func TestAOneTimePassword(t *testing.T) {
 	_, ms := newFarm(t, 2, Config{})
