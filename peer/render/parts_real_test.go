@@ -351,10 +351,10 @@ def pieces():
 
 before = settings()
 samples = {"by": "samples", "units": 1 << 20}
-parts.render(bpy, s, 1, samples, [[0, 1 << 20]], out, say, lambda: len(pieces()) == 2)
+parts.render(bpy, s, 1, samples, [[0, 1 << 20]], parts.Pace(samples["units"]), out, say, lambda: len(pieces()) == 2)
 compare("samples")
 print("BATCHES", [(e["from"], e["to"] > e["from"], os.path.exists(os.path.join(out, e["file"]))) for e in pieces()][:1], pieces()[1]["from"] == pieces()[0]["to"])
-parts.render(bpy, s, 1, {"by": "tiles", "units": 4, "columns": 2, "rows": 2}, [[1, 3]], out, say, lambda: False)
+parts.render(bpy, s, 1, {"by": "tiles", "units": 4, "columns": 2, "rows": 2}, [[1, 3]], None, out, say, lambda: False)
 compare("tiles")
 piece = os.path.join(out, pieces()[0]["file"])
 with parts.merged(bpy, s, samples, piece, out, say) as check:
