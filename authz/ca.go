@@ -63,7 +63,9 @@ const certLabel = "name:"
 //   - what an admin granted it with a label "name:…", and whatever it likes if its own
 //     role is admin.
 //
-// No other machine can so be made to look like it, nor any site outside the farm.
+// No other machine can so be made to look like it, nor any site whose name has a dot. A
+// name of one word is a machine's own choice, and may be that of something else on the
+// local network: whoever goes by the farm's CA should go by it for the farm alone.
 func (d *directory) CertNames(id PeerID, asked []string, proven []netip.Addr) (granted []string, refused []error) {
 	m, ok := d.Acting(id) // as an admin's machine only while it is one
 	if !ok {
