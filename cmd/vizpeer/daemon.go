@@ -67,7 +67,7 @@ ticket names the addresses of --p2p-listen: give "up" the same, best in config.t
 				fmt.Fprintf(c.out, "The farm %s is made, with this machine as its first coordinator.\n\nShown only now, so keep them:\n", plain(farm))
 				c.facts("  farm", f.Farm, "  admin", f.AdminUser, "  password", f.AdminPassword,
 					"  operator key", f.OperatorKey, "  node ticket", f.NodeTicket)
-				fmt.Fprintf(c.out, "\nCopy %s to a safe place outside this machine: it is the farm's key.\n", f.RecoveryFile)
+				fmt.Fprintf(c.out, "\nMove %s to a safe place outside this machine: it is the farm's key.\n", f.RecoveryFile)
 				fmt.Fprintf(c.out, "Fingerprint of its CA, for callers over HTTPS: %s\n", f.CAFingerprint)
 				// A ticket that init has just made can be read.
 				if t, _ := authz.ParseTicket(f.NodeTicket); len(t.Addrs) == 0 {

@@ -61,7 +61,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			}
 			visit, found := &peerVisit{cli: c}, &blenderCheck{extra: s.blender, dir: dir}
 			findings, failed := diagnose(cmd.Context(), []check{
-				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, diskCheck{dir},
+				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, recoveryCheck{dir}, diskCheck{dir},
 				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, certificateCheck{visit}, clockCheck{visit},
 			})
 			if err := c.print(findings, func() {
@@ -198,6 +198,20 @@ func nearestFolder(dir string) string {
 		}
 		dir = filepath.Dir(dir)
 	}
+}
+
+// recoveryCheck looks for the farm's key, which is of use on no machine of the farm until
+// the day when all others are lost.
+type recoveryCheck struct{ dir string }
+
+func (recoveryCheck) Name() string { return "recovery file" }
+
+func (r recoveryCheck) Run(context.Context) (string, error) {
+	path := filepath.Join(r.dir, "farm.recovery")
+	if _, err := os.Stat(path); err == nil {
+		return "", concernf("%s is still here: move it to a safe place outside of this machine, for whoever steals it has the farm", path)
+	}
+	return "not here, as it should be", nil
 }
 
 // The free disk below which doctor warns and fails, in bytes.
