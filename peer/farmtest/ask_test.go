@@ -33,6 +33,13 @@ func (f *Farm) ask(name string) *asking {
 		a.joined, err = a.Ask(ctx, func(w peer.Waiting) { a.shown <- w })
 		a.ended <- err
 	}()
+	// The simulated network takes one machine at a time.
+	select {
+	case w := <-a.shown:
+		a.shown <- w
+	case err := <-a.ended:
+		a.ended <- err
+	}
 	return a
 }
 
