@@ -47,6 +47,9 @@ type rightsFarm struct {
 
 func startRightsFarm(t *testing.T) *rightsFarm {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("-short: peers are attacked without the race detector")
+	}
 	t.Setenv("VIZPEER_NO_WORK", "true")
 	program, err := exec.LookPath("vizpeer")
 	require.NoError(t, err)

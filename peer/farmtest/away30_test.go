@@ -30,6 +30,9 @@ func (f *Farm) pass(days int) {
 // A machine that stays away for 30 days is no member any more; one that comes back
 // before that is one, by itself; and one that is there stays, however long.
 func TestAMemberExpires(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: a month of a farm takes long under the race detector")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		f := New(t, 2)
 		founder, late, gone := f.Peers[0], f.Peers[1], f.Peers[2]
