@@ -203,16 +203,23 @@ func (r *Roster) setPassword(at time.Time, c SetPassword) ([]Event, error) {
 	return []Event{{Type: PasswordChanged, User: a.User, Role: a.Role}}, nil
 }
 
-func (r *Roster) disable(at time.Time, c Disable) ([]Event, error) {
-	if err := r.mayManage(c.By); err != nil {
-		return nil, err
+// managed is the account of a user whom an admin wants to change.
+func (r *Roster) managed(by Principal, user string) (Account, error) {
+	if err := r.mayManage(by); err != nil {
+		return Account{}, err
 	}
-	i, ok := r.account(c.User)
+	i, ok := r.account(user)
 	if !ok {
-		return nil, ErrUserUnknown
+		return Account{}, ErrUserUnknown
 	}
-	a := r.accounts[i]
+	return r.accounts[i], nil
+}
+
+func (r *Roster) disable(at time.Time, c Disable) ([]Event, error) {
+	a, err := r.managed(c.By, c.User)
 	switch {
+	case err != nil:
+		return nil, err
 	case a.Disabled == c.On:
 		return nil, nil
 	case c.On && r.lastAdmin(a):
@@ -229,15 +236,10 @@ func (r *Roster) disable(at time.Time, c Disable) ([]Event, error) {
 }
 
 func (r *Roster) setRole(c SetRole) ([]Event, error) {
-	if err := r.mayManage(c.By); err != nil {
-		return nil, err
-	}
-	i, ok := r.account(c.User)
-	if !ok {
-		return nil, ErrUserUnknown
-	}
-	a := r.accounts[i]
+	a, err := r.managed(c.By, c.User)
 	switch {
+	case err != nil:
+		return nil, err
 	case a.Role == c.Role:
 		return nil, nil
 	case r.lastAdmin(a):

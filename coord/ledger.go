@@ -11,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -47,6 +48,7 @@ type page struct {
 const (
 	pageRecords = 4096
 	pageSuffix  = ".jsonl"
+	unfinished  = "older-*.tmp"
 	// maxRecord bounds a record's line, in bytes: all its texts, each byte escaped.
 	maxRecord = 16 << 10
 )
@@ -55,6 +57,14 @@ const (
 func openLedger(dir string, sync bool, log *slog.Logger) (*ledger, error) {
 	l := &ledger{dir: dir, sync: sync, most: pageRecords, slog: log}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("opening the audit: %w", err)
+	}
+	// What insert was writing when it was cut off.
+	old, err := filepath.Glob(filepath.Join(dir, unfinished))
+	for _, name := range old {
+		err = errors.Join(err, os.Remove(name))
+	}
+	if err != nil {
 		return nil, fmt.Errorf("opening the audit: %w", err)
 	}
 	names, err := filepath.Glob(filepath.Join(dir, "*"+pageSuffix))
@@ -194,11 +204,26 @@ func (l *ledger) turn(r authz.Record) error {
 	if err != nil {
 		return err
 	}
+	if err := l.syncDir(); err != nil {
+		return errors.Join(err, f.Close())
+	}
 	if l.last != nil {
 		_ = l.last.Close() // it is on disk
 	}
 	l.last, l.pages = f, append(l.pages, p)
 	return nil
+}
+
+// syncDir makes the names of the pages last, too. Windows has no such thing.
+func (l *ledger) syncDir() error {
+	if !l.sync || runtime.GOOS == "windows" {
+		return nil
+	}
+	d, err := os.Open(l.dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
 }
 
 func encodeLines(records []authz.Record) ([]byte, error) {
@@ -279,7 +304,7 @@ func (l *ledger) insert(records []authz.Record) error {
 		return errors.New("writing older records of the audit: some are there already")
 	}
 	// A name that is not a page's until all is written.
-	f, err := os.CreateTemp(l.dir, "older-*.tmp")
+	f, err := os.CreateTemp(l.dir, unfinished)
 	if err != nil {
 		return fmt.Errorf("writing older records of the audit: %w", err)
 	}
@@ -288,7 +313,7 @@ func (l *ledger) insert(records []authz.Record) error {
 		err = f.Sync()
 	}
 	if err = errors.Join(err, f.Close()); err == nil {
-		err = os.Rename(f.Name(), l.name(p))
+		err = errors.Join(os.Rename(f.Name(), l.name(p)), l.syncDir())
 	}
 	if err != nil {
 		return errors.Join(fmt.Errorf("writing older records of the audit: %w", err), os.Remove(f.Name()))

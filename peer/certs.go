@@ -293,7 +293,7 @@ func (c *certs) load(roots [][]byte) *cert.Authority {
 	if !errors.Is(err, fs.ErrNotExist) {
 		c.slog.Warn("this coordinator's part of the farm's CA is of no use and is made anew", "file", c.dir.path(caKeyFile), "err", err)
 	}
-	if text, err = os.ReadFile(c.dir.path("farm.recovery")); err == nil {
+	if text, err = os.ReadFile(c.dir.path(RecoveryFile)); err == nil {
 		if key := authz.RecoveredCA(text); key != nil {
 			if a, err := cert.Recovered(key, roots, time.Now()); err == nil && c.save(a) == nil {
 				return a

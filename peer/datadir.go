@@ -36,6 +36,10 @@ import (
 //	results/         finished frames that nobody else may hold yet
 type dataDir string
 
+// RecoveryFile is the name, in the founder's folder, of the file with the farm's key and
+// its CA's, until somebody moves it to a safe place.
+const RecoveryFile = "farm.recovery"
+
 // ErrNotMember says that this folder belongs to no farm yet.
 var ErrNotMember = errors.New("this machine belongs to no farm yet: run `vizpeer init` to found one or `vizpeer join TICKET` to join one")
 

@@ -59,21 +59,26 @@ func TestDialErrors(t *testing.T) {
 	require.EqualError(t, err, authz.PeerID(gone.ID.String()).Short()+": no address is known")
 }
 
-// A large farm's members are all connected to one machine at once, each with a stream.
-func TestManyMembers(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: hundreds of hosts")
-	}
-	const members = 300
-	var keys []crypto.PrivKey
-	var ids []authz.PeerID
-	for range members + 1 {
+// identities are those of n machines.
+func identities(t *testing.T, n int) (keys []crypto.PrivKey, ids []authz.PeerID) {
+	t.Helper()
+	for range n {
 		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
 		require.NoError(t, err)
 		id, err := libp2ppeer.IDFromPrivateKey(key)
 		require.NoError(t, err)
 		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
 	}
+	return keys, ids
+}
+
+// A large farm's members are all connected to one machine at once, each with a stream.
+func TestManyMembers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: hundreds of hosts")
+	}
+	const members = 300
+	keys, ids := identities(t, members+1)
 	view := rosterOf(t, ids...)
 	hub, err := newHost(keys[0], newGate(ids[0], view.Farm(), view), []string{"/ip4/127.0.0.1/tcp/0"})
 	require.NoError(t, err)
@@ -118,15 +123,7 @@ func TestManyMembers(t *testing.T) {
 // A member that opens thousands of streams, or many connections, gets so many and no
 // more, and others are served.
 func TestGreedyMember(t *testing.T) {
-	var keys []crypto.PrivKey
-	var ids []authz.PeerID
-	for range 3 {
-		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-		require.NoError(t, err)
-		id, err := libp2ppeer.IDFromPrivateKey(key)
-		require.NoError(t, err)
-		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
-	}
+	keys, ids := identities(t, 3)
 	view := rosterOf(t, ids...)
 	hub, err := newHost(keys[0], newGate(ids[0], view.Farm(), view), []string{"/ip4/127.0.0.1/tcp/0"})
 	require.NoError(t, err)
@@ -210,15 +207,7 @@ func TestGreedyMember(t *testing.T) {
 // Strangers have little room on a coordinator, those of one address less, and none on
 // other machines. Members are not kept out by them.
 func TestStrangersHaveLittleRoom(t *testing.T) {
-	var keys []crypto.PrivKey
-	var ids []authz.PeerID
-	for range maxStrangersFrom + 9 {
-		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-		require.NoError(t, err)
-		id, err := libp2ppeer.IDFromPrivateKey(key)
-		require.NoError(t, err)
-		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
-	}
+	keys, ids := identities(t, maxStrangersFrom+9)
 	view := rosterOf(t, ids[:3]...)
 	require.True(t, view.IsCoordinator(ids[0]))
 	open := func(i int) host.Host {
@@ -255,15 +244,7 @@ func TestStrangersHaveLittleRoom(t *testing.T) {
 
 // A stranger that became a member, and stays connected, takes no stranger's room.
 func TestFormerStrangersTakeNoRoom(t *testing.T) {
-	var keys []crypto.PrivKey
-	var ids []authz.PeerID
-	for range maxStrangersFrom + 2 {
-		key, _, err := crypto.GenerateEd25519Key(rand.Reader)
-		require.NoError(t, err)
-		id, err := libp2ppeer.IDFromPrivateKey(key)
-		require.NoError(t, err)
-		keys, ids = append(keys, key), append(ids, authz.PeerID(id.String()))
-	}
+	keys, ids := identities(t, maxStrangersFrom+2)
 	g := newGate(ids[0], "", rosterOf(t, ids[0]))
 	coordinator, err := newHost(keys[0], g, []string{"/ip4/127.0.0.1/tcp/0"})
 	require.NoError(t, err)

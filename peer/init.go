@@ -70,7 +70,7 @@ func Init(cfg Config, f Founding) (Founded, error) {
 		return Founded{}, err
 	}
 	now := time.Now()
-	out := Founded{Farm: key.ID(), Peer: authz.PeerID(id.String()), AdminUser: "admin", AdminPassword: password(), RecoveryFile: d.path("farm.recovery")}
+	out := Founded{Farm: key.ID(), Peer: authz.PeerID(id.String()), AdminUser: "admin", AdminPassword: password(), RecoveryFile: d.path(RecoveryFile)}
 	found := authz.Found{Farm: out.Farm, Name: f.FarmName, Charter: key.SignCharter(out.Peer, 1), Founder: out.Peer, FounderName: name}
 	if found.Admin, err = authz.NewAccount(rand.Reader, out.AdminUser, authz.Admin, out.AdminPassword); err != nil {
 		return Founded{}, err
@@ -112,7 +112,7 @@ func Init(cfg Config, f Founding) (Founded, error) {
 	// membership.json makes the folder a farm's: it comes last, so that an
 	// interrupted init can be run again.
 	err = errors.Join(
-		d.write("farm.recovery", authz.AppendCA(key.EncodeRecovery(), caKey), 0o600),
+		d.write(RecoveryFile, authz.AppendCA(key.EncodeRecovery(), caKey), 0o600),
 		d.write(caKeyFile, caFile, 0o600),
 		d.write(caFileName, cert.Bundle([][]byte{found.CA}), 0o644),
 		d.write("token", []byte(token+"\n"), 0o600),

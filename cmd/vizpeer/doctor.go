@@ -207,7 +207,7 @@ type recoveryCheck struct{ dir string }
 func (recoveryCheck) Name() string { return "recovery file" }
 
 func (r recoveryCheck) Run(context.Context) (string, error) {
-	path := filepath.Join(r.dir, "farm.recovery")
+	path := filepath.Join(r.dir, peer.RecoveryFile)
 	if _, err := os.Stat(path); err == nil {
 		return "", concernf("%s is still here: move it to a safe place outside of this machine, for whoever steals it has the farm", path)
 	}
