@@ -14,7 +14,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/sync/errgroup"
-	"golang.org/x/time/rate"
 
 	"vizpeer/authz"
 	"vizpeer/lease"
@@ -174,30 +173,6 @@ func weight(rpc *pubsub.RPC) int {
 		n += len(ids.GetMessageIDs())
 	}
 	return n + len(c.GetGraft()) + len(c.GetPrune()) + len(c.GetIdontwant())
-}
-
-// pace counts what members say.
-type pace struct {
-	rate  rate.Limit
-	burst int
-
-	mu   sync.Mutex
-	said map[peer.ID]*rate.Limiter // of members; who is none any more costs a few bytes
-}
-
-// may tells whether p may say n more things now.
-func (c *pace) may(p peer.ID, n int) bool {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.said == nil {
-		c.said = make(map[peer.ID]*rate.Limiter)
-	}
-	l := c.said[p]
-	if l == nil {
-		l = rate.NewLimiter(c.rate, c.burst)
-		c.said[p] = l
-	}
-	return l.AllowN(time.Now(), n)
 }
 
 // Can is what this machine says of itself.
