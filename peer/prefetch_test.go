@@ -172,9 +172,8 @@ func TestFetchedAheadGivesWay(t *testing.T) {
 	require.False(t, w.ahead.giveWay(t.Context()), "there is nothing more to give")
 
 	// Nor from the project that an attempt fetches.
-	tries := 0
 	w.fetch = at(func() error {
-		if tries++; w.ahead.orders("j2") {
+		if w.ahead.orders("j2") {
 			return blobs.ErrNoRoom
 		}
 		return nil
