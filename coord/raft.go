@@ -78,6 +78,7 @@ func (c Config) withDefaults() Config {
 type Log struct {
 	cfg       Config
 	self      peer.ID
+	charter   authz.Charter // of its epoch; zero for the first one
 	allow     func(peer.ID) bool
 	fsm       *fsm
 	store     *store
@@ -152,7 +153,11 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the queue's log: %w", err)
 	}
-	l := &Log{cfg: cfg, self: h.ID(), allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
+	charter, err := charterOf(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, self: h.ID(), charter: charter, allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
 	l.watchers.all = make(map[chan struct{}]struct{})
 	l.fsm = newFSM(l.fail)
 	if l.fsm.ledger, err = openLedger(filepath.Join(cfg.Dir, "audit"), !cfg.NoSync, cfg.Logger); err != nil {
@@ -181,7 +186,7 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 		return nil, err
 	}
 	l.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: newStreamLayer(h, allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
+		Stream: newStreamLayer(h, raftProtocol(charter), allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
 	})
 	l.raft, err = raft.NewRaft(l.raftConfig(logger), l.fsm, cached, l.store, snapshots, l.transport)
 	if err != nil {
