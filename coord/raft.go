@@ -82,6 +82,7 @@ type Log struct {
 	allow     func(peer.ID) bool
 	fsm       *fsm
 	store     *store
+	snapshots raft.SnapshotStore
 	transport *raft.NetworkTransport
 	raft      *raft.Raft
 
@@ -181,6 +182,7 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 	if err != nil {
 		return nil, fmt.Errorf("opening the queue's snapshots in %s: %w", cfg.Dir, err)
 	}
+	l.snapshots = snapshots
 	cached, err := raft.NewLogCache(512, l.store)
 	if err != nil {
 		return nil, err
