@@ -36,6 +36,7 @@ type Coordinator struct {
 	has     Machine
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
+	leaving atomic.Bool   // this machine is being stopped
 
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
@@ -60,6 +61,8 @@ type Machine struct {
 	// where it has seen none. Where that supersedes the log's, the log is given up. nil
 	// stands for a machine that sees none.
 	Charter func() authz.Charter
+	// Moved is called when another machine may lead, or who holds the log has changed.
+	Moved func()
 }
 
 // Open opens the log in cfg.Dir. genesis, made by authz when the farm was
@@ -171,6 +174,8 @@ func (c *Coordinator) runEpoch(ctx context.Context) error {
 		complete()
 		<-completed
 	}()
+	changed, unwatch := c.log().Changes()
+	defer unwatch()
 	var stop context.CancelFunc = func() {}
 	var wg sync.WaitGroup
 	end := func() {
@@ -201,6 +206,8 @@ func (c *Coordinator) runEpoch(ctx context.Context) error {
 					}
 				}
 			})
+		case <-changed:
+			c.has.Moved()
 		case <-c.log().Failed():
 			end()
 			return c.log().Err()

@@ -38,7 +38,7 @@ func newSeat(t *testing.T, h host.Host, genesis *authz.Command) *seat {
 func (s *seat) start() {
 	var err error
 	s.Coordinator, err = Open(s.host, s.genesis, Machine{
-		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {},
+		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {}, Moved: func() {},
 		Charter: func() authz.Charter { return *s.known.Load() },
 	}, s.cfg)
 	require.NoError(s.t, err)

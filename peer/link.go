@@ -30,7 +30,7 @@ type link struct {
 	slog   *slog.Logger
 	orders orders
 	show   func(context.Context, peer.ID) error // the latest charter, to whoever goes by an older one
-	nudge  chan struct{} // a reason to try, or to renew, at once
+	nudge  chan struct{}                        // a reason to try, or to renew, at once
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when leader or conn change
@@ -45,7 +45,7 @@ type link struct {
 // called from the stream's goroutine and must not block.
 type orders interface {
 	hello() coord.Hello
-	running() []coord.Running
+	renewal() coord.Renew
 	welcome(coord.Welcome)
 	roster(*authz.View)
 	grant(coord.Order)
@@ -277,7 +277,8 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 	tick := time.NewTicker(coord.Renewal)
 	defer tick.Stop()
 	for {
-		if err := conn.Send(coord.Up{Renew: &coord.Renew{Leases: l.orders.running()}}); err != nil {
+		renewal := l.orders.renewal()
+		if err := conn.Send(coord.Up{Renew: &renewal}); err != nil {
 			_ = conn.Close()
 			return
 		}
