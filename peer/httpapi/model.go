@@ -293,6 +293,7 @@ type Status struct {
 	CA        []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
 	Roles     []string     `json:"roles"`
 	Leader    authz.PeerID `json:"leader"` // "" while none can be reached
+	Epoch     uint64       `json:"epoch" doc:"the farm's epoch that this machine goes by: it grows where the farm is recovered"`
 	Connected int          `json:"connected"`
 	Addrs     []string     `json:"addrs"`
 	HTTPS     []string     `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
