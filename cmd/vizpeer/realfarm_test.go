@@ -40,6 +40,7 @@ type realPeer struct {
 	dir   string
 	more  []string // further flags of `vizpeer up`
 	netns string   // the network namespace it lives in; "" for this machine's own
+	env   []string // further variables of `vizpeer up`
 	cmd   *exec.Cmd
 	stdin io.Closer
 	log   *os.File
@@ -103,22 +104,7 @@ func (p *realPeer) try(args ...string) ([]byte, error) {
 func (p *realPeer) up() {
 	t := p.farm.t
 	t.Helper()
-	args := []string{"up", "--json", "--stop-with-stdin", "--data-dir", p.dir}
-	if p.netns == "" {
-		args = append(args, "--no-mdns", "--api-listen", "127.0.0.1:0", "--p2p-listen", p.listen())
-	}
-	p.cmd = p.command(append(args, p.more...)...)
-	var err error
-	p.log, err = os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	require.NoError(t, err)
-	p.cmd.Stderr = p.log
-	in, err := p.cmd.StdinPipe()
-	require.NoError(t, err)
-	p.stdin = in
-	out, err := p.cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, p.cmd.Start())
-	t.Cleanup(p.kill)
+	out := p.start()
 	line, err := bufio.NewReader(out).ReadString('\n')
 	said, _ := os.ReadFile(p.dir + ".log")
 	require.NoError(t, err, "the peer did not start: %s", said)
@@ -129,6 +115,30 @@ func (p *realPeer) up() {
 	at, _, _ := strings.Cut(ready.P2P[0], "/p2p/")
 	require.NoError(t, os.WriteFile(p.dir+".listen", []byte(at), 0o600))
 	go func() { _, _ = io.Copy(io.Discard, out) }()
+}
+
+// start starts the peer, and returns what it says.
+func (p *realPeer) start() (out io.Reader) {
+	t := p.farm.t
+	t.Helper()
+	args := []string{"up", "--json", "--stop-with-stdin", "--data-dir", p.dir}
+	if p.netns == "" {
+		args = append(args, "--no-mdns", "--api-listen", "127.0.0.1:0", "--p2p-listen", p.listen())
+	}
+	p.cmd = p.command(append(args, p.more...)...)
+	p.cmd.Env = append(p.cmd.Environ(), p.env...)
+	var err error
+	p.log, err = os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	p.cmd.Stderr = p.log
+	in, err := p.cmd.StdinPipe()
+	require.NoError(t, err)
+	p.stdin = in
+	out, err = p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(p.kill)
+	return out
 }
 
 // command runs vizpeer where the peer lives.
