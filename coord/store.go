@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"github.com/hashicorp/raft"
 	"github.com/shirou/gopsutil/v4/disk"
 )
@@ -61,7 +63,7 @@ func openStore(dir string, sync bool, log *slog.Logger) (*store, error) {
 	o.Compression = options.None
 	o.BlockCacheSize = 0
 	o.DetectConflicts = false
-	db, err := badger.Open(o)
+	db, err := openBadger(o)
 	if err != nil {
 		return nil, fmt.Errorf("opening the queue's log in %s (is another vizpeer using it?): %w", dir, err)
 	}
@@ -74,6 +76,18 @@ func openStore(dir string, sync bool, log *slog.Logger) (*store, error) {
 		return nil, fmt.Errorf("reading the queue's log in %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// openBadger opens a database, also one whose process was killed just when it had made a
+// file and had not sized it yet: Badger fails at each such file, having made it good, as
+// if that were an error.
+func openBadger(o badger.Options) (db *badger.DB, err error) {
+	for range 8 {
+		if db, err = badger.Open(o); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
+			return db, err
+		}
+	}
+	return db, err
 }
 
 // Close writes out what is buffered and lets the folder go.
