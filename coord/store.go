@@ -23,7 +23,8 @@ import (
 // Keys: 'l' and the index, big-endian, so that key order is log order; 's' and
 // raft's own key.
 type store struct {
-	db *badger.DB
+	db    *badger.DB
+	least uint64 // see minRoom
 
 	// The bounds are kept here because a scan for the first entry would step
 	// over every entry ever deleted. 0 means that the log is empty.
@@ -67,7 +68,7 @@ func openStore(dir string, sync bool, log *slog.Logger) (*store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening the queue's log in %s (is another vizpeer using it?): %w", dir, err)
 	}
-	s := &store{db: db}
+	s := &store{db: db, least: minRoom}
 	if s.first, err = s.seek(0, false); err == nil {
 		s.last, err = s.seek(^uint64(0), true)
 	}
@@ -137,7 +138,7 @@ const minRoom = 64 << 20
 // how full it is, it is taken to have room.
 func (s *store) room() error {
 	usage, err := disk.Usage(s.db.Opts().Dir)
-	if err == nil && usage.Free < minRoom {
+	if err == nil && usage.Free < s.least {
 		return fmt.Errorf("the disk of the queue's log, %s, is full: %d MiB are free; make room there", s.db.Opts().Dir, usage.Free>>20)
 	}
 	return nil
