@@ -29,7 +29,7 @@ import (
 
 // realFarm is a farm of processes on this machine.
 type realFarm struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	peers []*realPeer
 }

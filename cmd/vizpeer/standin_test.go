@@ -33,7 +33,7 @@ const standInVersion = "9.9.9"
 // in little time: it speaks as render's driver does and takes perFrame for each frame. No
 // two pictures of it are the same, so that one that was rendered twice shows. It notes
 // each frame that it begins in the ledger: see readLedger.
-func standInBlender(t *testing.T, perFrame time.Duration) (path, ledger string) {
+func standInBlender(t testing.TB, perFrame time.Duration) (path, ledger string) {
 	t.Helper()
 	dir := t.TempDir()
 	program, err := exec.LookPath("vizpeer-standin")
@@ -46,7 +46,7 @@ func standInBlender(t *testing.T, perFrame time.Duration) (path, ledger string) 
 
 // unconfined are the variables of a peer whose Blender is the stand-in, which lies where
 // no sandbox shows it: it finds no bubblewrap.
-func unconfined(t *testing.T) []string {
+func unconfined(t testing.TB) []string {
 	t.Helper()
 	return []string{"PATH=" + t.TempDir() + ":/bin/none"}
 }
@@ -190,7 +190,7 @@ func standInJob(project, frames string, chunk int) map[string]any {
 }
 
 // sceneTar is a project whose .blend holds the name of its scene.
-func sceneTar(t *testing.T, scene string) io.Reader {
+func sceneTar(t testing.TB, scene string) io.Reader {
 	t.Helper()
 	return bytes.NewReader(projectTar(t, scene))
 }
