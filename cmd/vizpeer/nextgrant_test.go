@@ -85,13 +85,13 @@ func nextGrants(t testing.TB, rounds int) (took []time.Duration) {
 	f := &realFarm{t: t, dir: t.TempDir()}
 	env := unconfined(t)
 	for i := range 3 {
-		p := &realPeer{farm: f, dir: filepath.Join(f.dir, fmt.Sprintf("m%d", i)), env: env, more: []string{"--blender", blender, "--slots", "1"}}
+		p := &realPeer{farm: f, dir: filepath.Join(f.dir, fmt.Sprintf("m%d", i)), env: env, quic: true, more: []string{"--blender", blender, "--slots", "1"}}
 		f.peers = append(f.peers, p)
 		if i == 0 {
 			p.run(nil, "init", "--name", "attic", "--machine", "m0")
 		} else {
 			var invited httpapi.Invited
-			f.peers[0].run(&invited, "invite", "--role", "operator", "--coordinator")
+			f.peers[0].run(&invited, "invite", "--role", "admin", "--coordinator")
 			p.run(nil, "join", invited.Ticket, "--name", filepath.Base(p.dir))
 			known, err := os.ReadFile(filepath.Join(f.peers[0].dir, "probe.json"))
 			require.NoError(t, err)

@@ -40,6 +40,7 @@ type realPeer struct {
 	dir   string
 	more  []string // further flags of `vizpeer up`
 	netns string   // the network namespace it lives in; "" for this machine's own
+	quic  bool     // it listens on QUIC as well, as peers do by themselves
 	env   []string // further variables of `vizpeer up`
 	cmd   *exec.Cmd
 	stdin io.Closer
@@ -112,8 +113,12 @@ func (p *realPeer) up() {
 	require.NoError(t, json.Unmarshal([]byte(line), &ready))
 	// A peer that is started again listens where the others know it.
 	require.NotEmpty(t, ready.P2P)
-	at, _, _ := strings.Cut(ready.P2P[0], "/p2p/")
-	require.NoError(t, os.WriteFile(p.dir+".listen", []byte(at), 0o600))
+	var at []string
+	for _, a := range ready.P2P {
+		a, _, _ = strings.Cut(a, "/p2p/")
+		at = append(at, a)
+	}
+	require.NoError(t, os.WriteFile(p.dir+".listen", []byte(strings.Join(at, ",")), 0o600))
 	go func() { _, _ = io.Copy(io.Discard, out) }()
 }
 
@@ -149,9 +154,13 @@ func (p *realPeer) command(args ...string) *exec.Cmd {
 	return exec.Command("ip", append([]string{"netns", "exec", p.netns, "vizpeer"}, args...)...)
 }
 
+// listen is what --p2p-listen takes.
 func (p *realPeer) listen() string {
 	if at, err := os.ReadFile(p.dir + ".listen"); err == nil {
 		return string(at)
+	}
+	if p.quic {
+		return "/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1"
 	}
 	return "/ip4/127.0.0.1/tcp/0"
 }
