@@ -77,6 +77,8 @@ type Hello struct {
 	// Store names its content store: where it is not the one that it had before, what
 	// it held counts no more. "" does not say.
 	Store string `json:"store,omitempty"`
+	// Coordinating is what a coordinator says of itself; nil for any other member.
+	Coordinating *Coordinating `json:"coordinating,omitempty"`
 	// Offers tells that the member has results of attempts that do not run any more, and
 	// is about to report them: it should be granted nothing before, or it may be granted
 	// what it has rendered.
@@ -110,7 +112,8 @@ type Recall struct {
 
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
-	Leases []Running `json:"leases"`
+	Leases       []Running     `json:"leases"`
+	Coordinating *Coordinating `json:"coordinating,omitempty"` // as in Hello
 }
 
 // Running is an attempt under way.
