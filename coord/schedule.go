@@ -18,7 +18,7 @@ func (l *leader) schedule() {
 	l.c.Read(func(s *lease.State, _ *authz.Roster) { l.compare(s) })
 	for p, s := range l.sessions {
 		here[p] = true
-		if s.busy() < s.slots {
+		if s.busy() < s.slots && s.offering == nil {
 			m := s.machine()
 			m.Speeds = l.speeds[p]
 			machines = append(machines, m)

@@ -494,6 +494,7 @@ func (p *Peer) heard(who authz.PeerID, said ad) {
 func (p *Peer) hello() coord.Hello {
 	return coord.Hello{
 		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		Offers: len(p.worker.results.orphans(p.worker.runs)) > 0,
 	}
 }
 
@@ -512,7 +513,14 @@ func (p *Peer) coordinating() *coord.Coordinating {
 func (p *Peer) welcome(w coord.Welcome) {
 	// This leader says itself what is to be kept.
 	p.keeper.drop(func(coord.KeepID) bool { return true })
-	p.worker.offer()
+	if offered := p.worker.offer(); w.Awaits {
+		p.worker.crew.Go(func() {
+			offered.Wait()
+			if _, err := p.link.Leader(p.worker.ctx); err == nil {
+				p.link.Tell(coord.Up{Offered: true})
+			}
+		})
+	}
 	open := make(map[lease.JobID]bool, len(w.Open))
 	for _, j := range w.Open {
 		open[j] = true
