@@ -24,6 +24,9 @@ type Config struct {
 	// readable by its owner alone.
 	Dir    string
 	Logger *slog.Logger // nothing is logged by default
+	// Now is what this machine's clock shows, which may be set at any time: time.Now by
+	// default.
+	Now func() time.Time
 	// Took, if set, is told how long each command of this machine took to be committed
 	// and applied. It must not block.
 	Took func(time.Duration)
@@ -65,6 +68,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.TrailingLogs == 0 {
 		c.TrailingLogs = 10240
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -181,6 +187,10 @@ func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 	}
 	l.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
 		Stream: newStreamLayer(h, allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
+		// With more, raft stops replicating to a follower for good, and cannot be shut
+		// down, where one whose disk was full refuses entries while more are on their way:
+		// its sender then waits for a reader that has ended.
+		MaxRPCsInFlight: 1,
 	})
 	l.raft, err = raft.NewRaft(l.raftConfig(logger), l.fsm, cached, l.storage.log, l.storage.snapshots, l.transport)
 	if err != nil {
