@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -25,7 +24,7 @@ import (
 // methods may be called from any goroutine while it runs.
 type Coordinator struct {
 	log     *Log
-	host    host.Host
+	host    Host
 	self    authz.PeerID
 	slog    *slog.Logger
 	hub     *Hub
@@ -62,7 +61,7 @@ type Machine struct {
 // Open opens the log in cfg.Dir. genesis, made by authz when the farm was
 // founded, is committed by the first leader of a new farm; it is nil on a
 // machine that did not found one.
-func Open(h host.Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
+func Open(h Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
 	c := &Coordinator{
 		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has, limits: cfg.Limits,
 		can: make(map[authz.PeerID]lease.Capability), lacking: make(chan struct{}, 1),

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 )
@@ -20,7 +19,7 @@ const RaftProtocol = "/vizpeer/raft/1"
 // authenticated and encrypted, between members that allow admits. A server's
 // raft address is its peer ID.
 type streamLayer struct {
-	host     host.Host
+	host     Host
 	allow    func(peer.ID) bool
 	incoming chan net.Conn
 	ctx      context.Context // ends with Close
@@ -32,7 +31,7 @@ type streamLayer struct {
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
 
-func newStreamLayer(h host.Host, allow func(peer.ID) bool) *streamLayer {
+func newStreamLayer(h Host, allow func(peer.ID) bool) *streamLayer {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &streamLayer{
 		host: h, allow: allow, incoming: make(chan net.Conn),
