@@ -284,7 +284,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	s := httpapi.Status{
 		Peer: l.self, Name: l.name, Farm: string(l.farm), Version: l.cfg.Version, Roles: []string{},
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
-		Unkept: l.worker.results.frames(),
+		Unkept: l.worker.results.frames(), Waiting: l.outbox.Count(),
 	}
 	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
 	if leaf := l.certs.listener.Leaf(); leaf != nil {

@@ -5,8 +5,8 @@
 // It promises that a farm of minutes runs in milliseconds, and that peers find
 // each other, join and fail by the same code as on real machines.
 //
-// It does not serve HTTP: the tests call what the HTTP API calls. Only tests
-// import it.
+// Its tests call what the HTTP API calls or, with [Member.Call], that itself. Only
+// tests import it.
 package farmtest
 
 import (
@@ -68,6 +68,7 @@ type Member struct {
 	stop context.CancelFunc
 	done chan error
 	ip   string
+	api  *pipes
 }
 
 // Operator is who submits in simulated farms, and Admin who administers them.
@@ -186,7 +187,8 @@ func (m *Member) Start() {
 	m.Peer = p
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop, m.done = cancel, make(chan error, 1)
-	go func() { m.done <- p.Run(ctx) }()
+	m.api = newPipes()
+	go func() { m.done <- p.Run(ctx, m.api) }()
 	m.farm.t.Cleanup(m.Stop)
 }
 
@@ -304,7 +306,7 @@ func (f *Farm) Submit(m *Member, frames string, change ...func(*httpapi.Submissi
 	if spec.Output.Dir != "" {
 		spec.Output.Peer = m.ID
 	}
-	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, spec, nil)
+	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, lease.Submit{Spec: spec})
 	require.NoError(f.t, err)
 	return out.Job
 }

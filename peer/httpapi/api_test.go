@@ -38,6 +38,7 @@ var reach = map[string][]string{
 	"GET /v1/audit/verify":                     {"root"},
 	"POST /v1/projects":                        {"root", "ann"},
 	"POST /v1/jobs":                            {"root", "ann"},
+	"GET /v1/outbox":                           {"root", "ann", "vic"},
 	"POST /v1/jobs/{id}/cancel":                {"root", "ann"},
 	"POST /v1/jobs/{id}/pause":                 {"root", "ann"},
 	"POST /v1/jobs/{id}/resume":                {"root", "ann"},

@@ -57,6 +57,10 @@ type Submitted struct {
 	Tasks   int         `json:"tasks"`
 	Split   lease.Split `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
 	Findings
+	// Waiting tells that nobody leads the queue: the job is on this machine's disk, which
+	// submits it by itself, once, when somebody does. Then Reason says so in words.
+	Waiting bool   `json:"waiting,omitempty" doc:"nobody leads the queue: the job waits on this machine, which submits it by itself, once, when somebody does"`
+	Reason  string `json:"reason,omitempty" doc:"why the job waits on this machine, in words"`
 	// Replayed tells that the job was accepted before, under the same key: a header
 	// says so.
 	Replayed bool `json:"-"`
@@ -149,8 +153,11 @@ type JobSummary struct {
 	Tier   lease.Tier     `json:"tier"`
 	After  []lease.JobID  `json:"after,omitempty"` // jobs that must be done first
 	Owner  string         `json:"owner"`
-	Split  lease.Split    `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
-	Tasks  TaskCounts     `json:"tasks"`
+	// Waiting is as in Submitted. A job that was refused when it was submitted at last is
+	// there too, as failed.
+	Waiting bool        `json:"waiting,omitempty" doc:"the job is on this machine alone, to be submitted when somebody leads the queue"`
+	Split   lease.Split `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
+	Tasks   TaskCounts  `json:"tasks"`
 	// The tasks are as many as the frames were cut into so far; frames are what a job
 	// is about.
 	FramesTotal int        `json:"frames_total"`
@@ -322,6 +329,8 @@ type Status struct {
 	// Unkept is the number of finished frames that, as far as this machine knows,
 	// only it holds.
 	Unkept int `json:"unkept"`
+	// Waiting is the number of jobs that wait on this machine to be submitted.
+	Waiting int `json:"waiting" doc:"jobs that wait on this machine for somebody to lead the queue"`
 	// Parting tells whether this machine may be switched off now, as the leader
 	// knows it; absent while none can be asked.
 	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
