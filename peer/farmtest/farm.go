@@ -285,7 +285,7 @@ func (m *Member) Crash() {
 // Upload gives machine m a project whose texture has that many bytes, which
 // differ from seed to seed, and returns its CID.
 func (f *Farm) Upload(m *Member, seed uint64, texture int) string {
-	p, err := m.Local().ImportProject(f.t.Context(), Operator, project(seed, texture))
+	p, err := m.Local().ImportProject(f.t.Context(), Operator, Project(seed, texture))
 	require.NoError(f.t, err)
 	return p.Project
 }
@@ -311,8 +311,8 @@ func (f *Farm) Submit(m *Member, frames string, change ...func(*httpapi.Submissi
 	return out.Job
 }
 
-// project is a .blend of version 3.4 that nobody will open, and a texture.
-func project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
+// Project is a .blend of version 3.4 that nobody will open, and a texture.
+func Project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
 	noise := make([]byte, texture)
 	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(noise) // it never fails
 	files := []struct{ path, text string }{
