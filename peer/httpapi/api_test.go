@@ -253,7 +253,7 @@ func TestHealth(t *testing.T) {
 	m.set(func(m *machine) { m.checks = []Check{{Name: "store"}} })
 	require.JSONEq(t, `{"status":"ok"}`, string(m.do(t, "", "GET", "/readyz", nil).body))
 	m.set(func(m *machine) {
-		m.checks = []Check{{"store", errors.New("secret")}, {Name: "roster"}, {"leader", errors.New("x")}}
+		m.checks = []Check{{Name: "store", Err: errors.New("secret")}, {Name: "roster"}, {Name: "leader", Err: errors.New("x"), Say: "for 3s"}}
 	})
 	r := m.do(t, "", "GET", "/readyz", nil)
 	require.Equal(t, 503, r.StatusCode)

@@ -173,6 +173,7 @@ type ProjectFile struct {
 type Check struct {
 	Name string // one lower-case word: it is shown to anyone who asks
 	Err  error  // nil where it passes; logged, never sent
+	Say  string // more about it in words, for anyone who asks; "" where there is nothing
 }
 
 // Leader finds the peer that leads the queue.

@@ -302,17 +302,19 @@ type Farm struct {
 // Status is GET /v1/status: this machine, answered by itself even when no
 // coordinator can be reached.
 type Status struct {
-	Peer      authz.PeerID `json:"peer"`
-	Name      string       `json:"name"`
-	Farm      string       `json:"farm"`
-	FarmName  string       `json:"farm_name"`
-	Version   string       `json:"version"`
-	CA        []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
-	Roles     []string     `json:"roles"`
-	Leader    authz.PeerID `json:"leader"` // "" while none can be reached
-	Connected int          `json:"connected"`
-	Addrs     []string     `json:"addrs"`
-	HTTPS     []string     `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
+	Peer     authz.PeerID `json:"peer"`
+	Name     string       `json:"name"`
+	Farm     string       `json:"farm"`
+	FarmName string       `json:"farm_name"`
+	Version  string       `json:"version"`
+	CA       []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
+	Roles    []string     `json:"roles"`
+	Leader   authz.PeerID `json:"leader"` // "" while none can be reached
+	// Leaderless tells about a time without a leader; absent while there is one.
+	Leaderless *Leaderless `json:"leaderless,omitempty" doc:"about the time without a leader; absent while there is one"`
+	Connected  int         `json:"connected"`
+	Addrs      []string    `json:"addrs"`
+	HTTPS      []string    `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
 	// CertificateUntil is when the certificate for HTTPS ends; absent where nothing shows one.
 	CertificateUntil time.Time `json:"certificate_until,omitzero" doc:"when the certificate for HTTPS ends; it is renewed long before"`
 	// ClockSkew is how far this machine's clock is ahead of the leader's, in seconds.
@@ -334,6 +336,18 @@ type Status struct {
 	// Parting tells whether this machine may be switched off now, as the leader
 	// knows it; absent while none can be asked.
 	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
+}
+
+// Leaderless is what a machine knows, and does, while it reaches nobody who leads the
+// queue.
+type Leaderless struct {
+	Since time.Time `json:"since"` // it lost the last leader, or began to look for one
+	Tried []string  `json:"tried" doc:"the machines that are asked again and again who leads"`
+	// Voters and Reaches are of a coordinator that votes, itself included.
+	Voters    int    `json:"voters,omitempty" doc:"coordinators that vote, on one of them: more than half are needed"`
+	Reaches   int    `json:"reaches,omitempty" doc:"of voters, those that this machine reaches, itself included"`
+	Text      string `json:"text" doc:"all this in words"`
+	Meanwhile string `json:"meanwhile" doc:"what this machine does meanwhile, in words"`
 }
 
 // RunningTask is an attempt that this machine makes now.
