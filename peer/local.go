@@ -325,12 +325,22 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	return s
 }
 
+// electionTime is longer than the coordinators take to elect another leader, and a
+// machine to find that one.
+const electionTime = 5 * time.Second
+
 // finder finds the leader for the HTTP API.
 type finder struct{ *Peer }
 
 func (f finder) Find(ctx context.Context) (peer.ID, bool, error) {
 	if f.coord != nil && f.coord.Leading() {
 		return f.host.ID(), true, nil
+	}
+	if since, lost := f.link.Lost(); lost && time.Since(since) > electionTime {
+		// No election takes so long: who asks should hear of it soon.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, electionTime/20)
+		defer cancel()
 	}
 	id, err := f.link.Leader(ctx)
 	if err != nil {
