@@ -87,7 +87,8 @@ func (a *applying) submit(c Submit) error {
 	}
 	if j, taken := a.jobs[c.Job]; taken {
 		if j.Spec.same(c.Spec) { // its answer was lost, however long ago
-			return &Repeated{j.ID, len(j.Tasks)}
+			tasks, _ := j.Spec.CountTasks(j.Most) // as it could be counted then
+			return &Repeated{j.ID, tasks}
 		}
 		return fmt.Errorf("%w: job %s", ErrExists, c.Job)
 	}
