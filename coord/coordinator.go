@@ -34,6 +34,7 @@ type Coordinator struct {
 	has     Machine
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
+	leaving atomic.Bool   // this machine is being stopped
 
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
@@ -54,6 +55,8 @@ type Machine struct {
 	Roster func(*authz.View)
 	// Leads is called when this machine begins to lead.
 	Leads func()
+	// Moved is called when another machine may lead, or who holds the log has changed.
+	Moved func()
 }
 
 // Open opens the log in cfg.Dir. genesis, made by authz when the farm was
@@ -106,6 +109,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		complete()
 		<-completed
 	}()
+	changed, unwatch := c.log.Changes()
+	defer unwatch()
 	var stop context.CancelFunc = func() {}
 	var wg sync.WaitGroup
 	end := func() {
@@ -136,6 +141,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 					}
 				}
 			})
+		case <-changed:
+			c.has.Moved()
 		case <-c.log.Failed():
 			end()
 			return c.log.Err()

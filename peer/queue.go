@@ -499,8 +499,7 @@ func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err
 		return nil
 	})
 	if err == nil {
-		st := q.coord.Status()
-		out.Coord = httpapi.Coordination{Leader: st.Leader, Term: st.Term, Voters: st.Voters, Standbys: st.Standbys, AppliedIndex: st.AppliedIndex}
+		out.Coord = q.coordination(p)
 	}
 	return out, err
 }
@@ -523,7 +522,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 		}
 		life = time.Duration(in.ExpiresIn * float64(time.Second))
 	}
-	t, err := authz.NewTicket(rand.Reader, q.farm, role, false, bestFirst(q.Addrs()))
+	t, err := authz.NewTicket(rand.Reader, q.farm, role, in.Coordinator, bestFirst(q.Addrs()))
 	if err != nil {
 		return httpapi.Invited{}, err
 	}
@@ -532,7 +531,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 	if err := q.coord.Admit(ctx, authz.Command{At: now, Mint: &authz.Mint{Ticket: record}}); err != nil {
 		return httpapi.Invited{}, answer(err)
 	}
-	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
+	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Coordinator: in.Coordinator, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
 }
 
 func (q queue) Events(ctx context.Context, p authz.Principal, in httpapi.EventQuery) (*httpapi.Subscription, error) {

@@ -277,16 +277,6 @@ type PeerList struct {
 	Peers []Peer `json:"peers"`
 }
 
-// Coordination is who leads the queue: GET /v1/farm holds it, and `vizpeer coord
-// status` prints it.
-type Coordination struct {
-	Leader       authz.PeerID   `json:"leader"`
-	Term         uint64         `json:"term"`
-	Voters       []authz.PeerID `json:"voters"`
-	Standbys     []authz.PeerID `json:"standbys"`
-	AppliedIndex uint64         `json:"applied_index"`
-}
-
 // Farm is GET /v1/farm: what anyone admitted may know.
 type Farm struct {
 	Farm  string         `json:"farm"`
@@ -370,15 +360,18 @@ type Invitation struct {
 	Role      authz.Role `json:"role,omitempty"` // node if absent
 	Uses      int        `json:"uses,omitempty" minimum:"0" maximum:"10000"`
 	ExpiresIn float64    `json:"expires_in,omitempty" doc:"seconds; 24 h if absent"`
+	// Coordinator lets the machine hold the queue.
+	Coordinator bool `json:"coordinator,omitempty" doc:"the machine also keeps the queue, so that it goes on without the others"`
 }
 
 // Invited is the answer to POST /v1/tickets.
 type Invited struct {
-	Ticket    string     `json:"ticket"`
-	Role      authz.Role `json:"role"`
-	Uses      int        `json:"uses"`
-	ExpiresAt time.Time  `json:"expires_at"`
-	ID        string     `json:"id" doc:"names the ticket; it is no part of its secret"`
+	Ticket      string     `json:"ticket"`
+	Role        authz.Role `json:"role"`
+	Coordinator bool       `json:"coordinator,omitempty"`
+	Uses        int        `json:"uses"`
+	ExpiresAt   time.Time  `json:"expires_at"`
+	ID          string     `json:"id" doc:"names the ticket; it is no part of its secret"`
 }
 
 // Whoami is GET /v1/auth/whoami.
