@@ -247,7 +247,7 @@ func (d *desk) submit(from authz.PeerID, project string, frames int32, change ..
 	for _, c := range change {
 		c(&spec)
 	}
-	id, _, err := d.Submit(d.t.Context(), spec, nil)
+	id, _, err := d.Submit(d.t.Context(), lease.Submit{Spec: spec})
 	require.NoError(d.t, err)
 	synctest.Wait()
 	return id
