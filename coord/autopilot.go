@@ -32,7 +32,7 @@ func (l *leader) autopilot(ctx context.Context) {
 	defer timer.Stop()
 	for {
 		l.probe(ctx)
-		m, next := nextMove(l.c.self, time.Now(), l.standings(), patience{l.c.log.cfg.Stable, l.c.log.cfg.Replace})
+		m, next := nextMove(l.c.self, time.Now(), l.standings(), patience{l.c.log().cfg.Stable, l.c.log().cfg.Replace})
 		pause := time.Hour
 		if !next.IsZero() {
 			pause = max(0, time.Until(next))
@@ -71,10 +71,10 @@ func (l *leader) probe(ctx context.Context) {
 		}
 	}
 	l.mu.Unlock()
-	if len(fresh) == 0 || l.c.log.Barrier(ctx) != nil {
+	if len(fresh) == 0 || l.c.log().Barrier(ctx) != nil {
 		return
 	}
-	last := l.c.log.raft.LastIndex()
+	last := l.c.log().raft.LastIndex()
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for _, s := range fresh {
@@ -188,20 +188,20 @@ func (c *Coordinator) move(ctx context.Context, m move) error {
 	}
 	switch m.kind {
 	case moveAdd:
-		return c.log.AddStandby(ctx, id)
+		return c.log().AddStandby(ctx, id)
 	case moveRemove:
-		return c.log.Remove(ctx, id)
+		return c.log().Remove(ctx, id)
 	case movePromote:
-		return c.log.AddVoter(ctx, id)
+		return c.log().AddVoter(ctx, id)
 	case moveYield:
-		return c.log.StepDown()
+		return c.log().StepDown()
 	}
-	return c.log.Demote(ctx, id)
+	return c.log().Demote(ctx, id)
 }
 
 // Coordinating is what this machine says of itself to the leader.
 func (c *Coordinator) Coordinating() *Coordinating {
-	return &Coordinating{Applied: c.log.raft.AppliedIndex(), Leaving: c.leaving.Load()}
+	return &Coordinating{Applied: c.log().raft.AppliedIndex(), Leaving: c.leaving.Load()}
 }
 
 // handTime bounds what a machine that is being stopped does to have others go on without
@@ -215,7 +215,7 @@ const handTime = 5 * time.Second
 func (c *Coordinator) HandOver(ctx context.Context, tell func()) {
 	ctx, cancel := context.WithTimeout(ctx, handTime)
 	defer cancel()
-	changed, stop := c.log.Changes()
+	changed, stop := c.log().Changes()
 	defer stop()
 	c.leaving.Store(true)
 	if l := c.leading.Load(); l != nil {
@@ -279,7 +279,7 @@ var (
 func (c *Coordinator) Transfer(ctx context.Context, to authz.PeerID) error {
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
 	if to == c.self {
@@ -296,16 +296,16 @@ func (c *Coordinator) Transfer(ctx context.Context, to authz.PeerID) error {
 	case !s.up || !s.current:
 		return ErrAway
 	case s.voter:
-		return c.log.Transfer(ctx, id)
+		return c.log().Transfer(ctx, id)
 	case len(c.Status().Voters) > 1 || s.held:
 		return ErrNoVote
 	}
 	return l.handed(ctx, func() error { // the autopilot must not undo the first half
-		if err := c.log.AddVoter(ctx, id); err != nil {
+		if err := c.log().AddVoter(ctx, id); err != nil {
 			return err
 		}
-		if err := c.log.Transfer(ctx, id); err != nil {
-			return errors.Join(err, c.log.Demote(context.WithoutCancel(ctx), id))
+		if err := c.log().Transfer(ctx, id); err != nil {
+			return errors.Join(err, c.log().Demote(context.WithoutCancel(ctx), id))
 		}
 		return nil
 	})
@@ -358,7 +358,7 @@ const settleTime = 3 * time.Second
 func (c *Coordinator) hold(ctx context.Context, id authz.PeerID, on bool) error {
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
 	if _, err := l.standing(id); err != nil {
@@ -371,7 +371,7 @@ func (c *Coordinator) hold(ctx context.Context, id authz.PeerID, on bool) error 
 	l.trusted[id] = !on
 	l.mu.Unlock()
 	l.recount()
-	changed, stop := c.log.Changes()
+	changed, stop := c.log().Changes()
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()

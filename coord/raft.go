@@ -92,6 +92,7 @@ func (c Config) withDefaults() Config {
 type Log struct {
 	cfg       Config
 	self      peer.ID
+	charter   authz.Charter // of its epoch; zero for the first one
 	allow     func(peer.ID) bool
 	fsm       *fsm
 	storage   storage
@@ -166,7 +167,11 @@ func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the queue's log: %w", err)
 	}
-	l := &Log{cfg: cfg, self: h.ID(), allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
+	charter, err := charterOf(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, self: h.ID(), charter: charter, allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
 	l.watchers.all = make(map[chan struct{}]struct{})
 	l.fsm = newFSM(l.fail)
 	l.fsm.members = l.changed
@@ -192,7 +197,7 @@ func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	l.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: newStreamLayer(h, allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
+		Stream: newStreamLayer(h, raftProtocol(charter), allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
 		// With more, raft stops replicating to a follower for good, and cannot be shut
 		// down, where one whose disk was full refuses entries while more are on their way:
 		// its sender then waits for a reader that has ended.

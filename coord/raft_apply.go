@@ -169,15 +169,7 @@ func (p *Pending) Wait(ctx context.Context) (Applied, error) {
 // result waits for what became of a command that was given its place at began.
 func (l *Log) result(f raft.ApplyFuture, began time.Time) (Applied, error) {
 	if err := f.Error(); err != nil {
-<<<<<<< HEAD
-		// Whatever the log cannot do, as on a disk that is full, is no answer of the farm's.
-		if err = l.explain(err); Refused(err) {
-			err = fmt.Errorf("%w (%w)", ErrOutcomeUnknown, err)
-		}
-		return Applied{}, err
-=======
 		return Applied{}, l.lost(err)
->>>>>>> sim
 	}
 	if l.cfg.Took != nil {
 		l.cfg.Took(time.Since(began))

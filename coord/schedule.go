@@ -59,7 +59,7 @@ func (l *leader) grant(grants []lease.Command) {
 	for i := range grants {
 		entries[i].Queue = &grants[i]
 	}
-	applied, errs := l.c.log.ApplyAll(l.ctx, entries)
+	applied, errs := l.c.log().ApplyAll(l.ctx, entries)
 	var back []lease.Report
 	again := false
 	l.mu.Lock()

@@ -245,7 +245,7 @@ func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, w
 	}
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		if leader == c.self { // elected, but not established yet: ask again soon
 			leader = ""
 		}

@@ -301,7 +301,7 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
 	m.coord = c
-	c.log.Subscribe(func(a Applied) { f.check.applied(m, a) })
+	c.log().Subscribe(func(a Applied) { f.check.applied(m, a) })
 	m.host.SetStreamHandler(simAPI, func(s network.Stream) { m.serve(ctx, c, s) })
 	running.Go(func() {
 		if err := c.Run(ctx); err != nil {
@@ -378,7 +378,7 @@ func (m *simMachine) answer(ctx context.Context, c *Coordinator, r simRequest) (
 	a.Job = r.Job
 	switch r.Do {
 	case "submit":
-		a.Job, _, err = c.Submit(ctx, *r.Spec, &lease.Once{User: "ann", Key: r.Key, Request: r.Key})
+		a.Job, _, err = c.Submit(ctx, lease.Submit{Spec: *r.Spec, Once: &lease.Once{User: "ann", Key: r.Key, Request: r.Key}})
 		if again := new(lease.Repeated); errors.As(err, &again) {
 			a.Job, err = again.Job, nil
 		}
