@@ -380,7 +380,7 @@ func (c *council) leader(not ...*Coordinator) (led *Coordinator) {
 func (c *council) submit(at *Coordinator, user string) {
 	c.t.Helper()
 	ctx, d := doing(c.t.Context(), user, "submit-job")
-	_, _, err := at.Submit(ctx, submission(user).Queue.Submit.Spec, nil)
+	_, _, err := at.Submit(ctx, lease.Submit{Spec: submission(user).Queue.Submit.Spec})
 	require.NoError(c.t, err)
 	require.True(c.t, d.Noted)
 }
@@ -536,7 +536,7 @@ func TestKeysAndEventsOutliveTheLeader(t *testing.T) {
 		spec := submission("ann").Queue.Submit.Spec
 		ctx, _ := doing(t.Context(), "ann", "submit-job")
 		before := first.log().Status().AppliedIndex
-		job, tasks, err := first.Submit(ctx, spec, once)
+		job, tasks, err := first.Submit(ctx, lease.Submit{Spec: spec, Once: once})
 		require.NoError(t, err)
 		require.Equal(t, before+1, first.log().Status().AppliedIndex, "being on record costs the caller no entry of its own")
 		w := first.Watch(1)
@@ -548,13 +548,13 @@ func TestKeysAndEventsOutliveTheLeader(t *testing.T) {
 		second := c.leader(first)
 		w = second.Watch(seen.ID)
 		defer w.Stop()
-		_, _, err = second.Submit(ctx, spec, once)
+		_, _, err = second.Submit(ctx, lease.Submit{Spec: spec, Once: once})
 		var again *lease.Repeated
 		require.ErrorAs(t, err, &again)
 		require.Equal(t, lease.Repeated{Job: job, Tasks: tasks}, *again)
-		_, _, err = second.Submit(ctx, spec, &lease.Once{User: "ann", Key: "k1", Request: "r2"})
+		_, _, err = second.Submit(ctx, lease.Submit{Spec: spec, Once: &lease.Once{User: "ann", Key: "k1", Request: "r2"}})
 		require.ErrorIs(t, err, lease.ErrKeyReused)
-		next, _, err := second.Submit(ctx, spec, &lease.Once{User: "bob", Key: "k1", Request: "r1"})
+		next, _, err := second.Submit(ctx, lease.Submit{Spec: spec, Once: &lease.Once{User: "bob", Key: "k1", Request: "r1"}})
 		require.NoError(t, err)
 		require.False(t, w.Gap)
 		require.Equal(t, next, (<-w.C).Job, "nothing was missed, and nothing comes twice")

@@ -17,9 +17,8 @@ import (
 
 // Coordinating is what a coordinator says of itself with each renewal.
 type Coordinating struct {
-	Applied uint64       `json:"applied"`           // index of the last entry that it has applied
-	Leader  authz.PeerID `json:"leader,omitempty"`  // whose log it replicates; "" while it hears from none
-	Leaving bool         `json:"leaving,omitempty"` // it is being stopped
+	Applied uint64 `json:"applied"`           // index of the last entry that it has applied
+	Leaving bool   `json:"leaving,omitempty"` // it is being stopped
 }
 
 // maxLag is how many entries a standby may be behind to be as good as up to date: what it
@@ -32,6 +31,7 @@ func (l *leader) autopilot(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
+		l.probe(ctx)
 		m, next := nextMove(l.c.self, time.Now(), l.standings(), patience{l.c.log().cfg.Stable, l.c.log().cfg.Replace})
 		pause := time.Hour
 		if !next.IsZero() {
@@ -56,6 +56,29 @@ func (l *leader) autopilot(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// probe puts an entry into the log for coordinators that have just come: one that has
+// applied it is known to replicate the log. Raft itself does not tell, and takes a vote of
+// a machine that it does not reach for as good as any.
+func (l *leader) probe(ctx context.Context) {
+	l.mu.Lock()
+	var fresh []*session
+	for _, s := range l.sessions {
+		if s.coordinating != nil && s.probe == 0 {
+			fresh = append(fresh, s)
+		}
+	}
+	l.mu.Unlock()
+	if len(fresh) == 0 || l.c.log().Barrier(ctx) != nil {
+		return
+	}
+	last := l.c.log().raft.LastIndex()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range fresh {
+		s.probe = last
 	}
 }
 
@@ -97,7 +120,7 @@ func (l *leader) standings() []standing {
 			s.up, s.current, s.applied = true, true, st.AppliedIndex
 		case at != nil && at.coordinating != nil:
 			s.up, s.since, s.leaving, s.applied = true, at.since, at.coordinating.Leaving, at.coordinating.Applied
-			s.current = at.coordinating.Leader == l.c.self && at.coordinating.Applied+maxLag >= st.AppliedIndex
+			s.current = at.probe > 0 && s.applied >= at.probe && s.applied+maxLag >= st.AppliedIndex
 		case !l.seen[id].IsZero():
 			s.since = l.seen[id]
 		}
@@ -178,8 +201,7 @@ func (c *Coordinator) move(ctx context.Context, m move) error {
 
 // Coordinating is what this machine says of itself to the leader.
 func (c *Coordinator) Coordinating() *Coordinating {
-	leader, _ := c.log().Leader()
-	return &Coordinating{Applied: c.log().raft.AppliedIndex(), Leader: leader, Leaving: c.leaving.Load()}
+	return &Coordinating{Applied: c.log().raft.AppliedIndex(), Leaving: c.leaving.Load()}
 }
 
 // handTime bounds what a machine that is being stopped does to have others go on without

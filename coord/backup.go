@@ -73,7 +73,7 @@ func (l *Log) backup(ctx context.Context, to io.Writer, version string, addrs ma
 	if err := l.Snapshot(ctx); err != nil && !errors.Is(err, raft.ErrNothingNewToSnapshot) {
 		return head, fmt.Errorf("taking a snapshot of the queue: %w", err)
 	}
-	list, err := l.snapshots.List()
+	list, err := l.storage.snapshots.List()
 	if err != nil || len(list) == 0 {
 		return head, errors.Join(ErrNoQueue, err)
 	}
@@ -81,7 +81,7 @@ func (l *Log) backup(ctx context.Context, to io.Writer, version string, addrs ma
 	if err != nil {
 		return head, err
 	}
-	meta, in, err := l.snapshots.Open(list[0].ID)
+	meta, in, err := l.storage.snapshots.Open(list[0].ID)
 	if err != nil {
 		return head, fmt.Errorf("opening the queue's snapshot: %w", err)
 	}
@@ -131,7 +131,7 @@ func (l *Log) backup(ctx context.Context, to io.Writer, version string, addrs ma
 
 // snapshotEnd is the last record of the audit that is on disk for a snapshot.
 func (l *Log) snapshotEnd(id string) (authz.Mark, error) {
-	_, in, err := l.snapshots.Open(id)
+	_, in, err := l.storage.snapshots.Open(id)
 	if err != nil {
 		return authz.Mark{}, fmt.Errorf("opening the queue's snapshot: %w", err)
 	}

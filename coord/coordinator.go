@@ -12,7 +12,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 
@@ -27,7 +26,7 @@ type Coordinator struct {
 	cfg     Config
 	current atomic.Pointer[Log] // of the epoch that the machine is in; see log
 	moved   chan struct{}       // the machine may know a later charter
-	host    host.Host
+	host    Host
 	self    authz.PeerID
 	slog    *slog.Logger
 	hub     *Hub
@@ -68,7 +67,7 @@ type Machine struct {
 // Open opens the log in cfg.Dir. genesis, made by authz when the farm was
 // founded, is committed by the first leader of a new farm; it is nil on a
 // machine that did not found one.
-func Open(h host.Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
+func Open(h Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
 	c := &Coordinator{
 		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has, limits: cfg.Limits,
 		cfg: cfg, moved: make(chan struct{}, 1),
@@ -260,22 +259,25 @@ func (c *Coordinator) Advertise(p authz.PeerID, can lease.Capability, holds leas
 	}
 }
 
-// Submit commits a job and returns its ID and number of tasks once a majority
-// of the coordinators has it on disk. once, unless nil, keeps it from being accepted a
-// second time: the error is then a [lease.Repeated], with what was answered the first
-// time.
-func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec, once *lease.Once) (lease.JobID, int, error) {
-	id := NewJobID()
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits, Once: once}}}); err != nil {
+// Submit commits a job and returns its ID, which is drawn where in has none, and its
+// number of tasks, once a majority of the coordinators has it on disk. A job that was
+// accepted before, under the same ID or in.Once, is not accepted again: the error is then
+// a [lease.Repeated], with what was answered the first time. Limits are the farm's.
+func (c *Coordinator) Submit(ctx context.Context, in lease.Submit) (lease.JobID, int, error) {
+	if in.Job == "" {
+		in.Job = NewJobID()
+	}
+	in.Limits = c.limits
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &in}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
 	c.Read(func(s *lease.State, _ *authz.Roster) {
-		if j, ok := s.Job(id); ok {
+		if j, ok := s.Job(in.Job); ok {
 			tasks = len(j.Tasks)
 		}
 	})
-	return id, tasks, nil
+	return in.Job, tasks, nil
 }
 
 // Control commits what somebody with the right to it wants of a job or a machine:

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/protocol"
@@ -22,7 +21,7 @@ const RaftProtocol = "/vizpeer/raft/1"
 // authenticated and encrypted, between members that allow admits. A server's
 // raft address is its peer ID.
 type streamLayer struct {
-	host     host.Host
+	host     Host
 	protocol protocol.ID
 	allow    func(peer.ID) bool
 	incoming chan net.Conn
@@ -35,7 +34,7 @@ type streamLayer struct {
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
 
-func newStreamLayer(h host.Host, id protocol.ID, allow func(peer.ID) bool) *streamLayer {
+func newStreamLayer(h Host, id protocol.ID, allow func(peer.ID) bool) *streamLayer {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &streamLayer{
 		host: h, protocol: id, allow: allow, incoming: make(chan net.Conn),

@@ -38,6 +38,9 @@ func (l *leader) heard(s *session, up Up) error {
 	case up.Trouble != nil:
 		l.troubled(s, *up.Trouble)
 		return nil
+	case up.Offered:
+		l.offered(s)
+		return nil
 	case up.May != nil, up.Find != nil, up.Part != nil, up.Recall != nil:
 		s.send(Down{Ack: l.answer(s, up)})
 		return nil

@@ -68,7 +68,7 @@ func (s *seat) submits(user string) error {
 	ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
 	defer cancel()
 	ctx, _ = doing(ctx, user, "submit-job")
-	_, _, err := s.Submit(ctx, submission(user).Queue.Submit.Spec, nil)
+	_, _, err := s.Submit(ctx, lease.Submit{Spec: submission(user).Queue.Submit.Spec})
 	return err
 }
 

@@ -34,6 +34,7 @@ type link struct {
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when leader or conn change
+	lost    time.Time     // when the last stream ended, or this machine's first try began
 	leader  peer.ID       // "" while there is no stream
 	conn    *coord.Conn
 	clock   clock
@@ -60,7 +61,7 @@ type orders interface {
 
 func newLink(h host.Host, g *gate, c *coord.Coordinator, log *slog.Logger, o orders) *link {
 	return &link{
-		host: h, self: authz.PeerID(h.ID().String()), gate: g, coord: c, slog: log, orders: o, nudge: make(chan struct{}, 1),
+		host: h, self: authz.PeerID(h.ID().String()), gate: g, coord: c, slog: log, orders: o, nudge: make(chan struct{}, 1), lost: time.Now(),
 		changed: make(chan struct{}), waiting: make(map[uint64]chan coord.Ack),
 	}
 }
@@ -301,6 +302,9 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 func (l *link) set(p peer.ID, conn *coord.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if conn == nil && l.conn != nil {
+		l.lost = time.Now()
+	}
 	l.leader, l.conn = p, conn
 	l.gate.lost.Store(conn == nil)
 	if conn == nil {
@@ -484,4 +488,11 @@ func (l *link) Watch() (leader peer.ID, changed <-chan struct{}) {
 func (l *link) Current() peer.ID {
 	leader, _ := l.Watch()
 	return leader
+}
+
+// Lost is since when there is no stream; false while there is one.
+func (l *link) Lost() (time.Time, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost, l.conn == nil
 }

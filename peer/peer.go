@@ -75,6 +75,7 @@ type Peer struct {
 	https      []netip.AddrPort // where it listens for other machines' programs
 	passwords  *passwords
 	lobby      *lobby
+	outbox     *outbox
 
 	scrubber *scrubber
 
@@ -240,6 +241,10 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		return nil, err
 	}
 	p.link = newLink(p.host, p.gate, p.coord, cfg.Logger, p)
+	if p.outbox, err = openOutbox(d.path("outbox"), p.store, cfg.Logger); err != nil {
+		return nil, err
+	}
+	p.outbox.link, p.outbox.view, p.outbox.limits, p.outbox.token = p.link, p.gate.view, cfg.Limits, d.ownToken
 	p.rights.open(p.coord, p.link.Ask)
 	p.certs.coord, p.certs.link = p.coord, p.link
 	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
@@ -290,8 +295,10 @@ func (p *Peer) foresee(genesis authz.Command) (*authz.View, error) {
 	return r.View(), nil
 }
 
-// Run runs the peer without HTTP until ctx ends.
-func (p *Peer) Run(ctx context.Context) error { return p.serve(ctx, nil, nil) }
+// Run runs the peer until ctx ends, with its HTTP API on the listeners, if any.
+func (p *Peer) Run(ctx context.Context, apis ...net.Listener) error {
+	return p.serve(ctx, apis, func(Ready) {})
+}
 
 // Metrics has this machine's numbers for Prometheus.
 func (p *Peer) Metrics() *prometheus.Registry { return p.meters.registry }
@@ -393,6 +400,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	})
 	g.Go(func() error { return p.remember(parts) })
 	g.Go(func() error { return p.certs.Run(parts) })
+	g.Go(func() error { return p.outbox.Run(parts, server) })
 	g.Go(func() error { return p.sweep(work) })
 	g.Go(func() error { return p.scrubber.Run(work) })
 	g.Go(func() error { return p.mend(work) })
@@ -504,6 +512,7 @@ func (p *Peer) heard(who authz.PeerID, said ad) {
 func (p *Peer) hello() coord.Hello {
 	return coord.Hello{
 		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		Offers: len(p.worker.results.orphans(p.worker.runs)) > 0,
 	}
 }
 
@@ -522,7 +531,14 @@ func (p *Peer) coordinating() *coord.Coordinating {
 func (p *Peer) welcome(w coord.Welcome) {
 	// This leader says itself what is to be kept.
 	p.keeper.drop(func(coord.KeepID) bool { return true })
-	p.worker.offer()
+	if offered := p.worker.offer(); w.Awaits {
+		p.worker.crew.Go(func() {
+			offered.Wait()
+			if _, err := p.link.Leader(p.worker.ctx); err == nil {
+				p.link.Tell(coord.Up{Offered: true})
+			}
+		})
+	}
 	open := make(map[lease.JobID]bool, len(w.Open))
 	for _, j := range w.Open {
 		open[j] = true
