@@ -119,7 +119,7 @@ func newSimFarm(t *testing.T, seed uint64, coordinators, workers int) *simFarm {
 		m.start()
 	}
 	for _, m := range f.machines[1:coordinators] {
-		require.NoError(t, founder.coord.log.AddVoter(t.Context(), m.peer))
+		require.NoError(t, founder.coord.log().AddVoter(t.Context(), m.peer))
 	}
 	f.within(10*time.Second, "all machines are there", func() bool { return f.connected(founder) == len(f.machines) })
 	return f
