@@ -247,7 +247,7 @@ func (d *desk) submit(from authz.PeerID, project string, frames int32, change ..
 	for _, c := range change {
 		c(&spec)
 	}
-	id, _, err := d.Submit(d.t.Context(), spec, nil)
+	id, _, err := d.Submit(d.t.Context(), lease.Submit{Spec: spec})
 	require.NoError(d.t, err)
 	synctest.Wait()
 	return id
@@ -342,7 +342,7 @@ func TestRemovedMembersCopies(t *testing.T) {
 		d.within(time.Second, "bob renders", func() bool { return len(bob.orders()) == 1 })
 		bob.render(bob.orders()[0], aCID(1))
 		// The log may hold what a member did before it was removed.
-		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Hold: &lease.Hold{Job: id, Frame: 1, CID: aCID(1), Peer: "ghost", Machines: 2}}})
+		_, err := d.log().Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Hold: &lease.Hold{Job: id, Frame: 1, CID: aCID(1), Peer: "ghost", Machines: 2}}})
 		require.NoError(t, err)
 		require.Equal(t, []authz.PeerID{"bob", "ghost"}, d.holders(id))
 		d.join("cyd", machine(0))
@@ -454,7 +454,7 @@ func TestRecall(t *testing.T) {
 			return ann.says(Up{Recall: &Recall{Jobs: []lease.JobID{"none", ended, open}}}).Known
 		}
 		require.Equal(t, []lease.JobID{ended, open}, known())
-		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Forget: &lease.Forget{Before: time.Now().Add(time.Hour)}}})
+		_, err := d.log().Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Forget: &lease.Forget{Before: time.Now().Add(time.Hour)}}})
 		require.NoError(t, err)
 		require.Equal(t, []lease.JobID{open}, known())
 	})
@@ -637,7 +637,7 @@ func TestDrain(t *testing.T) {
 		require.False(t, d.Knowledge().Members["bob"].Can.Draining)
 
 		// What is remembered of a machine goes with its membership.
-		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Drain: &lease.Drain{Peer: "ghost", On: true}}})
+		_, err := d.log().Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Drain: &lease.Drain{Peer: "ghost", On: true}}})
 		require.NoError(t, err)
 		d.join("cyd", machine(0))
 		d.within(time.Second, "the ghost is forgotten", func() (gone bool) {

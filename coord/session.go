@@ -48,6 +48,7 @@ type session struct {
 	look    bool     // something may be to be fetched ahead
 
 	coordinating *Coordinating // what it said last
+	probe        uint64        // index of an entry that came after it did; see autopilot
 
 	equipped map[string]bool // offered Blenders that it was told to fetch
 
@@ -244,7 +245,7 @@ func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, w
 	}
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		if leader == c.self { // elected, but not established yet: ask again soon
 			leader = ""
 		}

@@ -75,6 +75,7 @@ type Peer struct {
 	https      []netip.AddrPort // where it listens for other machines' programs
 	passwords  *passwords
 	lobby      *lobby
+	outbox     *outbox
 
 	scrubber *scrubber
 
@@ -170,6 +171,11 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
+	seen, err := d.charter(p.farm)
+	if err != nil {
+		return nil, err
+	}
+	p.gate.hear(seen)
 	p.rights = newRights(p.gate)
 	p.meters = newMeters(cfg.Version)
 	defer func() {
@@ -219,7 +225,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	if p.gate.coordinator(p.self) {
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
-			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.moved(); p.ads.Now(); p.certs.Look() }, Moved: p.moved,
+			Coordinates: p.gate.coordinator, Roster: p.roster, Charter: p.gate.latest, Leads: func() { p.moved(); p.ads.Now(); p.certs.Look() }, Moved: p.moved,
 		}, coord.Config{
 			Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took, Stable: cfg.Stable, Replace: cfg.Replace,
 		}); err != nil {
@@ -235,6 +241,10 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		return nil, err
 	}
 	p.link = newLink(p.host, p.gate, p.coord, cfg.Logger, p)
+	if p.outbox, err = openOutbox(d.path("outbox"), p.store, cfg.Logger); err != nil {
+		return nil, err
+	}
+	p.outbox.link, p.outbox.view, p.outbox.limits, p.outbox.token = p.link, p.gate.view, cfg.Limits, d.ownToken
 	p.rights.open(p.coord, p.link.Ask)
 	p.certs.coord, p.certs.link = p.coord, p.link
 	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
@@ -249,6 +259,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	p.scrubber = newScrubber(p.store, d, cfg.Logger, p.repair)
 	p.neighbours = newNeighbours(p.host, p.gate, d, p.link, cfg.Logger)
+	p.link.show, p.neighbours.show = p.showCharter, p.showCharter
 	if err := d.writeCA(p.gate.view()); err != nil {
 		return nil, err
 	}
@@ -284,8 +295,10 @@ func (p *Peer) foresee(genesis authz.Command) (*authz.View, error) {
 	return r.View(), nil
 }
 
-// Run runs the peer without HTTP until ctx ends.
-func (p *Peer) Run(ctx context.Context) error { return p.serve(ctx, nil, nil) }
+// Run runs the peer until ctx ends, with its HTTP API on the listeners, if any.
+func (p *Peer) Run(ctx context.Context, apis ...net.Listener) error {
+	return p.serve(ctx, apis, func(Ready) {})
+}
 
 // Metrics has this machine's numbers for Prometheus.
 func (p *Peer) Metrics() *prometheus.Registry { return p.meters.registry }
@@ -372,6 +385,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list, p.leads) })
 	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
 	g.Go(func() error { return p.neighbours.Seek(parts) })
+	g.Go(func() error { return p.answerCharters(parts) })
 	g.Go(func() error {
 		err := p.link.Run(parts)
 		var gone *goneError
@@ -383,6 +397,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	})
 	g.Go(func() error { return p.remember(parts) })
 	g.Go(func() error { return p.certs.Run(parts) })
+	g.Go(func() error { return p.outbox.Run(parts, server) })
 	g.Go(func() error { return p.sweep(work) })
 	g.Go(func() error { return p.scrubber.Run(work) })
 	g.Go(func() error { return p.mend(work) })
@@ -572,6 +587,9 @@ func (p *Peer) welcome(w coord.Welcome) {
 }
 
 func (p *Peer) roster(v *authz.View) {
+	if v != nil {
+		p.follow(v.Charter())
+	}
 	removed, newer := p.gate.update(v)
 	if !newer {
 		return
