@@ -297,14 +297,14 @@ func ParseView(data []byte, farm FarmID) (*View, error) {
 	return &v, nil
 }
 
-// Replaces tells whether v is newer than old, so that it takes its place: a
-// higher epoch, or more changes in the same one. old may be nil.
+// Replaces tells whether v is newer than old, so that it takes its place: a later
+// charter (see [Charter.Supersedes]), or more changes under the same one. old may be nil.
 func (v *View) Replaces(old *View) bool {
 	if old == nil {
 		return true
 	}
-	if v.charter.Epoch != old.charter.Epoch {
-		return v.charter.Epoch > old.charter.Epoch
+	if v.charter.Supersedes(old.charter) || old.charter.Supersedes(v.charter) {
+		return v.charter.Supersedes(old.charter)
 	}
 	return v.version > old.version
 }

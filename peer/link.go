@@ -29,7 +29,8 @@ type link struct {
 	coord  *coord.Coordinator // nil where this machine does not hold the queue
 	slog   *slog.Logger
 	orders orders
-	nudge  chan struct{} // a reason to try, or to renew, at once
+	show   func(context.Context, peer.ID) error // the latest charter, to whoever goes by an older one
+	nudge  chan struct{}                        // a reason to try, or to renew, at once
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when leader or conn change
@@ -79,6 +80,7 @@ func (l *link) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
 	var hint peer.ID
+	l.gate.lost.Store(true)
 	for ctx.Err() == nil {
 		served := false
 		for _, p := range l.candidates(hint) {
@@ -142,6 +144,9 @@ func (l *link) candidates(hint peer.ID) []peer.ID {
 		}
 	}
 	add(hint)
+	if c := l.gate.latest(); l.gate.named(c.Coordinator) {
+		add(peerIDOf(c.Coordinator))
+	}
 	if l.coord != nil {
 		add(l.host.ID())
 	}
@@ -208,6 +213,12 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 		return next, false, fmt.Errorf("not leader, try %s", l.gate.name(next))
 	case down.Welcome == nil:
 		return "", false, errors.New("the answer was no welcome")
+	}
+	if l.gate.stale(down.Welcome.Roster) {
+		if l.show != nil && p != l.host.ID() {
+			_ = l.show(ctx, p)
+		}
+		return "", false, errors.New("it leads an epoch of the farm that is over")
 	}
 	l.orders.roster(down.Welcome.Roster)
 	l.mu.Lock()
@@ -295,6 +306,7 @@ func (l *link) set(p peer.ID, conn *coord.Conn) {
 		l.lost = time.Now()
 	}
 	l.leader, l.conn = p, conn
+	l.gate.lost.Store(conn == nil)
 	if conn == nil {
 		for seq, ack := range l.waiting {
 			delete(l.waiting, seq)
@@ -303,6 +315,17 @@ func (l *link) set(p peer.ID, conn *coord.Conn) {
 	}
 	close(l.changed)
 	l.changed = make(chan struct{})
+}
+
+// Renounce ends the stream: its leader may lead an epoch that is over.
+func (l *link) Renounce() {
+	l.mu.Lock()
+	conn := l.conn
+	l.mu.Unlock()
+	if conn != nil {
+		_ = conn.Close()
+	}
+	l.Nudge()
 }
 
 // Report sends a report and waits for its answer, over as many streams and
