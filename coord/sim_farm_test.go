@@ -298,6 +298,7 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 		Coordinates: func(p authz.PeerID) bool { o := f.machine(p); return o != nil && o.coordinates },
 		Roster:      func(*authz.View) {},
 		Leads:       func() { f.check.leads(m, c.leading.Load().term) },
+		Moved:       func() {},
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
 	m.coord = c
