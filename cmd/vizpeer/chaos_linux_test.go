@@ -36,6 +36,7 @@ type chaos struct {
 	wires   *wires
 	token   string // of ann's, whose all jobs are
 	project string
+	real    lease.JobID // that real Blender renders; "" where there is none
 	history *history
 	over    chan struct{} // closed when the torments end
 
@@ -86,6 +87,7 @@ func TestChaos(t *testing.T) {
 		require.NoError(t, err, "$CHAOS_TIME")
 	}
 	c := newChaos(t, 5, 3)
+	c.submitReal()
 	following, unfollow := context.WithCancel(t.Context())
 	var clients, followers, tormentors sync.WaitGroup
 	for i := range c.machines {
@@ -186,6 +188,20 @@ func newChaos(t *testing.T, n, coordinators int) *chaos {
 		c.project = p.Project
 	}
 	return c
+}
+
+// realFrames is how many frames real Blender renders meanwhile, where there is one.
+const realFrames = 4
+
+// submitReal submits a job for real Blender.
+func (c *chaos) submitReal() {
+	if _, err := exec.LookPath("blender"); err != nil {
+		c.t.Log("no Blender on this machine: all is rendered by its stand-in")
+		return
+	}
+	var sent httpapi.Submitted
+	c.machines[0].run(&sent, "render", sampleScene(c.t), "--frames", fmt.Sprint("1-", realFrames), "--chunk", "1")
+	c.real = sent.Job
 }
 
 // start starts a machine's peer, and watches that it ends only when it shall.
@@ -484,6 +500,10 @@ func (c *chaos) settle() {
 		}
 		return left == 0
 	})
+	if c.real != "" {
+		f.within(10*time.Minute, "real Blender has rendered its job", func() bool { return c.machines[0].job(c.real).State == lease.JobDone })
+		require.Equal(t, realFrames, c.machines[0].job(c.real).FramesDone)
+	}
 }
 
 // verify checks all that must hold, and prints the figures.
