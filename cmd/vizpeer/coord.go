@@ -13,7 +13,7 @@ import (
 )
 
 func (c *cli) coordCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "coord", Short: "Who holds and who leads the queue"}, c.coordStatus(), c.coordPromote(), c.coordDemote(), c.coordTransfer())
+	return c.group(&cobra.Command{Use: "coord", Short: "Who holds and who leads the queue"}, c.coordStatus(), c.coordPromote(), c.coordDemote(), c.coordTransfer(), c.coordRecover())
 }
 
 func (c *cli) coordStatus() *cobra.Command {

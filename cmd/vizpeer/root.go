@@ -66,7 +66,7 @@ coordinator to be reached, 5 the job failed or was cancelled, 130 interrupted.`,
 		c.initCommand(), c.inviteCommand(), c.joinCommand(), c.upCommand(),
 		c.statusCommand(), c.doctorCommand(), c.versionCommand(), c.demoCommand(),
 		c.renderCommand(), c.jobCommand(), c.peerCommand(), c.coordCommand(), c.blobCommand(), c.blenderCommand(),
-		c.userCommand(), c.keyCommand(), c.loginCommand(), c.logoutCommand(), c.whoamiCommand(), c.auditCommand(),
+		c.userCommand(), c.keyCommand(), c.loginCommand(), c.logoutCommand(), c.whoamiCommand(), c.auditCommand(), c.backupCommand(), c.restoreCommand(),
 	)
 	return root
 }
