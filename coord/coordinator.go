@@ -239,6 +239,21 @@ func (c *Coordinator) Roster() (v *authz.View) {
 // Read calls f with the committed state, which f must neither change nor keep.
 func (c *Coordinator) Read(f func(*lease.State, *authz.Roster)) { c.log().Read(f) }
 
+// Sure makes sure that this machine leads: what it reads from then on has all that anybody
+// was told is done. One that was stopped for a while, or cut off, takes itself for the
+// leader until it looks.
+func (c *Coordinator) Sure(ctx context.Context) error {
+	err := c.log().VerifyLeader(ctx)
+	if err != nil && ctx.Err() == nil {
+		leader, _ := c.log().Leader()
+		if leader == c.self { // it has just been elected anew, or does not know better yet
+			leader = ""
+		}
+		return ErrNotLeader{Leader: leader}
+	}
+	return err
+}
+
 // Watch follows the farm's events: see [Hub.Watch].
 func (c *Coordinator) Watch(after uint64) *Watch { return c.hub.Watch(after) }
 

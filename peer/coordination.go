@@ -32,7 +32,7 @@ func (q queue) coordination(p authz.Principal) httpapi.Coordination {
 }
 
 func (q queue) Coordinate(ctx context.Context, p authz.Principal, id authz.PeerID, what httpapi.CoordinatorChange) (out httpapi.Coordination, err error) {
-	if err := q.mayManage(p, id); err != nil {
+	if err := q.mayManage(ctx, p, id); err != nil {
 		return out, err
 	}
 	switch what {

@@ -245,6 +245,44 @@ func TestWaitingJobNeedsItsPerson(t *testing.T) {
 	})
 }
 
+// A session is over before there is a leader: the job waits for the person's next one.
+func TestWaitingJobOutlivesItsSession(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, founder, m := desk(t)
+		ctx, queue := t.Context(), founder.Queue()
+		ann, err := queue.AddUser(ctx, farmtest.Admin, httpapi.NewUser{Username: "ann", Role: authz.Operator})
+		require.NoError(t, err)
+		login := func(password string) string {
+			var s httpapi.Session
+			require.Equal(t, 200, m.Call("", "POST", "/v1/auth/login", httpapi.Credentials{Username: "ann", Password: password}, &s))
+			f.Within(10*time.Second, "the desk knows the session", func() bool {
+				_, err := m.Local().Authenticate(ctx, s.Token)
+				return err == nil
+			})
+			return s.Token
+		}
+		var s httpapi.Session
+		const password = "a long password of ann's"
+		require.Equal(t, 200, m.Call(login(ann.Password), "POST", "/v1/auth/password", httpapi.PasswordChange{Old: ann.Password, New: password}, &s))
+		first := login(password)
+		alone(t, f, founder, m)
+		out, status := post(t, f, m, first)
+		require.Equal(t, 202, status)
+		f.Peers[1].Crash()
+		time.Sleep(61 * time.Minute)
+		founder.Start()
+		f.Peers[1].Start()
+		led(f, founder, 3)
+		time.Sleep(time.Minute)
+		require.Empty(t, all(t, founder))
+		require.Equal(t, 401, m.Call(first, "GET", "/v1/outbox", nil, nil))
+		next := login(password)
+		var job httpapi.Job
+		m.Call(next, "GET", "/v1/jobs/"+string(out.Job), nil, &job)
+		require.Equal(t, "ann", becomes(t, f, founder, out.Job, lease.JobDone).Owner)
+	})
+}
+
 // A job that may not be submitted any more is refused by the leader, and shown with the
 // reason.
 func TestWaitingJobIsRefused(t *testing.T) {
