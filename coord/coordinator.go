@@ -35,6 +35,7 @@ type Coordinator struct {
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
 
+	raising   sync.Mutex // held while the farm's level is raised, or a machine enlisted to hold the log
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
 
@@ -273,7 +274,7 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 	}
 	e.Audit = c.note(ctx, e)
 	_, err := c.log.Apply(ctx, e)
-	return err
+	return c.explained(err)
 }
 
 // applied is the feed of the log: it runs on the state machine's goroutine and

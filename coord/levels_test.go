@@ -4,10 +4,12 @@ import (
 	"bufio"
 	"bytes"
 	"cmp"
+	"context"
 	"encoding"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -15,6 +17,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/raft"
@@ -24,11 +27,141 @@ import (
 
 	"vizpeer/authz"
 	"vizpeer/lease"
+	"vizpeer/level"
 )
 
 // record is for the release of a level: what its code writes is kept for the code that
 // comes after it.
 var record = flag.String("record", "", "write what this code writes into `folder`, such as testdata/level-3")
+
+func TestReach(t *testing.T) {
+	box := func(name string, knows int) Behind {
+		return Behind{Peer: authz.PeerID(name), Name: name, Version: "0.3", Knows: knows}
+	}
+	for name, c := range map[string]struct {
+		holders []Behind
+		to      int
+		behind  []string
+	}{
+		"one alone":            {[]Behind{box("a", 4)}, 4, nil},
+		"one is behind":        {[]Behind{box("a", 4), box("b", 3), box("c", 4)}, 3, []string{"b (0.3)"}},
+		"the lowest counts":    {[]Behind{box("a", 4), box("b", 3), box("c", 2)}, 2, []string{"b (0.3)", "c (0.3)"}},
+		"more than the leader": {[]Behind{box("a", 4), box("b", 9)}, 4, nil},
+		"one says nothing":     {[]Behind{box("a", 4), {Name: "b", Knows: level.Unsaid}}, 2, []string{"b (which was not heard from)"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			to, behind := reach(c.holders, 4)
+			require.Equal(t, c.to, to)
+			var words []string
+			for _, b := range behind {
+				words = append(words, b.String())
+			}
+			require.Equal(t, c.behind, words)
+		})
+	}
+	require.NoError(t, mayHold(3, box("b", 3)))
+	require.NoError(t, mayHold(3, box("b", 4)))
+	require.EqualError(t, mayHold(3, box("b", 2)), "b (0.3) cannot hold the queue: its vizpeer knows level 2, and the farm's is 3: update it there")
+}
+
+// TestRaise: the level is part of the state, never lowered, and what a snapshot says.
+func TestRaise(t *testing.T) {
+	raise := func(to int) Entry { return Entry{Raise: &Raise{At: noon, Level: to}} }
+	f := newFSM(func(err error) { t.Error(err) })
+	f.Apply(submission("j1").at(t, 1))
+	require.True(t, bytes.HasPrefix(snapshotBytes(t, f), []byte("vizpeer queue 3 1 ")), "as level 2 reads it")
+	require.Contains(t, string(raise(3).at(t, 2).Data), `{"v":3,`, "level 2 stops at it")
+	require.Contains(t, string(raise(99).at(t, 2).Data), `{"v":99,`, "who does not know the level stops at it")
+	require.Equal(t, 3, f.Apply(raise(3).at(t, 2)).(outcome).applied.Level)
+	require.Zero(t, f.Apply(raise(2).at(t, 3)).(outcome).applied.Level)
+	require.Zero(t, f.Apply(raise(3).at(t, 4)).(outcome).applied.Level)
+	require.EqualValues(t, 3, f.level.Load())
+	whole := snapshotBytes(t, f)
+	require.True(t, bytes.HasPrefix(whole, []byte("vizpeer queue 4 3 4 ")), "level 2 does not read it, for it would not know the level: %.30s", whole)
+
+	back := newFSM(func(err error) { t.Error(err) })
+	require.NoError(t, back.Restore(io.NopCloser(bytes.NewReader(whole))))
+	require.EqualValues(t, 3, back.level.Load())
+	require.Equal(t, string(whole), string(snapshotBytes(t, back)))
+
+	var broken error
+	old := newFSM(func(err error) { broken = err })
+	old.Apply(submission("j1").at(t, 1))
+	newer := bytes.Replace(whole, []byte("queue 4 3 "), []byte("queue 4 99 "), 1)
+	require.ErrorIs(t, old.Restore(io.NopCloser(bytes.NewReader(newer))), errTooNew)
+	require.ErrorContains(t, broken, "its level is 99 and this vizpeer knows 3: update vizpeer on this machine")
+	require.Equal(t, broken, old.Apply(submission("j2").at(t, 2)).(outcome).err, "it must not go on without it")
+}
+
+// TestLogTakesWhatAllKnow: what is of a higher level than the farm is refused before it
+// has a place in the log, and what is not goes on.
+func TestLogTakesWhatAllKnow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCouncil(t, 1, 1, Config{})
+		first := c.all[0]
+		c.within("the farm is at this program's level", func() bool { return first.Levels().Farm == level.Known })
+		require.Empty(t, first.Levels().Behind)
+
+		first.raising.Lock() // the leader would raise it at once
+		defer first.raising.Unlock()
+		first.log.fsm.level.Store(1) // as if the audit was new
+		ctx, _ := doing(t.Context(), "ann", "submit-job")
+		_, _, err := first.Submit(ctx, submission("ann").Queue.Submit.Spec, nil)
+		var refused *LevelError
+		require.ErrorAs(t, err, &refused)
+		require.Equal(t, 2, refused.Needs)
+		require.False(t, Refused(err), "it may be tried again")
+		require.Equal(t, CodeLeader, ackOf(1, err).Code, "a machine keeps what it has to report")
+		require.Equal(t, CodeLeader, ackOf(1, refusedAtOnce(err).err).Code)
+		_, err = first.log.Start(audited(submission("bob"), "x")).Wait(t.Context())
+		require.ErrorAs(t, err, &refused)
+		_, err = first.log.Apply(t.Context(), submission("bob"))
+		require.NoError(t, err, "what everybody knows goes on")
+	})
+}
+
+// TestLevelWaitsForAllWhoHoldTheLog: a standby counts as much as a voter, and one that is
+// not heard from counts as old.
+func TestLevelWaitsForAllWhoHoldTheLog(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCouncil(t, 4, 1, Config{})
+		first := c.all[0]
+		c.within("the farm is at this program's level", func() bool { return first.Levels().Farm == level.Known })
+		ids := func(i int) authz.PeerID { return idOf(c.hosts[i]) }
+		ad := func(i, knows int) {
+			first.Advertise(ids(i), lease.Capability{Version: fmt.Sprint("0.", knows), Level: knows}, nil)
+		}
+		enlist := func(i int) error {
+			return first.enlist(t.Context(), ids(i), func(ctx context.Context) error { return first.log.AddStandby(ctx, c.hosts[i].ID()) })
+		}
+		require.EqualError(t, enlist(1), "standby1 (which was not heard from) cannot hold the queue: its vizpeer knows level 2, and the farm's is 3: update it there")
+		ad(1, 2)
+		require.ErrorContains(t, enlist(1), "standby1 (0.2) cannot hold the queue")
+		ad(1, 3)
+		require.NoError(t, enlist(1))
+		c.within("it has the level", func() bool { return c.all[1].log.Level() == level.Known })
+
+		// A farm that was not raised yet, with one old standby.
+		ad(2, 2)
+		first.raising.Lock()
+		for _, o := range c.all {
+			o.log.fsm.level.Store(level.Unsaid)
+		}
+		require.NoError(t, first.log.AddStandby(t.Context(), c.hosts[2].ID()))
+		first.raising.Unlock()
+		first.leading.Load().raise()
+		require.Equal(t, Levels{Farm: 2, Behind: []Behind{{Peer: ids(2), Name: "standby2", Version: "0.2", Knows: 2}}}, first.Levels())
+		_, err := first.log.Apply(t.Context(), submission("j"))
+		require.NoError(t, err)
+		require.Equal(t, "not all of the farm's coordinators know this yet (it is of level 3, and the farm's is 2): update vizpeer on standby2 (0.2)", first.explained(&LevelError{Needs: 3, Farm: 2}).Error())
+		ad(2, 3) // it was updated, and says so
+		first.leading.Load().signal()
+		c.within("all have the level", func() bool {
+			return !slices.ContainsFunc(c.all[:3], func(o *Coordinator) bool { return o.log.Level() != level.Known })
+		})
+		require.Empty(t, first.Levels().Behind)
+	})
+}
 
 // loggedEntry is a line of a recorded log.
 type loggedEntry struct {

@@ -18,7 +18,8 @@ import (
 // The work protocol: one long-lived stream from every member to the leader. The
 // member sends a [Hello] and then reports; the leader answers with a [Welcome]
 // or a [Redirect] and then sends orders. Messages are JSON documents, each
-// behind its length as a varint.
+// behind its length as a varint. A side sends nothing that the other does not know,
+// and passes over what it does not know itself: see package level.
 const (
 	WorkProtocol = "/vizpeer/work/1"
 
@@ -156,6 +157,9 @@ type Welcome struct {
 	Term   uint64      `json:"term"`
 	At     time.Time   `json:"at,omitzero"` // by the leader's clock
 	Roster *authz.View `json:"roster"`
+	// Level is the highest that the leader's vizpeer knows; 0 where it does not say. The
+	// member's own is in its capability.
+	Level int `json:"level,omitempty" since:"3,ignored"`
 	// Open lists the jobs that have not ended: whatever the member holds for
 	// others it may let go.
 	Open []lease.JobID `json:"open"`
@@ -294,6 +298,7 @@ const (
 	CodeEnded   = "ended"   // the job has ended
 	CodeUnknown = "unknown" // no such job or task
 	CodeDenied  = "denied"  // no right to that content, or there is none
+	CodeUpdate  = "update"  // the leader's vizpeer is older and does not know that: report again when it was updated
 	CodeLeader  = "leader"  // leadership was lost before the command was committed: report again to the new leader
 )
 
@@ -322,7 +327,8 @@ func ackOf(seq uint64, err error) *Ack {
 // same answer. Any other error is the log's, and may pass.
 func Refused(err error) bool {
 	var elsewhere ErrNotLeader
-	return err != nil && !errors.As(err, &elsewhere) && !errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) &&
+	var later *LevelError
+	return err != nil && !errors.As(err, &elsewhere) && !errors.As(err, &later) && !errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
