@@ -42,10 +42,13 @@ func (q queue) mustLead() error {
 // answer turns an error of the log into one of the API.
 func answer(err error) error {
 	var elsewhere coord.ErrNotLeader
+	var later *coord.LevelError
 	switch {
 	case errors.As(err, &elsewhere):
 		id, _ := peer.Decode(string(elsewhere.Leader)) // "" where it is not known
 		return &httpapi.NotLeaderError{Leader: id}
+	case errors.As(err, &later):
+		return fmt.Errorf("%w: %w", httpapi.ErrUpdate, err)
 	case err != nil && !coord.Refused(err):
 		return fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
 	}
@@ -500,8 +503,18 @@ func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err
 	if err == nil {
 		st := q.coord.Status()
 		out.Coord = httpapi.Coordination{Leader: st.Leader, Term: st.Term, Voters: st.Voters, Standbys: st.Standbys, AppliedIndex: st.AppliedIndex}
+		out.Coord.Level, out.Coord.Behind = q.behind()
 	}
 	return out, err
+}
+
+// behind is the farm's level, and who keeps it from the one that this machine knows.
+func (q queue) behind() (farm int, behind []httpapi.Behind) {
+	l := q.coord.Levels()
+	for _, b := range l.Behind {
+		behind = append(behind, httpapi.Behind{Peer: b.Peer, Name: b.Name, Version: b.Version, Level: b.Knows})
+	}
+	return l.Farm, behind
 }
 
 func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitation) (httpapi.Invited, error) {

@@ -278,6 +278,18 @@ type Coordination struct {
 	Voters       []authz.PeerID `json:"voters"`
 	Standbys     []authz.PeerID `json:"standbys"`
 	AppliedIndex uint64         `json:"applied_index"`
+	// Level and Behind tell how far the update of the farm's machines has come.
+	Level  int      `json:"level" doc:"the farm's level: what every coordinator's vizpeer knows; it is raised, and never lowered, as they are updated. 0 where the leader's is older than that"`
+	Behind []Behind `json:"behind,omitempty" doc:"the coordinators that keep the farm from the leader's level, because their vizpeer is older or they were not heard from"`
+}
+
+// Behind is a coordinator that must be updated before the farm can do all that newer ones
+// can.
+type Behind struct {
+	Peer    authz.PeerID `json:"peer"`
+	Name    string       `json:"name"`
+	Version string       `json:"version,omitempty" doc:"of its vizpeer; absent where it was not heard from"`
+	Level   int          `json:"level" doc:"what its vizpeer knows"`
 }
 
 // Farm is GET /v1/farm: what anyone admitted may know.
