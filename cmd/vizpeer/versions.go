@@ -1,0 +1,119 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"vizpeer/level"
+	"vizpeer/peer/httpapi"
+)
+
+// versionText is the version of a machine's vizpeer and, where that is another than this
+// program's, its level.
+func versionText(p httpapi.Peer) string {
+	switch can := p.Capability; {
+	case can == nil:
+		return ""
+	case can.Knows() != level.Known:
+		return strings.TrimSpace(fmt.Sprintf("%s (level %d)", can.Version, can.Knows()))
+	default:
+		return can.Version
+	}
+}
+
+// mixedText says which machines run which version; "" where all run the same, as far as
+// they were heard from.
+func mixedText(peers []httpapi.Peer) string {
+	by := make(map[string][]string)
+	for _, p := range peers {
+		if v := versionText(p); v != "" {
+			by[v] = append(by[v], plain(p.Name))
+		}
+	}
+	if len(by) < 2 {
+		return ""
+	}
+	type group struct {
+		version string
+		names   []string
+	}
+	var groups []group
+	for version, names := range by {
+		slices.Sort(names)
+		groups = append(groups, group{version, names})
+	}
+	slices.SortFunc(groups, func(a, b group) int {
+		return cmp.Or(cmp.Compare(len(b.names), len(a.names)), cmp.Compare(a.version, b.version))
+	})
+	words := make([]string, len(groups))
+	for i, g := range groups {
+		who := fmt.Sprintf("%d machines", len(g.names))
+		if len(g.names) <= 3 {
+			who = strings.Join(g.names, ", ")
+		}
+		words[i] = plain(g.version) + " on " + who
+	}
+	return strings.Join(words, "; ")
+}
+
+// levelText is the farm's level and, where it is held back, by whom.
+func levelText(co httpapi.Coordination) string {
+	if co.Level == 0 {
+		return "not known: the vizpeer of the machine that leads is too old to say"
+	}
+	if len(co.Behind) == 0 {
+		return fmt.Sprint(co.Level)
+	}
+	words := make([]string, len(co.Behind))
+	for i, b := range co.Behind {
+		words[i] = plain(b.Name) + " (which was not heard from)"
+		if b.Version != "" {
+			words[i] = fmt.Sprintf("%s (%s)", plain(b.Name), plain(b.Version))
+		}
+	}
+	return fmt.Sprintf("%d, until vizpeer is updated on %s", co.Level, strings.Join(words, " and "))
+}
+
+// versions says how far the farm's update has come: which machines run which version
+// where they differ, and who holds the farm's level back. Each is "" where all is well.
+func (cl *client) versions(ctx context.Context) (mixed, behind string, err error) {
+	peers, err := cl.peers(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	farm, err := cl.farm(ctx)
+	if err != nil {
+		return "", "", err
+	}
+	if len(farm.Coord.Behind) > 0 || farm.Coord.Level == 0 {
+		behind = levelText(farm.Coord)
+	}
+	return mixedText(peers), behind, nil
+}
+
+// versionsCheck finds a farm whose update was begun and not ended.
+type versionsCheck struct{ visit *peerVisit }
+
+func (versionsCheck) Name() string { return "versions" }
+
+func (v versionsCheck) Run(ctx context.Context) (string, error) {
+	if v.visit.status == nil || v.visit.status.Leader == "" {
+		return "", concernf("not asked, as no peer answers that has a leader")
+	}
+	if running := v.visit.status.Version; running != version {
+		return "", concernf("the peer that runs here is %s and this program is %s: stop `vizpeer up` and start it again", running, version)
+	}
+	mixed, behind, err := v.visit.client.versions(ctx)
+	switch {
+	case err != nil:
+		return "", concernf("the other machines' cannot be asked for: %w", err)
+	case behind != "":
+		return "", concernf("the farm's level is %s", behind)
+	case mixed != "":
+		return "", concernf("machines run different versions, which works while a farm is updated: %s", mixed)
+	}
+	return fmt.Sprintf("%s, level %d, as everybody who was heard from", version, level.Known), nil
+}

@@ -1,0 +1,39 @@
+package main
+
+import (
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"vizpeer/lease"
+	"vizpeer/level"
+	"vizpeer/peer/httpapi"
+)
+
+func TestVersionsInWords(t *testing.T) {
+	machine := func(name, version string, knows int) httpapi.Peer {
+		return httpapi.Peer{Name: name, Capability: &lease.Capability{Version: version, Level: knows}}
+	}
+	farm := []httpapi.Peer{machine("desk", "0.4", level.Known), machine("box", "0.4", level.Known), {Name: "never heard"}}
+	require.Empty(t, mixedText(farm))
+	require.Empty(t, mixedText(nil))
+	farm = append(farm, machine("old", "0.3", 0))
+	require.Equal(t, "0.4 on box, desk; 0.3 (level 2) on old", mixedText(farm))
+	farm = append(farm, machine("a", "0.4", level.Known), machine("b", "0.4", level.Known))
+	require.Equal(t, "0.4 on 4 machines; 0.3 (level 2) on old", mixedText(farm))
+	require.Equal(t, "(level 2)", versionText(machine("nameless", "", 2)))
+
+	require.Equal(t, "3", levelText(httpapi.Coordination{Level: 3}))
+	require.Contains(t, levelText(httpapi.Coordination{}), "too old to say")
+	require.Equal(t, "2, until vizpeer is updated on old (0.3) and away (which was not heard from)",
+		levelText(httpapi.Coordination{Level: 2, Behind: []httpapi.Behind{{Name: "old", Version: "0.3", Level: 2}, {Name: "away", Level: 2}}}))
+}
+
+func TestDoctorOnVersions(t *testing.T) {
+	var mild concern
+	_, err := versionsCheck{&peerVisit{}}.Run(t.Context())
+	require.ErrorAs(t, err, &mild)
+	_, err = versionsCheck{&peerVisit{status: &httpapi.Status{Leader: "x", Version: "another"}}}.Run(t.Context())
+	require.ErrorAs(t, err, &mild)
+	require.ErrorContains(t, err, "start it again")
+}
