@@ -489,9 +489,12 @@ func state(m coord.Member) string {
 
 func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err error) {
 	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
-		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
+		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Versions: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
 		for _, m := range r.Members() {
 			out.Peers[state(known.Members[m.ID])]++
+			if can := known.Members[m.ID].Can; can != nil && can.Version != "" {
+				out.Versions[can.Version]++
+			}
 		}
 		for _, j := range s.Jobs() {
 			if p.MaySee(j.Spec.Owner) {

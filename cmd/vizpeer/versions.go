@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -25,8 +26,8 @@ func versionText(p httpapi.Peer) string {
 }
 
 // mixedText says which machines run which version; "" where all run the same, as far as
-// they were heard from.
-func mixedText(peers []httpapi.Peer) string {
+// they were heard from. Not everybody may see all of them: count is of the others too.
+func mixedText(peers []httpapi.Peer, count map[string]int) string {
 	by := make(map[string][]string)
 	for _, p := range peers {
 		if v := versionText(p); v != "" {
@@ -34,7 +35,14 @@ func mixedText(peers []httpapi.Peer) string {
 		}
 	}
 	if len(by) < 2 {
-		return ""
+		var words []string
+		for _, version := range slices.Sorted(maps.Keys(count)) {
+			words = append(words, fmt.Sprintf("%s on %d", plain(version), count[version]))
+		}
+		if len(words) < 2 {
+			return ""
+		}
+		return strings.Join(words, ", ") + " of the machines"
 	}
 	type group struct {
 		version string
@@ -91,7 +99,7 @@ func (cl *client) versions(ctx context.Context) (mixed, behind string, err error
 	if len(farm.Coord.Behind) > 0 || farm.Coord.Level == 0 {
 		behind = levelText(farm.Coord)
 	}
-	return mixedText(peers), behind, nil
+	return mixedText(peers, farm.Versions), behind, nil
 }
 
 // versionsCheck finds a farm whose update was begun and not ended.

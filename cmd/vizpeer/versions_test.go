@@ -15,12 +15,13 @@ func TestVersionsInWords(t *testing.T) {
 		return httpapi.Peer{Name: name, Capability: &lease.Capability{Version: version, Level: knows}}
 	}
 	farm := []httpapi.Peer{machine("desk", "0.4", level.Known), machine("box", "0.4", level.Known), {Name: "never heard"}}
-	require.Empty(t, mixedText(farm))
-	require.Empty(t, mixedText(nil))
+	require.Empty(t, mixedText(farm, nil))
+	require.Empty(t, mixedText(nil, map[string]int{"0.4": 3}))
+	require.Equal(t, "0.3 on 1, 0.4 on 3 of the machines", mixedText(farm[:1], map[string]int{"0.4": 3, "0.3": 1}), "as who sees only its own")
 	farm = append(farm, machine("old", "0.3", 0))
-	require.Equal(t, "0.4 on box, desk; 0.3 (level 2) on old", mixedText(farm))
+	require.Equal(t, "0.4 on box, desk; 0.3 (level 2) on old", mixedText(farm, nil))
 	farm = append(farm, machine("a", "0.4", level.Known), machine("b", "0.4", level.Known))
-	require.Equal(t, "0.4 on 4 machines; 0.3 (level 2) on old", mixedText(farm))
+	require.Equal(t, "0.4 on 4 machines; 0.3 (level 2) on old", mixedText(farm, nil))
 	require.Equal(t, "(level 2)", versionText(machine("nameless", "", 2)))
 
 	require.Equal(t, "3", levelText(httpapi.Coordination{Level: 3}))
