@@ -237,6 +237,8 @@ func about(e Entry, object, detail string) (string, string) {
 			return say(ticketName(t.Hash), detail)
 		case r.Redeem != nil:
 			return say(string(r.Redeem.Peer), joining(*r.Redeem))
+		case r.Standby != nil:
+			return say(string(r.Standby.Peer), "")
 		case r.Label != nil:
 			return say(string(r.Label.Peer), strings.Join(r.Label.Labels, " "))
 		case r.Offer != nil:

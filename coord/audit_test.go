@@ -325,7 +325,7 @@ func newCouncil(t *testing.T, n, voters int, cfg Config) *council {
 			g = genesis
 		}
 		coordinator, err := Open(h, g, Machine{
-			Coordinates: func(p authz.PeerID) bool { return p != idOf(c.hosts[n]) }, Roster: func(*authz.View) {}, Leads: func() {},
+			Coordinates: func(p authz.PeerID) bool { return p != idOf(c.hosts[n]) }, Roster: func(*authz.View) {}, Leads: func() {}, Moved: func() {},
 		}, cfg)
 		require.NoError(t, err)
 		ctx, stop := context.WithCancel(t.Context())

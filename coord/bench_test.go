@@ -40,7 +40,7 @@ func newBench(b testing.TB) *bench {
 	require.NoError(b, err)
 	record := ticket.Record(1000, time.Now().Add(24*time.Hour), "admin")
 	c, err := Open(h, genesis, Machine{
-		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {},
+		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {}, Moved: func() {},
 	}, Config{Dir: b.TempDir()})
 	require.NoError(b, err)
 	ctx, stop := context.WithCancel(context.Background())

@@ -34,6 +34,7 @@ type Coordinator struct {
 	has     Machine
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
+	leaving atomic.Bool   // this machine is being stopped
 
 	raising   sync.Mutex // held while the farm's level is raised, or a machine enlisted to hold the log
 	verifying sync.Mutex // held while the audit is verified
@@ -55,6 +56,8 @@ type Machine struct {
 	Roster func(*authz.View)
 	// Leads is called when this machine begins to lead.
 	Leads func()
+	// Moved is called when another machine may lead, or who holds the log has changed.
+	Moved func()
 }
 
 // Open opens the log in cfg.Dir. genesis, made by authz when the farm was
@@ -107,6 +110,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		complete()
 		<-completed
 	}()
+	changed, unwatch := c.log.Changes()
+	defer unwatch()
 	var stop context.CancelFunc = func() {}
 	var wg sync.WaitGroup
 	end := func() {
@@ -137,6 +142,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 					}
 				}
 			})
+		case <-changed:
+			c.has.Moved()
 		case <-c.log.Failed():
 			end()
 			return c.log.Err()

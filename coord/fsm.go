@@ -39,6 +39,7 @@ type fsm struct {
 	// will read. onBreak is told once.
 	broken  error
 	onBreak func(error)
+	members func() // called when who holds the log has changed; nil: nobody cares
 }
 
 // subscriber is a pointer so that equal functions are told apart.
@@ -50,7 +51,7 @@ type outcome struct {
 	err     error
 }
 
-var _ raft.FSM = (*fsm)(nil)
+var _ raft.ConfigurationStore = (*fsm)(nil)
 
 func newFSM(onBreak func(error)) *fsm {
 	f := &fsm{queue: lease.NewState(), roster: authz.NewRoster(), trail: new(authz.Trail), onBreak: onBreak}
@@ -65,6 +66,13 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.tell(o.applied)
 	}
 	return o
+}
+
+// StoreConfiguration hears who holds the log; raft itself keeps it.
+func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {
+	if f.members != nil {
+		f.members()
+	}
 }
 
 func (f *fsm) apply(l *raft.Log) outcome {

@@ -44,6 +44,11 @@ type leader struct {
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
 
+	began        time.Time             // the term, here
+	coordinators chan struct{}         // something changed about who should vote
+	trusted      map[authz.PeerID]bool // see standing
+	handing      chan struct{}         // full while who holds the log is changed
+
 	roll   *time.Timer // the next roll call
 	rollAt time.Time   // when that is due
 }
@@ -82,7 +87,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
-		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown),
+		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown), began: time.Now(), coordinators: make(chan struct{}, 1), trusted: make(map[authz.PeerID]bool), handing: make(chan struct{}, 1),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
 	l.audit = newAuditor(c.log, c.sign, c.slog)
@@ -98,6 +103,12 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	c.leading.Store(l)
 	c.has.Leads()
 	c.slog.Info("leading the queue", "term", term)
+	steered := make(chan struct{})
+	go func() {
+		defer close(steered)
+		l.autopilot(ctx)
+	}()
+	defer func() { <-steered }()
 	defer l.revoke()
 	old, barred, equip := time.NewTicker(time.Hour), time.NewTicker(time.Minute), time.NewTimer(equipPause)
 	looks := true // equip runs
@@ -297,6 +308,9 @@ func (l *leader) applied(a Applied) {
 		}
 	}
 	l.roster = l.roster || len(a.Roster) > 0
+	if len(a.Roster) > 0 {
+		l.recount()
+	}
 	l.mu.Unlock()
 	l.signal()
 }

@@ -39,7 +39,7 @@ func newDesk(t *testing.T) *desk {
 	require.NoError(t, err)
 	d.ticket = ticket.Record(100, time.Now().Add(24*time.Hour), "admin").Hash
 	d.Coordinator, err = Open(h, genesis, Machine{
-		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {},
+		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {}, Moved: func() {},
 	}, Config{Dir: t.TempDir(), NoSync: true})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())

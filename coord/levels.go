@@ -3,6 +3,7 @@ package coord
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,15 +122,27 @@ func (c *Coordinator) known(peers []authz.PeerID) []Behind {
 
 // Levels is how far the farm's update has come.
 type Levels struct {
-	Farm   int
-	Behind []Behind // who holds the log and keeps the farm from the level that this machine knows
+	Farm     int
+	Behind   []Behind                // who holds the log and keeps the farm from the level that this machine knows
+	Machines map[authz.PeerID]Behind // what all coordinators know
+}
+
+// HoldsBack tells whether a machine is behind.
+func (l Levels) HoldsBack(p authz.PeerID) bool {
+	return slices.ContainsFunc(l.Behind, func(b Behind) bool { return b.Peer == p })
 }
 
 // Levels tells how far the farm's update has come, as far as this machine knows.
 func (c *Coordinator) Levels() Levels {
 	st := c.Status()
 	_, behind := reach(c.known(append(st.Voters, st.Standbys...)), level.Known)
-	return Levels{Farm: c.log.Level(), Behind: behind}
+	var all []authz.PeerID
+	c.Read(func(_ *lease.State, r *authz.Roster) { all = r.Coordinators() })
+	out := Levels{Farm: c.log.Level(), Behind: behind, Machines: make(map[authz.PeerID]Behind)}
+	for _, m := range c.known(all) {
+		out.Machines[m.Peer] = m
+	}
+	return out
 }
 
 // explained names who is behind, in an error of the log.

@@ -75,6 +75,8 @@ type Hello struct {
 	// Store names its content store: where it is not the one that it had before, what
 	// it held counts no more. "" does not say.
 	Store string `json:"store,omitempty"`
+	// Coordinating is what a coordinator says of itself; nil for any other member.
+	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"`
 }
 
 // May asks whether another member, which asks the sender for content, has a right
@@ -104,7 +106,8 @@ type Recall struct {
 
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
-	Leases []Running `json:"leases"`
+	Leases       []Running     `json:"leases"`
+	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"` // as in Hello
 }
 
 // Running is an attempt under way.

@@ -37,6 +37,9 @@ type Config struct {
 	ApplyTimeout  time.Duration // how long a command may wait for its place in the log: 5 s
 	RPCTimeout    time.Duration // how long an answer from another coordinator may take: 2 s
 
+	Stable  time.Duration // how long a standby must be up before it votes: 1 min
+	Replace time.Duration // how long a voter may be away before a standby votes in its place: 10 min
+
 	SnapshotInterval  time.Duration // how often to look whether a snapshot is due: 2 min
 	SnapshotThreshold uint64        // entries since the last snapshot that make one due: 8192
 	TrailingLogs      uint64        // entries kept behind a snapshot for followers that lag: 10240
@@ -57,6 +60,8 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ApplyTimeout, 5*time.Second)
 	orElse(&c.RPCTimeout, 2*time.Second)
 	orElse(&c.SnapshotInterval, 2*time.Minute)
+	orElse(&c.Stable, time.Minute)
+	orElse(&c.Replace, 10*time.Minute)
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = 8192
 	}
@@ -155,6 +160,7 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 	l := &Log{cfg: cfg, self: h.ID(), allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
 	l.watchers.all = make(map[chan struct{}]struct{})
 	l.fsm = newFSM(l.fail)
+	l.fsm.members = l.changed
 	if l.fsm.ledger, err = openLedger(filepath.Join(cfg.Dir, "audit"), !cfg.NoSync, cfg.Logger); err != nil {
 		return nil, err
 	}

@@ -47,7 +47,7 @@ func openLog(t testing.TB, h host.Host, cfg Config) *Log {
 // awaitLeader waits until l knows a leader other than not.
 func awaitLeader(t testing.TB, l *Log, not authz.PeerID) authz.PeerID {
 	t.Helper()
-	changed, stop := l.LeaderChanges()
+	changed, stop := l.Changes()
 	defer stop()
 	deadline := time.After(20 * time.Second)
 	for {

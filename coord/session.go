@@ -31,6 +31,7 @@ type session struct {
 	limit *rate.Limiter // of what it says
 	seed  uint64        // a number that is its own
 	knows int           // the highest level that it knows
+	since time.Time     // it was opened
 	// reports are under way to the log, in the order in which they came.
 	reports chan report
 	due     atomic.Int32 // reports that its orders ask for, and that it has not made
@@ -49,6 +50,8 @@ type session struct {
 	noRoom  map[lease.JobID]shortage
 	next    Prefetch // what it was told last to fetch ahead, without sources
 	look    bool     // something may be to be fetched ahead
+
+	coordinating *Coordinating // what it said last
 
 	equipped map[string]bool // offered Blenders that it was told to fetch
 }
@@ -289,7 +292,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		peer: who, slog: l.c.slog, seed: hash(string(who)), knows: hello.Can.Knows(), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
-		reports: make(chan report, maxReports), equipped: make(map[string]bool),
+		reports: make(chan report, maxReports), equipped: make(map[string]bool), since: time.Now(),
 	}
 	stop := context.AfterFunc(ctx, s.close)
 	defer stop()
@@ -352,6 +355,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		old.close()
 	}
 	l.sessions[s.peer] = s
+	l.coordinates(s, hello.Coordinating)
 	if t := l.awaited[s.peer]; t != nil {
 		t.Stop()
 		delete(l.awaited, s.peer)
@@ -411,6 +415,9 @@ func (l *leader) leave(s *session) {
 		return // it has a newer stream
 	}
 	delete(l.sessions, s.peer)
+	if s.coordinating != nil {
+		l.recount()
+	}
 	l.plan.scarce = l.plan.scarce || s.keeping > 0 // who shall keep it instead, or again?
 	if _, member := l.members.Member(s.peer); member {
 		l.seen[s.peer] = time.Now()
@@ -425,6 +432,7 @@ func (l *leader) leave(s *session) {
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.coordinates(s, r.Coordinating)
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
 	for _, run := range r.Leases {

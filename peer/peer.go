@@ -210,12 +210,22 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	if genesis != nil {
 		// The founder knows who belongs to the farm before the queue is up.
-		if err := p.foresee(*genesis); err != nil {
+		founded, err := p.foresee(*genesis)
+		if err != nil {
 			return nil, err
 		}
+		if view != nil && view.Replaces(founded) {
+			// The farm has gone on: were the log lost here, another one begun in its
+			// place would be a rival of those that others keep.
+			genesis = nil
+		}
+	}
+	if p.gate.coordinator(p.self) {
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
-			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge(); p.certs.Look() },
-		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took}); err != nil {
+			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge(); p.certs.Look() }, Moved: func() { p.link.Nudge() },
+		}, coord.Config{
+			Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took, Stable: cfg.Stable, Replace: cfg.Replace,
+		}); err != nil {
 			return nil, err
 		}
 	}
@@ -266,15 +276,15 @@ func (p *Peer) openBuilds(none bool) (err error) {
 	return nil
 }
 
-// foresee takes the roster as the farm's first entry makes it, unless a later one
-// is known.
-func (p *Peer) foresee(genesis authz.Command) error {
+// foresee answers the roster as the farm's first entry makes it, and goes by it unless a
+// later one is known.
+func (p *Peer) foresee(genesis authz.Command) (*authz.View, error) {
 	r := authz.NewRoster()
 	if _, err := r.Apply(genesis); err != nil {
-		return fmt.Errorf("%s is damaged: %w", p.dir.path("genesis.json"), err)
+		return nil, fmt.Errorf("%s is damaged: %w", p.dir.path("genesis.json"), err)
 	}
 	_, _ = p.gate.update(r.View())
-	return nil
+	return r.View(), nil
 }
 
 // Run runs the peer without HTTP until ctx ends.
@@ -422,6 +432,9 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	stopWork(errShutdown)
 	p.worker.crew.Dismiss()
 	p.keeper.crew.Dismiss()
+	if p.coord != nil {
+		p.coord.HandOver(parts, p.link.Nudge)
+	}
 	stop()
 	return g.Wait()
 }
@@ -482,10 +495,22 @@ func (p *Peer) heard(who authz.PeerID, said ad) {
 // The orders of the work stream.
 
 func (p *Peer) hello() coord.Hello {
-	return coord.Hello{Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID()}
+	return coord.Hello{
+		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+	}
 }
 
-func (p *Peer) running() []coord.Running { return p.worker.running() }
+func (p *Peer) renewal() coord.Renew {
+	return coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating()}
+}
+
+// coordinating is what a coordinator says of itself; nil for any other machine.
+func (p *Peer) coordinating() *coord.Coordinating {
+	if p.coord == nil {
+		return nil
+	}
+	return p.coord.Coordinating()
+}
 
 func (p *Peer) welcome(w coord.Welcome) {
 	// This leader says itself what is to be kept.

@@ -504,20 +504,9 @@ func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err
 		return nil
 	})
 	if err == nil {
-		st := q.coord.Status()
-		out.Coord = httpapi.Coordination{Leader: st.Leader, Term: st.Term, Voters: st.Voters, Standbys: st.Standbys, AppliedIndex: st.AppliedIndex}
-		out.Coord.Level, out.Coord.Behind = q.behind()
+		out.Coord = q.coordination(p)
 	}
 	return out, err
-}
-
-// behind is the farm's level, and who keeps it from the one that this machine knows.
-func (q queue) behind() (farm int, behind []httpapi.Behind) {
-	l := q.coord.Levels()
-	for _, b := range l.Behind {
-		behind = append(behind, httpapi.Behind{Peer: b.Peer, Name: b.Name, Version: b.Version, Level: b.Knows})
-	}
-	return l.Farm, behind
 }
 
 func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitation) (httpapi.Invited, error) {
@@ -538,7 +527,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 		}
 		life = time.Duration(in.ExpiresIn * float64(time.Second))
 	}
-	t, err := authz.NewTicket(rand.Reader, q.farm, role, false, bestFirst(q.Addrs()))
+	t, err := authz.NewTicket(rand.Reader, q.farm, role, in.Coordinator, bestFirst(q.Addrs()))
 	if err != nil {
 		return httpapi.Invited{}, err
 	}
@@ -547,7 +536,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 	if err := q.coord.Admit(ctx, authz.Command{At: now, Mint: &authz.Mint{Ticket: record}}); err != nil {
 		return httpapi.Invited{}, answer(err)
 	}
-	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
+	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Coordinator: in.Coordinator, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
 }
 
 func (q queue) Events(ctx context.Context, p authz.Principal, in httpapi.EventQuery) (*httpapi.Subscription, error) {

@@ -371,39 +371,6 @@ func machineText(names map[authz.PeerID]string, id authz.PeerID) string {
 	return id.Short()
 }
 
-func (c *cli) coordCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "coord", Short: "Who leads the queue"}, c.coordStatus())
-}
-
-func (c *cli) coordStatus() *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "Show the leader, the voters and the standbys",
-		Args:  takes(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			farm, err := cl.farm(cmd.Context())
-			if err != nil {
-				return err
-			}
-			co := farm.Coord
-			co.Voters, co.Standbys = orEmpty(co.Voters), orEmpty(co.Standbys)
-			return c.print(co, func() {
-				names := cl.names(cmd.Context())
-				leader := "none"
-				if co.Leader != "" {
-					leader = machineText(names, co.Leader)
-				}
-				c.facts("leader", leader, "term", co.Term, "voters", machinesText(names, co.Voters),
-					"standbys", machinesText(names, co.Standbys), "applied index", co.AppliedIndex, "level", levelText(co))
-			})
-		},
-	}
-}
-
 func machinesText(names map[authz.PeerID]string, ids []authz.PeerID) string {
 	words := make([]string, len(ids))
 	for i, id := range ids {

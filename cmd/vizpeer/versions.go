@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"vizpeer/authz"
 	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 )
@@ -68,21 +69,25 @@ func mixedText(peers []httpapi.Peer, count map[string]int) string {
 }
 
 // levelText is the farm's level and, where it is held back, by whom.
-func levelText(co httpapi.Coordination) string {
+func levelText(co httpapi.Coordination, names map[authz.PeerID]string) string {
 	if co.Level == 0 {
 		return "not known: the vizpeer of the machine that leads is too old to say"
 	}
-	if len(co.Behind) == 0 {
+	words := holdingBack(co, names)
+	if len(words) == 0 {
 		return fmt.Sprint(co.Level)
 	}
-	words := make([]string, len(co.Behind))
-	for i, b := range co.Behind {
-		words[i] = plain(b.Name) + " (which was not heard from)"
-		if b.Version != "" {
-			words[i] = fmt.Sprintf("%s (%s)", plain(b.Name), plain(b.Version))
+	return fmt.Sprintf("%d, until vizpeer is updated on %s", co.Level, strings.Join(words, " and "))
+}
+
+// holdingBack lists who keeps the farm from the leader's level.
+func holdingBack(co httpapi.Coordination, names map[authz.PeerID]string) (words []string) {
+	for _, one := range co.Coordinators {
+		if one.HoldsBack {
+			words = append(words, fmt.Sprintf("%s (%s)", plain(nameOf(names, one.Peer)), cmp.Or(plain(one.Version), "which was not heard from")))
 		}
 	}
-	return fmt.Sprintf("%d, until vizpeer is updated on %s", co.Level, strings.Join(words, " and "))
+	return words
 }
 
 // versions says how far the farm's update has come: which machines run which version
@@ -96,8 +101,12 @@ func (cl *client) versions(ctx context.Context) (mixed, behind string, err error
 	if err != nil {
 		return "", "", err
 	}
-	if len(farm.Coord.Behind) > 0 || farm.Coord.Level == 0 {
-		behind = levelText(farm.Coord)
+	names := make(map[authz.PeerID]string, len(peers))
+	for _, p := range peers {
+		names[p.ID] = p.Name
+	}
+	if farm.Coord.Level == 0 || len(holdingBack(farm.Coord, names)) > 0 {
+		behind = levelText(farm.Coord, names)
 	}
 	return mixedText(peers, farm.Versions), behind, nil
 }

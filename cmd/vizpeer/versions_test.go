@@ -5,6 +5,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
 	"vizpeer/level"
 	"vizpeer/peer/httpapi"
@@ -24,10 +25,13 @@ func TestVersionsInWords(t *testing.T) {
 	require.Equal(t, "0.4 on 4 machines; 0.3 (level 2) on old", mixedText(farm, nil))
 	require.Equal(t, "(level 2)", versionText(machine("nameless", "", 2)))
 
-	require.Equal(t, "3", levelText(httpapi.Coordination{Level: 3}))
-	require.Contains(t, levelText(httpapi.Coordination{}), "too old to say")
-	require.Equal(t, "2, until vizpeer is updated on old (0.3) and away (which was not heard from)",
-		levelText(httpapi.Coordination{Level: 2, Behind: []httpapi.Behind{{Name: "old", Version: "0.3", Level: 2}, {Name: "away", Level: 2}}}))
+	names := map[authz.PeerID]string{"o": "old", "a": "away", "n": "new"}
+	co := httpapi.Coordination{Level: 3, Coordinators: []httpapi.CoordinatorInfo{{Peer: "n", Version: "0.4", Level: 3}, {Peer: "o", Version: "0.3", Level: 2, State: "old"}}}
+	require.Equal(t, "3", levelText(co, names), "who does not hold the queue holds nothing back")
+	require.Contains(t, levelText(httpapi.Coordination{}, nil), "too old to say")
+	co.Level, co.Coordinators[1].HoldsBack = 2, true
+	co.Coordinators = append(co.Coordinators, httpapi.CoordinatorInfo{Peer: "a", HoldsBack: true, Level: 2})
+	require.Equal(t, "2, until vizpeer is updated on old (0.3) and away (which was not heard from)", levelText(co, names))
 }
 
 func TestDoctorOnVersions(t *testing.T) {

@@ -54,6 +54,9 @@ type Queue interface {
 	Offer(context.Context, authz.Principal, NewOffer) (Blender, error)
 	Withdraw(ctx context.Context, p authz.Principal, root string) (Blender, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
+	// Coordinate changes who votes, or who leads, and answers who does then. It is an
+	// admin's.
+	Coordinate(ctx context.Context, p authz.Principal, id authz.PeerID, what CoordinatorChange) (Coordination, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
 	// Audit reads who did what, and VerifyAudit checks that all of it stands as it was
 	// written, and tells how many records of how many it has checked. They are an

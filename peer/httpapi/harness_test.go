@@ -241,6 +241,10 @@ func (f *farm) Farm(ctx context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }
 
+func (f *farm) Coordinate(_ context.Context, p authz.Principal, _ authz.PeerID, what CoordinatorChange) (Coordination, error) {
+	return Coordination{}, f.call(string(what), p)
+}
+
 func (f *farm) Invite(_ context.Context, p authz.Principal, in Invitation) (Invited, error) {
 	return Invited{Ticket: "secret", Role: in.Role, Uses: max(1, in.Uses)}, f.call("invite", p)
 }

@@ -107,6 +107,7 @@ func (s *Server) label(ctx context.Context, in *struct {
 func (s *Server) farmInfo(ctx context.Context, _ *nothing) (*answer[Farm], error) {
 	farm, err := s.queue.Farm(ctx, callerOf(ctx).Principal)
 	farm.Coord.Voters, farm.Coord.Standbys, farm.CA = list(farm.Coord.Voters), list(farm.Coord.Standbys), list(farm.CA)
+	farm.Coord.Coordinators = list(farm.Coord.Coordinators)
 	return answerWith(farm, err)
 }
 

@@ -270,28 +270,6 @@ type PeerList struct {
 	Peers []Peer `json:"peers"`
 }
 
-// Coordination is who leads the queue: GET /v1/farm holds it, and `vizpeer coord
-// status` prints it.
-type Coordination struct {
-	Leader       authz.PeerID   `json:"leader"`
-	Term         uint64         `json:"term"`
-	Voters       []authz.PeerID `json:"voters"`
-	Standbys     []authz.PeerID `json:"standbys"`
-	AppliedIndex uint64         `json:"applied_index"`
-	// Level and Behind tell how far the update of the farm's machines has come.
-	Level  int      `json:"level" doc:"the farm's level: what every coordinator's vizpeer knows; it is raised, and never lowered, as they are updated. 0 where the leader's is older than that"`
-	Behind []Behind `json:"behind,omitempty" doc:"the coordinators that keep the farm from the leader's level, because their vizpeer is older or they were not heard from"`
-}
-
-// Behind is a coordinator that must be updated before the farm can do all that newer ones
-// can.
-type Behind struct {
-	Peer    authz.PeerID `json:"peer"`
-	Name    string       `json:"name"`
-	Version string       `json:"version,omitempty" doc:"of its vizpeer; absent where it was not heard from"`
-	Level   int          `json:"level" doc:"what its vizpeer knows"`
-}
-
 // Farm is GET /v1/farm: what anyone admitted may know.
 type Farm struct {
 	Farm  string         `json:"farm"`
@@ -361,15 +339,18 @@ type Invitation struct {
 	Role      authz.Role `json:"role,omitempty"` // node if absent
 	Uses      int        `json:"uses,omitempty" minimum:"0" maximum:"10000"`
 	ExpiresIn float64    `json:"expires_in,omitempty" doc:"seconds; 24 h if absent"`
+	// Coordinator lets the machine hold the queue.
+	Coordinator bool `json:"coordinator,omitempty" doc:"the machine also keeps the queue, so that it goes on without the others"`
 }
 
 // Invited is the answer to POST /v1/tickets.
 type Invited struct {
-	Ticket    string     `json:"ticket"`
-	Role      authz.Role `json:"role"`
-	Uses      int        `json:"uses"`
-	ExpiresAt time.Time  `json:"expires_at"`
-	ID        string     `json:"id" doc:"names the ticket; it is no part of its secret"`
+	Ticket      string     `json:"ticket"`
+	Role        authz.Role `json:"role"`
+	Coordinator bool       `json:"coordinator,omitempty"`
+	Uses        int        `json:"uses"`
+	ExpiresAt   time.Time  `json:"expires_at"`
+	ID          string     `json:"id" doc:"names the ticket; it is no part of its secret"`
 }
 
 // Whoami is GET /v1/auth/whoami.
