@@ -311,14 +311,17 @@ func ParseView(data []byte, farm FarmID) (*View, error) {
 	return &v, nil
 }
 
-// Replaces tells whether v is newer than old, so that it takes its place: a
-// higher epoch, more changes in the same one, or as many and written by a program that
-// knows more. old may be nil.
+// Replaces tells whether v is newer than old, so that it takes its place: a later
+// charter (see [Charter.Supersedes]), more changes under the same one, or as many and
+// written by a program that knows more. old may be nil.
 func (v *View) Replaces(old *View) bool {
 	if old == nil {
 		return true
 	}
-	return cmp.Or(cmp.Compare(v.charter.Epoch, old.charter.Epoch), cmp.Compare(v.version, old.version), cmp.Compare(v.level, old.level)) > 0
+	if v.charter.Supersedes(old.charter) || old.charter.Supersedes(v.charter) {
+		return v.charter.Supersedes(old.charter)
+	}
+	return cmp.Or(cmp.Compare(v.version, old.version), cmp.Compare(v.level, old.level)) > 0
 }
 
 // MarshalJSON writes the view.

@@ -17,9 +17,8 @@ import (
 
 // Coordinating is what a coordinator says of itself with each renewal.
 type Coordinating struct {
-	Applied uint64       `json:"applied"`           // index of the last entry that it has applied
-	Leader  authz.PeerID `json:"leader,omitempty"`  // whose log it replicates; "" while it hears from none
-	Leaving bool         `json:"leaving,omitempty"` // it is being stopped
+	Applied uint64 `json:"applied"`           // index of the last entry that it has applied
+	Leaving bool   `json:"leaving,omitempty"` // it is being stopped
 }
 
 // maxLag is how many entries a standby may be behind to be as good as up to date: what it
@@ -32,7 +31,8 @@ func (l *leader) autopilot(ctx context.Context) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
-		m, next := nextMove(l.c.self, time.Now(), l.standings(), patience{l.c.log.cfg.Stable, l.c.log.cfg.Replace})
+		l.probe(ctx)
+		m, next := nextMove(l.c.self, time.Now(), l.standings(), patience{l.c.log().cfg.Stable, l.c.log().cfg.Replace})
 		pause := time.Hour
 		if !next.IsZero() {
 			pause = max(0, time.Until(next))
@@ -56,6 +56,29 @@ func (l *leader) autopilot(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// probe puts an entry into the log for coordinators that have just come: one that has
+// applied it is known to replicate the log. Raft itself does not tell, and takes a vote of
+// a machine that it does not reach for as good as any.
+func (l *leader) probe(ctx context.Context) {
+	l.mu.Lock()
+	var fresh []*session
+	for _, s := range l.sessions {
+		if s.coordinating != nil && s.probe == 0 {
+			fresh = append(fresh, s)
+		}
+	}
+	l.mu.Unlock()
+	if len(fresh) == 0 || l.c.log().Barrier(ctx) != nil {
+		return
+	}
+	last := l.c.log().raft.LastIndex()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, s := range fresh {
+		s.probe = last
 	}
 }
 
@@ -92,13 +115,13 @@ func (l *leader) standings() []standing {
 	for id, s := range all {
 		s.id, s.since, s.trusted = id, l.began, l.trusted[id]
 		at := l.sessions[id]
-		s.old = at != nil && id != l.c.self && mayHold(l.c.log.Level(), Behind{Knows: at.knows}) != nil
+		s.old = at != nil && id != l.c.self && mayHold(l.c.log().Level(), Behind{Knows: at.knows}) != nil
 		switch {
 		case id == l.c.self:
 			s.up, s.current, s.applied = true, true, st.AppliedIndex
 		case at != nil && at.coordinating != nil:
 			s.up, s.since, s.leaving, s.applied = true, at.since, at.coordinating.Leaving, at.coordinating.Applied
-			s.current = at.coordinating.Leader == l.c.self && at.coordinating.Applied+maxLag >= st.AppliedIndex
+			s.current = at.probe > 0 && s.applied >= at.probe && s.applied+maxLag >= st.AppliedIndex
 		case !l.seen[id].IsZero():
 			s.since = l.seen[id]
 		}
@@ -169,21 +192,20 @@ func (c *Coordinator) move(ctx context.Context, m move) error {
 	}
 	switch m.kind {
 	case moveAdd:
-		return c.enlist(ctx, m.who, func(ctx context.Context) error { return c.log.AddStandby(ctx, id) })
+		return c.enlist(ctx, m.who, func(ctx context.Context) error { return c.log().AddStandby(ctx, id) })
 	case moveRemove:
-		return c.log.Remove(ctx, id)
+		return c.log().Remove(ctx, id)
 	case movePromote:
-		return c.log.AddVoter(ctx, id)
+		return c.log().AddVoter(ctx, id)
 	case moveYield:
-		return c.log.StepDown()
+		return c.log().StepDown()
 	}
-	return c.log.Demote(ctx, id)
+	return c.log().Demote(ctx, id)
 }
 
 // Coordinating is what this machine says of itself to the leader.
 func (c *Coordinator) Coordinating() *Coordinating {
-	leader, _ := c.log.Leader()
-	return &Coordinating{Applied: c.log.raft.AppliedIndex(), Leader: leader, Leaving: c.leaving.Load()}
+	return &Coordinating{Applied: c.log().raft.AppliedIndex(), Leaving: c.leaving.Load()}
 }
 
 // handTime bounds what a machine that is being stopped does to have others go on without
@@ -197,7 +219,7 @@ const handTime = 5 * time.Second
 func (c *Coordinator) HandOver(ctx context.Context, tell func()) {
 	ctx, cancel := context.WithTimeout(ctx, handTime)
 	defer cancel()
-	changed, stop := c.log.Changes()
+	changed, stop := c.log().Changes()
 	defer stop()
 	c.leaving.Store(true)
 	if l := c.leading.Load(); l != nil {
@@ -261,7 +283,7 @@ var (
 func (c *Coordinator) Transfer(ctx context.Context, to authz.PeerID) error {
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
 	if to == c.self {
@@ -278,16 +300,16 @@ func (c *Coordinator) Transfer(ctx context.Context, to authz.PeerID) error {
 	case !s.up || !s.current:
 		return ErrAway
 	case s.voter:
-		return c.log.Transfer(ctx, id)
+		return c.log().Transfer(ctx, id)
 	case len(c.Status().Voters) > 1 || s.held:
 		return ErrNoVote
 	}
 	return l.handed(ctx, func() error { // the autopilot must not undo the first half
-		if err := c.log.AddVoter(ctx, id); err != nil {
+		if err := c.log().AddVoter(ctx, id); err != nil {
 			return err
 		}
-		if err := c.log.Transfer(ctx, id); err != nil {
-			return errors.Join(err, c.log.Demote(context.WithoutCancel(ctx), id))
+		if err := c.log().Transfer(ctx, id); err != nil {
+			return errors.Join(err, c.log().Demote(context.WithoutCancel(ctx), id))
 		}
 		return nil
 	})
@@ -340,7 +362,7 @@ const settleTime = 3 * time.Second
 func (c *Coordinator) hold(ctx context.Context, id authz.PeerID, on bool) error {
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
 	if _, err := l.standing(id); err != nil {
@@ -353,7 +375,7 @@ func (c *Coordinator) hold(ctx context.Context, id authz.PeerID, on bool) error 
 	l.trusted[id] = !on
 	l.mu.Unlock()
 	l.recount()
-	changed, stop := c.log.Changes()
+	changed, stop := c.log().Changes()
 	defer stop()
 	ctx, cancel := context.WithTimeout(ctx, settleTime)
 	defer cancel()

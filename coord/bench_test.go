@@ -153,7 +153,7 @@ func BenchmarkLeader(b *testing.B) {
 	}
 	for b.Loop() {
 		began := time.Now()
-		id, _, err := w.Submit(b.Context(), w.spec(tasks), nil)
+		id, _, err := w.Submit(b.Context(), lease.Submit{Spec: w.spec(tasks)})
 		require.NoError(b, err)
 		var rendered time.Duration
 		for over := false; !over; time.Sleep(5 * time.Millisecond) {

@@ -293,16 +293,35 @@ type restored struct {
 
 func readSnapshot(in io.Reader) (s restored, err error) {
 	r := bufio.NewReader(in)
-	header, err := r.ReadSlice('\n') // at most the reader's buffer
-	if err != nil {
-		return s, fmt.Errorf("reading its header: %w", err)
-	}
-	roster, trail, err := s.readHeader(string(header))
+	s, end, err := readFront(r)
 	if err != nil {
 		return s, err
 	}
-	if roster < 0 || roster > maxRoster || trail < 0 || trail > maxRoster {
-		return s, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", roster, trail)
+	if s.trail, err = authz.RestoreTrail(end); err != nil {
+		return s, err
+	}
+	s.queue, err = lease.Restore(r)
+	return s, err
+}
+
+// readEnd reads of a snapshot where its audit ends.
+func readEnd(r *bufio.Reader) (end authz.TrailState, err error) {
+	_, end, err = readFront(r)
+	return end, err
+}
+
+// readFront reads what of a snapshot stands before the queue.
+func readFront(r *bufio.Reader) (s restored, end authz.TrailState, err error) {
+	header, err := r.ReadSlice('\n') // at most the reader's buffer
+	if err != nil {
+		return s, end, fmt.Errorf("reading its header: %w", err)
+	}
+	size, trail, err := s.readHeader(string(header))
+	if err != nil {
+		return s, end, err
+	}
+	if size < 0 || size > maxRoster || trail < 0 || trail > maxRoster {
+		return s, end, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", size, trail)
 	}
 	// The buffer grows with what really comes, not with what the header says.
 	var part bytes.Buffer
@@ -313,28 +332,23 @@ func readSnapshot(in io.Reader) (s restored, err error) {
 		}
 		return nil
 	}
-	if err := take(roster); err != nil {
-		return s, err
+	if err := take(size); err != nil {
+		return s, end, err
 	}
 	if s.roster, err = authz.Restore(&part); err != nil {
-		return s, err
+		return s, end, err
 	}
 	if err := take(trail); err != nil {
-		return s, err
+		return s, end, err
 	}
-	var end authz.TrailState
 	if trail > 0 {
 		d := json.NewDecoder(&part)
 		d.DisallowUnknownFields()
 		if err := d.Decode(&end); err != nil {
-			return s, fmt.Errorf("reading the end of the audit: %w", err)
+			return s, end, fmt.Errorf("reading the end of the audit: %w", err)
 		}
 	}
-	if s.trail, err = authz.RestoreTrail(end); err != nil {
-		return s, err
-	}
-	s.queue, err = lease.Restore(r)
-	return s, err
+	return s, end, nil
 }
 
 // readHeader reads a header of any format, and returns the sizes of the roster and of the

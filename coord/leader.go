@@ -75,13 +75,13 @@ type timedLease struct {
 // lead runs one term: it waits until everything committed before it is applied,
 // takes over the leases with a full TTL each, and serves until ctx ends.
 func (c *Coordinator) lead(ctx context.Context) error {
-	if err := c.log.Barrier(ctx); err != nil {
+	if err := c.log().Barrier(ctx); err != nil {
 		return err
 	}
 	if err := c.found(ctx); err != nil {
 		return err
 	}
-	_, term := c.log.Leader()
+	_, term := c.log().Leader()
 	l := &leader{
 		c: c, ctx: ctx, term: term, wake: make(chan struct{}, 1),
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
@@ -90,7 +90,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown), began: time.Now(), coordinators: make(chan struct{}, 1), trusted: make(map[authz.PeerID]bool), handing: make(chan struct{}, 1),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
-	l.audit = newAuditor(c.log, c.sign, c.slog)
+	l.audit = newAuditor(c.log(), c.sign, c.slog)
 	audited := make(chan struct{})
 	go func() {
 		defer close(audited)
@@ -159,7 +159,7 @@ func (c *Coordinator) found(ctx context.Context) error {
 		return nil
 	}
 	f := c.genesis.Found
-	_, err := c.log.Apply(ctx, Entry{Roster: c.genesis, Audit: &authz.Note{
+	_, err := c.log().Apply(ctx, Entry{Roster: c.genesis, Audit: &authz.Note{
 		Deed: authz.Deed{User: f.Admin.User, Machine: c.self, Action: "init", Object: string(f.Farm), Detail: f.Name},
 	}})
 	return err
@@ -413,7 +413,7 @@ func (l *leader) await(p authz.PeerID) {
 // could not take it; a command that the state refuses came too late to matter.
 func (l *leader) propose(cmd lease.Command) error {
 	cmd.At = time.Now()
-	_, err := l.c.log.Apply(l.ctx, Entry{Queue: &cmd})
+	_, err := l.c.log().Apply(l.ctx, Entry{Queue: &cmd})
 	if err != nil && l.ctx.Err() == nil {
 		l.c.slog.Debug("a command was not carried out", "err", err)
 	}

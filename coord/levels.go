@@ -138,7 +138,7 @@ func (c *Coordinator) Levels() Levels {
 	_, behind := reach(c.known(append(st.Voters, st.Standbys...)), level.Known)
 	var all []authz.PeerID
 	c.Read(func(_ *lease.State, r *authz.Roster) { all = r.Coordinators() })
-	out := Levels{Farm: c.log.Level(), Behind: behind, Machines: make(map[authz.PeerID]Behind)}
+	out := Levels{Farm: c.log().Level(), Behind: behind, Machines: make(map[authz.PeerID]Behind)}
 	for _, m := range c.known(all) {
 		out.Machines[m.Peer] = m
 	}
@@ -157,18 +157,18 @@ func (c *Coordinator) explained(err error) error {
 // term's own goroutine calls it.
 func (l *leader) raise() {
 	c := l.c
-	if c.log.Level() >= level.Known {
+	if c.log().Level() >= level.Known {
 		return
 	}
 	c.raising.Lock()
 	defer c.raising.Unlock()
 	st := c.Status()
 	to, _ := reach(c.known(append(st.Voters, st.Standbys...)), level.Known)
-	was := c.log.Level()
+	was := c.log().Level()
 	if to <= was {
 		return
 	}
-	if _, err := c.log.Apply(l.ctx, Entry{Raise: &Raise{At: time.Now(), Level: to}}); err != nil {
+	if _, err := c.log().Apply(l.ctx, Entry{Raise: &Raise{At: time.Now(), Level: to}}); err != nil {
 		c.slog.Debug("the farm's level was not raised", "err", err)
 		return
 	}
@@ -180,7 +180,7 @@ func (l *leader) raise() {
 func (c *Coordinator) enlist(ctx context.Context, p authz.PeerID, add func(context.Context) error) error {
 	c.raising.Lock()
 	defer c.raising.Unlock()
-	if err := mayHold(c.log.Level(), c.known([]authz.PeerID{p})[0]); err != nil {
+	if err := mayHold(c.log().Level(), c.known([]authz.PeerID{p})[0]); err != nil {
 		return err
 	}
 	return add(ctx)

@@ -92,18 +92,18 @@ func TestLogTakesWhatAllKnow(t *testing.T) {
 
 		first.raising.Lock() // the leader would raise it at once
 		defer first.raising.Unlock()
-		first.log.fsm.level.Store(1) // as if the audit was new
+		first.log().fsm.level.Store(1) // as if the audit was new
 		ctx, _ := doing(t.Context(), "ann", "submit-job")
-		_, _, err := first.Submit(ctx, submission("ann").Queue.Submit.Spec, nil)
+		_, _, err := first.Submit(ctx, lease.Submit{Spec: submission("ann").Queue.Submit.Spec})
 		var refused *LevelError
 		require.ErrorAs(t, err, &refused)
 		require.Equal(t, 2, refused.Needs)
 		require.False(t, Refused(err), "it may be tried again")
 		require.Equal(t, CodeLeader, ackOf(1, err).Code, "a machine keeps what it has to report")
 		require.Equal(t, CodeLeader, ackOf(1, refusedAtOnce(err).err).Code)
-		_, err = first.log.Start(audited(submission("bob"), "x")).Wait(t.Context())
+		_, err = first.log().Start(audited(submission("bob"), "x")).Wait(t.Context())
 		require.ErrorAs(t, err, &refused)
-		_, err = first.log.Apply(t.Context(), submission("bob"))
+		_, err = first.log().Apply(t.Context(), submission("bob"))
 		require.NoError(t, err, "what everybody knows goes on")
 	})
 }
@@ -120,22 +120,22 @@ func TestLevelWaitsForAllWhoHoldTheLog(t *testing.T) {
 			first.Advertise(ids(i), lease.Capability{Version: fmt.Sprint("0.", knows), Level: knows}, nil)
 		}
 		enlist := func(i int) error {
-			return first.enlist(t.Context(), ids(i), func(ctx context.Context) error { return first.log.AddStandby(ctx, c.hosts[i].ID()) })
+			return first.enlist(t.Context(), ids(i), func(ctx context.Context) error { return first.log().AddStandby(ctx, c.hosts[i].ID()) })
 		}
 		require.EqualError(t, enlist(1), "standby1 (which was not heard from) cannot hold the queue: its vizpeer knows level 2, and the farm's is 3: update it there")
 		ad(1, 2)
 		require.ErrorContains(t, enlist(1), "standby1 (0.2) cannot hold the queue")
 		ad(1, 3)
 		require.NoError(t, enlist(1))
-		c.within("it has the level", func() bool { return c.all[1].log.Level() == level.Known })
+		c.within("it has the level", func() bool { return c.all[1].log().Level() == level.Known })
 
 		// A farm that was not raised yet, with one old standby.
 		ad(2, 2)
 		first.raising.Lock()
 		for _, o := range c.all {
-			o.log.fsm.level.Store(level.Unsaid)
+			o.log().fsm.level.Store(level.Unsaid)
 		}
-		require.NoError(t, first.log.AddStandby(t.Context(), c.hosts[2].ID()))
+		require.NoError(t, first.log().AddStandby(t.Context(), c.hosts[2].ID()))
 		first.raising.Unlock()
 		first.leading.Load().raise()
 		levels := first.Levels()
@@ -144,13 +144,13 @@ func TestLevelWaitsForAllWhoHoldTheLog(t *testing.T) {
 		require.True(t, levels.HoldsBack(ids(2)))
 		require.False(t, levels.HoldsBack(ids(1)))
 		require.Equal(t, 3, levels.Machines[ids(1)].Knows)
-		_, err := first.log.Apply(t.Context(), submission("j"))
+		_, err := first.log().Apply(t.Context(), submission("j"))
 		require.NoError(t, err)
 		require.Equal(t, "not all of the farm's coordinators know this yet (it is of level 3, and the farm's is 2): update vizpeer on standby2 (0.2)", first.explained(&LevelError{Needs: 3, Farm: 2}).Error())
 		ad(2, 3) // it was updated, and says so
 		first.leading.Load().signal()
 		c.within("all have the level", func() bool {
-			return !slices.ContainsFunc(c.all[:3], func(o *Coordinator) bool { return o.log.Level() != level.Known })
+			return !slices.ContainsFunc(c.all[:3], func(o *Coordinator) bool { return o.log().Level() != level.Known })
 		})
 		require.Empty(t, first.Levels().Behind)
 	})

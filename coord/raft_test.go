@@ -272,6 +272,16 @@ func TestNotLeader(t *testing.T) {
 	require.ErrorAs(t, l.VerifyLeader(t.Context()), &elsewhere)
 }
 
+// A disk that is full is no answer of the farm's: a machine that reports a frame keeps it.
+func TestFullDiskRefusesNothing(t *testing.T) {
+	l := sole(t, lonelyHost(t), Config{Dir: filepath.Join(t.TempDir(), "coord"), NoSync: true})
+	l.storage.log.(*store).least = 1 << 62
+	_, err := l.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Lose: &lease.Lose{Peer: "a"}}})
+	require.ErrorIs(t, err, ErrOutcomeUnknown)
+	require.ErrorContains(t, err, "is full")
+	require.False(t, Refused(err))
+}
+
 // TestNewerEntryStopsTheLog: a coordinator that meets an entry of a newer
 // vizpeer stops, says so, and does so again when it is started again.
 func TestNewerEntryStopsTheLog(t *testing.T) {

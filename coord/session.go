@@ -52,8 +52,11 @@ type session struct {
 	look    bool     // something may be to be fetched ahead
 
 	coordinating *Coordinating // what it said last
+	probe        uint64        // index of an entry that came after it did; see autopilot
 
 	equipped map[string]bool // offered Blenders that it was told to fetch
+
+	offering *time.Timer // ends the wait for what the member has rendered before; nil where there is none
 }
 
 // slot is what of a member a lease is for.
@@ -250,7 +253,7 @@ func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, w
 	}
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		if leader == c.self { // elected, but not established yet: ask again soon
 			leader = ""
 		}
@@ -364,7 +367,10 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term, At: time.Now(), Level: level.Known}
+	w := Welcome{Term: l.term, At: time.Now(), Level: level.Known, Awaits: hello.Offers}
+	if hello.Offers {
+		s.offering = time.AfterFunc(offerTime, func() { l.offered(s) })
+	}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
 		l.judge(s, q)
@@ -426,6 +432,21 @@ func (l *leader) leave(s *session) {
 		}
 	}
 	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+}
+
+// offerTime is how long a member that comes may take to report what it has rendered
+// before, in which it is granted nothing.
+const offerTime = 5 * time.Second
+
+// offered ends the wait for what the member has rendered before.
+func (l *leader) offered(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.offering != nil {
+		s.offering.Stop()
+		s.offering = nil
+		l.signal()
+	}
 }
 
 // renew keeps the member's leases alive and passes its progress on.

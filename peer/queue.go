@@ -74,7 +74,8 @@ func visible(s *lease.State, p authz.Principal, id lease.JobID) (*lease.Job, err
 	return j, nil
 }
 
-func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec, once *lease.Once) (httpapi.Submitted, error) {
+func (q queue) Submit(ctx context.Context, p authz.Principal, in lease.Submit) (httpapi.Submitted, error) {
+	spec := in.Spec
 	if err := q.mustLead(); err != nil {
 		return httpapi.Submitted{}, err
 	}
@@ -95,7 +96,7 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec, o
 	if err != nil {
 		return httpapi.Submitted{}, err
 	}
-	id, tasks, err := q.coord.Submit(ctx, spec, once)
+	id, tasks, err := q.coord.Submit(ctx, in)
 	var again *lease.Repeated
 	if errors.As(err, &again) {
 		return httpapi.Submitted{Job: again.Job, Project: spec.Project, Tasks: again.Tasks, Split: spec.Split, Replayed: true}, nil

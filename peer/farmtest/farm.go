@@ -5,8 +5,8 @@
 // It promises that a farm of minutes runs in milliseconds, and that peers find
 // each other, join and fail by the same code as on real machines.
 //
-// It does not serve HTTP: the tests call what the HTTP API calls. Only tests
-// import it.
+// Its tests call what the HTTP API calls or, with [Member.Call], that itself. Only
+// tests import it.
 package farmtest
 
 import (
@@ -69,6 +69,7 @@ type Member struct {
 	stop context.CancelFunc
 	done chan error
 	ip   string
+	api  *pipes
 }
 
 // Operator is who submits in simulated farms, and Admin who administers them.
@@ -259,7 +260,8 @@ func (m *Member) Start() {
 	m.Peer = p
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop, m.done = cancel, make(chan error, 1)
-	go func() { m.done <- p.Run(ctx) }()
+	m.api = newPipes()
+	go func() { m.done <- p.Run(ctx, m.api) }()
 	m.farm.t.Cleanup(m.Stop)
 }
 
@@ -356,7 +358,7 @@ func (m *Member) Crash() {
 // Upload gives machine m a project whose texture has that many bytes, which
 // differ from seed to seed, and returns its CID.
 func (f *Farm) Upload(m *Member, seed uint64, texture int) string {
-	p, err := m.Local().ImportProject(f.t.Context(), Operator, project(seed, texture))
+	p, err := m.Local().ImportProject(f.t.Context(), Operator, Project(seed, texture))
 	require.NoError(f.t, err)
 	return p.Project
 }
@@ -377,13 +379,13 @@ func (f *Farm) Submit(m *Member, frames string, change ...func(*httpapi.Submissi
 	if spec.Output.Dir != "" {
 		spec.Output.Peer = m.ID
 	}
-	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, spec, nil)
+	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, lease.Submit{Spec: spec})
 	require.NoError(f.t, err)
 	return out.Job
 }
 
-// project is a .blend of version 3.4 that nobody will open, and a texture.
-func project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
+// Project is a .blend of version 3.4 that nobody will open, and a texture.
+func Project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
 	noise := make([]byte, texture)
 	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(noise) // it never fails
 	files := []struct{ path, text string }{
