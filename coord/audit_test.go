@@ -83,7 +83,7 @@ func TestRecordsComeWithTheirCommands(t *testing.T) {
 	}
 	require.NoError(t, apply(foundation(t, idOf(h))))
 	require.NoError(t, apply(audited(submission("j1"), "submit-job")))
-	require.ErrorIs(t, apply(audited(submission("j1"), "submit-job")), lease.ErrExists)
+	require.ErrorAs(t, apply(audited(submission("j1"), "submit-job")), new(*lease.Repeated))
 	require.NoError(t, apply(submission("j2")), "nobody is behind it")
 	require.NoError(t, apply(Entry{Audit: &authz.Note{At: noon, Deed: authz.Deed{Action: "login"}, Outcome: "unauthorised"}}))
 	all := records(t, l)

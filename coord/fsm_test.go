@@ -127,7 +127,7 @@ func TestSnapshotAnywhere(t *testing.T) {
 func TestRefusalsAreTheQueuesOwn(t *testing.T) {
 	f := newFSM(func(err error) { t.Error(err) })
 	require.NoError(t, f.Apply(submission("j1").at(t, 1)).(outcome).err)
-	require.ErrorIs(t, f.Apply(submission("j1").at(t, 2)).(outcome).err, lease.ErrExists)
+	require.ErrorAs(t, f.Apply(submission("j1").at(t, 2)).(outcome).err, new(*lease.Repeated))
 	redeem := Entry{Roster: &authz.Command{At: noon, Redeem: &authz.Redeem{Peer: "p", Name: "n"}}}
 	require.ErrorIs(t, f.Apply(redeem.at(t, 3)).(outcome).err, authz.ErrNotFounded)
 }

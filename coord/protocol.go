@@ -66,7 +66,7 @@ type Up struct {
 	Trouble *Trouble `json:"trouble,omitempty"`
 	// Offered says that all is reported that Hello's Offers spoke of, to a leader that
 	// waits for it; it is not answered.
-	Offered bool `json:"offered,omitempty"`
+	Offered bool `json:"offered,omitempty" since:"3"`
 }
 
 // Hello opens the stream: what the member can do and what it is doing.
@@ -174,7 +174,7 @@ type Welcome struct {
 	// others it may let go.
 	Open []lease.JobID `json:"open"`
 	// Awaits tells that the leader waits for Offered.
-	Awaits bool `json:"awaits,omitempty"`
+	Awaits bool `json:"awaits,omitempty" since:"3,ignored"`
 }
 
 // Redirect says who leads instead, as far as the sender knows.

@@ -119,7 +119,7 @@ func newSimFarm(t *testing.T, seed uint64, coordinators, workers int) *simFarm {
 		m.start()
 	}
 	for _, m := range f.machines[1:coordinators] {
-		require.NoError(t, founder.coord.log.AddVoter(t.Context(), m.peer))
+		require.NoError(t, founder.coord.log().AddVoter(t.Context(), m.peer))
 	}
 	f.within(10*time.Second, "all machines are there", func() bool { return f.connected(founder) == len(f.machines) })
 	return f
@@ -298,6 +298,7 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 		Coordinates: func(p authz.PeerID) bool { o := f.machine(p); return o != nil && o.coordinates },
 		Roster:      func(*authz.View) {},
 		Leads:       func() { f.check.leads(m, c.leading.Load().term) },
+		Moved:       func() {},
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
 	m.coord = c

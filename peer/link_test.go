@@ -19,7 +19,7 @@ import (
 // it. A question is answered here, and a report waits until somebody leads who knows it.
 func TestOldLeaderIsSpared(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		l := &link{changed: make(chan struct{}), waiting: make(map[uint64]chan coord.Ack), slog: slog.New(slog.DiscardHandler)}
+		l := &link{gate: new(gate), changed: make(chan struct{}), waiting: make(map[uint64]chan coord.Ack), slog: slog.New(slog.DiscardHandler)}
 		// lead has another leader on the stream, which knows a level and says yes.
 		lead := func(knows int) {
 			here, there := net.Pipe()

@@ -351,3 +351,23 @@ func (f finder) Find(ctx context.Context) (peer.ID, bool, error) {
 	}
 	return id, id == f.host.ID(), nil
 }
+
+func (f finder) While(ctx context.Context, id peer.ID) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	// What id itself said may be newer than what this machine knows.
+	first := f.link.Current()
+	go func() {
+		for {
+			leader, changed := f.link.Watch()
+			if leader != "" && leader != id && leader != first {
+				cancel(errSuperseded)
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
+}

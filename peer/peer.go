@@ -228,7 +228,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	if p.gate.coordinator(p.self) {
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
-			Coordinates: p.gate.coordinator, Roster: p.roster, Charter: p.gate.latest, Leads: func() { p.link.Nudge(); p.certs.Look() }, Moved: func() { p.link.Nudge() },
+			Coordinates: p.gate.coordinator, Roster: p.roster, Charter: p.gate.latest, Leads: func() { p.moved(); p.ads.Now(); p.certs.Look() }, Moved: p.moved,
 		}, coord.Config{
 			Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took, Stable: cfg.Stable, Replace: cfg.Replace,
 		}); err != nil {
@@ -385,7 +385,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		g.Go(func() error { return p.coord.Run(parts) })
 	}
 	g.Go(func() error { return server.ServePeers(parts) })
-	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list) })
+	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list, p.leads) })
 	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
 	g.Go(func() error { return p.neighbours.Seek(parts) })
 	g.Go(func() error { return p.answerCharters(parts) })
@@ -500,8 +500,30 @@ func (p *Peer) can() lease.Capability {
 	return p.ads.Can().Believed(m.Labels)
 }
 
+// moved has the work stream follow the log to whoever leads.
+func (p *Peer) moved() {
+	st := p.coord.Status()
+	if leader, err := libp2ppeer.Decode(string(st.Leader)); err == nil {
+		p.link.Claim(leader, st.Term)
+	}
+	p.link.Nudge()
+}
+
+// leads is the term that this machine leads; 0 where it does not.
+func (p *Peer) leads() uint64 {
+	if !p.Leads() {
+		return 0
+	}
+	return p.coord.Status().Term
+}
+
 // heard takes a member's ad, this machine's own too.
 func (p *Peer) heard(who authz.PeerID, said ad) {
+	if said.Leads > 0 && p.gate.coordinator(who) {
+		if leader, err := libp2ppeer.Decode(string(who)); err == nil {
+			p.link.Claim(leader, said.Leads)
+		}
+	}
 	if p.coord != nil {
 		p.coord.Advertise(who, said.Capability, said.Holds)
 	}

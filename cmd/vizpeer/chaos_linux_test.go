@@ -85,7 +85,7 @@ func TestChaos(t *testing.T) {
 		length, err = time.ParseDuration(text)
 		require.NoError(t, err, "$CHAOS_TIME")
 	}
-	c := newChaos(t, 5, number(t, "CHAOS_COORDINATORS", 1))
+	c := newChaos(t, 5, 3)
 	following, unfollow := context.WithCancel(t.Context())
 	var clients, followers, tormentors sync.WaitGroup
 	for i := range c.machines {
@@ -124,7 +124,7 @@ func newChaos(t *testing.T, n, coordinators int) *chaos {
 	env := unconfined(t)
 	for i := range n {
 		m := &chaosMachine{name: fmt.Sprintf("m%d", i), i: i}
-		m.realPeer = &realPeer{farm: f, dir: filepath.Join(f.dir, m.name), netns: c.wires.namespaces[i], env: env, more: []string{"--blender", blender, "--slots", "1"}}
+		m.realPeer = &realPeer{farm: f, dir: filepath.Join(f.dir, m.name), netns: c.wires.namespaces[i], env: env, more: []string{"--blender", blender, "--slots", "1", "--vote-after", "2s"}}
 		m.http = &http.Client{Transport: &http.Transport{DialContext: c.wires.dialer(i), DisableKeepAlives: true}}
 		c.machines = append(c.machines, m)
 		if m.small = i == coordinators-1 || i == n-1; m.small {

@@ -85,7 +85,7 @@ func nextGrants(t testing.TB, rounds int) (took []time.Duration) {
 	f := &realFarm{t: t, dir: t.TempDir()}
 	env := unconfined(t)
 	for i := range 3 {
-		p := &realPeer{farm: f, dir: filepath.Join(f.dir, fmt.Sprintf("m%d", i)), env: env, quic: true, more: []string{"--blender", blender, "--slots", "1"}}
+		p := &realPeer{farm: f, dir: filepath.Join(f.dir, fmt.Sprintf("m%d", i)), env: env, quic: true, more: []string{"--blender", blender, "--slots", "1", "--vote-after", "2s"}}
 		f.peers = append(f.peers, p)
 		if i == 0 {
 			p.run(nil, "init", "--name", "attic", "--machine", "m0")
@@ -171,6 +171,7 @@ func nextGrants(t testing.TB, rounds int) (took []time.Duration) {
 		f.peers[leader].kill()
 		took = append(took, w.after(t, at, 30*time.Second).Sub(at))
 		f.peers[leader].up()
+		t.Logf("%s: the next grant came %s after the death of m%d", at.Format("15:04:05.000"), took[len(took)-1].Round(time.Millisecond), leader)
 		stop()
 		followers.Wait()
 		require.Empty(t, w.silent, "leases expired")

@@ -195,6 +195,9 @@ func (p *realPeer) kill() {
 	p.cmd = nil
 	if p.farm.t.Failed() {
 		said, _ := os.ReadFile(p.dir + ".log")
+		if to := os.Getenv("CHAOS_LOGS"); to != "" {
+			_ = os.WriteFile(filepath.Join(to, filepath.Base(p.dir)+".log"), said, 0o600)
+		}
 		p.farm.t.Logf("%s said:\n%s", filepath.Base(p.dir), said[max(0, len(said)-8000):])
 	}
 }

@@ -185,4 +185,6 @@ type Leader interface {
 	// election goes on it waits for its end or for ctx; where nobody can be
 	// found the error wraps [ErrNoLeader] and says what was tried.
 	Find(ctx context.Context) (id peer.ID, local bool, err error)
+	// While is ctx for as long as nobody but id is known to lead. Release it.
+	While(ctx context.Context, id peer.ID) (_ context.Context, release func())
 }

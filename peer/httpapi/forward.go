@@ -139,11 +139,12 @@ func (b *endingBody) Close() error {
 // leads, it asks that one, once.
 type farmTransport struct {
 	*http.Transport
-	self peer.ID
+	self   peer.ID
+	leader Leader
 }
 
-func newFarmTransport(h host.Host, member func(peer.ID) bool) *farmTransport {
-	return &farmTransport{self: h.ID(), Transport: &http.Transport{
+func newFarmTransport(h host.Host, member func(peer.ID) bool, leader Leader) *farmTransport {
+	return &farmTransport{self: h.ID(), leader: leader, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			name, _, err := net.SplitHostPort(addr)
 			if err != nil {
@@ -205,8 +206,36 @@ func (t *farmTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.try(again)
 }
 
+// roundTrip gives up once another machine is known to lead: one that was killed does not
+// hang up, and its stream of events would be silent for long.
+func (t *farmTransport) roundTrip(r *http.Request) (*http.Response, error) {
+	id, err := peer.Decode(r.URL.Host)
+	if err != nil {
+		return t.Transport.RoundTrip(r)
+	}
+	ctx, release := t.leader.While(r.Context(), id)
+	resp, err := t.Transport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		release()
+		return resp, err
+	}
+	resp.Body = &releasedBody{resp.Body, release}
+	return resp, nil
+}
+
+// releasedBody lets something go when it is closed.
+type releasedBody struct {
+	io.ReadCloser
+	release func()
+}
+
+func (b *releasedBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
 func (t *farmTransport) try(r *http.Request) (*http.Response, error) {
-	resp, err := t.Transport.RoundTrip(r)
+	resp, err := t.roundTrip(r)
 	who := authz.PeerID(r.URL.Host).Short()
 	var dial *dialError
 	switch {

@@ -260,7 +260,7 @@ func TestLeaderIsGone(t *testing.T) {
 func TestLeaderBelievesTheStream(t *testing.T) {
 	f, ms := newFarm(t, 2, Config{})
 	lead, other := ms[0], ms[1]
-	direct := &http.Client{Transport: newFarmTransport(other.host, lead.cfg.Member)}
+	direct := &http.Client{Transport: newFarmTransport(other.host, lead.cfg.Member, other)}
 	post := func(token string, spec lease.Spec) *http.Response {
 		data, err := json.Marshal(spec)
 		require.NoError(t, err)

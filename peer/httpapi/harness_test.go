@@ -403,6 +403,10 @@ type machine struct {
 	shown     string
 }
 
+func (m *machine) While(ctx context.Context, _ peer.ID) (context.Context, func()) {
+	return ctx, func() {}
+}
+
 func (m *machine) Find(ctx context.Context) (peer.ID, bool, error) {
 	m.mu.Lock()
 	finds := m.finds
