@@ -286,6 +286,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(), Waiting: l.outbox.Count(),
 	}
+	s.Epoch = l.Epoch()
 	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
 	if leaf := l.certs.listener.Leaf(); leaf != nil {
 		s.CertificateUntil = leaf.Until()

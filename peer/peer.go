@@ -315,6 +315,9 @@ func (p *Peer) Local() httpapi.Local { return local{p} }
 // Leads tells whether this peer leads the queue.
 func (p *Peer) Leads() bool { return p.coord != nil && p.coord.Leading() }
 
+// Epoch is the latest epoch of the farm that this peer has heard of.
+func (p *Peer) Epoch() uint64 { return p.gate.latest().Epoch }
+
 // leastProcs is how many threads run Go code at once, however few processors there are.
 const leastProcs = 4
 

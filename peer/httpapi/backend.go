@@ -64,6 +64,9 @@ type Queue interface {
 	// admin's.
 	Audit(context.Context, authz.Principal, AuditQuery) (AuditPage, error)
 	VerifyAudit(ctx context.Context, p authz.Principal, progress func(done, total int64)) (AuditVerified, error)
+	// Backup writes the farm's state to w, while it goes on, and puts on record that it
+	// did. It is an admin's.
+	Backup(ctx context.Context, p authz.Principal, w io.Writer) (BackupMade, error)
 	// Note puts on record what was done where no other method did: see
 	// [authz.WithDoing]. Refused puts there, soon, that something was refused, and
 	// counts what comes often. On a peer that does not lead it does nothing.

@@ -261,12 +261,15 @@ func TestLeaderBelievesTheStream(t *testing.T) {
 	f, ms := newFarm(t, 2, Config{})
 	lead, other := ms[0], ms[1]
 	direct := &http.Client{Transport: newFarmTransport(other.host, lead.cfg.Member, other)}
-	post := func(token string, spec lease.Spec) *http.Response {
+	post := func(token string, spec lease.Spec, id ...string) *http.Response {
 		data, err := json.Marshal(spec)
 		require.NoError(t, err)
 		r, err := http.NewRequest("POST", "http://"+lead.host.ID().String()+"/v1/queue/jobs", strings.NewReader(string(data)))
 		require.NoError(t, err)
 		r.Header.Set("Authorization", "Bearer "+token)
+		if len(id) > 0 {
+			r.Header.Set(jobHeader, id[0])
+		}
 		resp, err := direct.Do(r)
 		require.NoError(t, err)
 		resp.Body.Close()
@@ -286,11 +289,17 @@ func TestLeaderBelievesTheStream(t *testing.T) {
 	spec.Output.Dir = ""
 	require.Equal(t, 201, post("ann", spec).StatusCode)
 	require.Zero(t, f.submitted()[1].Output)
+	// The ID of a job is one that machines draw, and no other.
+	for _, id := range []string{"jann", "../../etc/passwd", "jabcdefghijklmn1", "JABCDEFGHIJKLMNO", "jabcdefghijklmnop"} {
+		require.Equal(t, 422, post("ann", spec, id).StatusCode, id)
+	}
+	require.Equal(t, 201, post("ann", spec, "jabcdefghijklmno").StatusCode)
+	require.Equal(t, lease.JobID("jabcdefghijklmno"), f.asked[2])
 	spec.Replicas = 99
 	require.Equal(t, 422, post("ann", spec).StatusCode)
 	require.Equal(t, 403, post("vic", spec).StatusCode)
 	require.Equal(t, 401, post("nobody", spec).StatusCode)
-	require.Len(t, f.submitted(), 2)
+	require.Len(t, f.submitted(), 3)
 
 	// What is about a machine is not there for others.
 	for _, path := range []string{"/v1/status", "/v1/jobs/jann/frames/1", "/healthz", "/openapi.json"} {

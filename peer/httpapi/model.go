@@ -302,6 +302,8 @@ type Status struct {
 	CA       []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
 	Roles    []string     `json:"roles"`
 	Leader   authz.PeerID `json:"leader"` // "" while none can be reached
+	// Epoch is the latest of the farm's that this machine has heard of.
+	Epoch uint64 `json:"epoch" doc:"the farm's epoch that this machine goes by: it grows where the farm is recovered"`
 	// Leaderless tells about a time without a leader; absent while there is one.
 	Leaderless *Leaderless `json:"leaderless,omitempty" doc:"about the time without a leader; absent while there is one"`
 	Connected  int         `json:"connected"`
