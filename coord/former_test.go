@@ -62,7 +62,7 @@ func TestFormerLogs(t *testing.T) {
 			s, err := readSnapshot(bytes.NewReader(want))
 			require.NoError(t, err)
 			back := newFSM(nil)
-			back.index, back.queue, back.roster, back.trail = s.index, s.queue, s.roster, s.trail
+			back.become(s)
 			require.Equal(t, string(want), string(snapshotBytes(t, back)), "the snapshot is read as another state")
 		})
 	}

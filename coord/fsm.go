@@ -274,12 +274,17 @@ func (f *fsm) Restore(in io.ReadCloser) error {
 		return err
 	}
 	f.mu.Lock()
-	f.index, f.queue, f.roster, f.trail = s.index, s.queue, s.roster, s.trail
-	f.level.Store(int64(s.level))
+	f.become(s)
 	f.write()
 	f.mu.Unlock()
 	f.tell(Applied{Index: s.index, Restored: true})
 	return nil
+}
+
+// become takes over what a snapshot holds.
+func (f *fsm) become(s restored) {
+	f.index, f.queue, f.roster, f.trail = s.index, s.queue, s.roster, s.trail
+	f.level.Store(int64(s.level))
 }
 
 // restored is what a snapshot holds.

@@ -187,3 +187,25 @@ func TestNewerSnapshotKeepsTheLogClosed(t *testing.T) {
 	_, err = OpenLog(h, everyone, cfg)
 	require.ErrorContains(t, err, "its level is 9 and this vizpeer knows 3: update vizpeer on this machine")
 }
+
+// TestBackupHasTheLevel: what it holds may be of that level.
+func TestBackupHasTheLevel(t *testing.T) {
+	h := lonelyHost(t)
+	l := sole(t, h, Config{Dir: t.TempDir(), NoSync: true})
+	for _, e := range []Entry{foundation(t, idOf(h)), {Raise: &Raise{At: noon, Level: level.Known}}} {
+		_, err := l.Apply(t.Context(), e)
+		require.NoError(t, err)
+	}
+	var text bytes.Buffer
+	_, err := l.backup(t.Context(), &text, "0.4", nil)
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	r, err := newBackupReader(&text)
+	require.NoError(t, err)
+	_, err = r.head()
+	require.NoError(t, err)
+	f := newFSM(nil)
+	_, err = r.load(f)
+	require.NoError(t, err)
+	require.EqualValues(t, level.Known, f.level.Load())
+}
