@@ -37,6 +37,7 @@ type Coordinator struct {
 	lacking chan struct{} // older records of the audit may be missing
 	leaving atomic.Bool   // this machine is being stopped
 
+	raising   sync.Mutex // held while the farm's level is raised, or a machine enlisted to hold the log
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
 
@@ -367,7 +368,7 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 	}
 	e.Audit = c.note(ctx, e)
 	_, err := c.log().Apply(ctx, e)
-	return err
+	return c.explained(err)
 }
 
 // applied is the feed of the log: it runs on the state machine's goroutine and

@@ -87,7 +87,11 @@ func (l *leader) heard(s *session, up Up) error {
 		up.Unhold.Peer, up.Unhold.Machines = s.peer, machines
 		cmd.Unhold = up.Unhold
 	default:
-		return fmt.Errorf("a message of an unknown kind: the member may be of a newer version")
+		// Of a newer version than this one: it must not lose its stream for that.
+		if up.Seq != 0 {
+			s.send(Down{Ack: &Ack{Seq: up.Seq, Code: CodeUpdate, Reason: "the machine that leads the queue runs an older vizpeer, which does not know this: update it there"}})
+		}
+		return nil
 	}
 	if err == nil {
 		err = l.mayHold(s, up)

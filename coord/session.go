@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -15,11 +16,13 @@ import (
 	"vizpeer/authz"
 	"vizpeer/coord/sched"
 	"vizpeer/lease"
+	"vizpeer/level"
 )
 
 // session is the leader's end of one member's work stream.
 type session struct {
 	peer  authz.PeerID
+	slog  *slog.Logger
 	conn  *Conn
 	out   chan Down
 	done  chan struct{}
@@ -27,6 +30,7 @@ type session struct {
 	addrs []string
 	limit *rate.Limiter // of what it says
 	seed  uint64        // a number that is its own
+	knows int           // the highest level that it knows
 	since time.Time     // it was opened
 	// reports are under way to the log, in the order in which they came.
 	reports chan report
@@ -118,6 +122,10 @@ var errSlow = errors.New("the member does not read its orders")
 
 // send queues an order and never waits.
 func (s *session) send(d Down) {
+	if level.Needed(&d) > s.knows {
+		s.slog.Debug("a member's vizpeer is too old for what it was to be told", "peer", s.peer.Short())
+		return
+	}
 	if n := asks(d); n > 0 && s.due.Load() < maxDue {
 		s.due.Add(n)
 	}
@@ -284,7 +292,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		return err
 	}
 	s := &session{
-		peer: who, seed: hash(string(who)), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
+		peer: who, slog: l.c.slog, seed: hash(string(who)), knows: hello.Can.Knows(), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
 		reports: make(chan report, maxReports), equipped: make(map[string]bool), since: time.Now(),
@@ -359,7 +367,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term, At: time.Now(), Awaits: hello.Offers}
+	w := Welcome{Term: l.term, At: time.Now(), Level: level.Known, Awaits: hello.Offers}
 	if hello.Offers {
 		s.offering = time.AfterFunc(offerTime, func() { l.offered(s) })
 	}

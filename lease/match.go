@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"vizpeer/authz"
+	"vizpeer/level"
 )
 
 // Backend is a way of rendering that a device offers, by Blender's name for it.
@@ -91,7 +92,12 @@ type Capability struct {
 	Draining bool      `json:"draining,omitempty"` // finishes what it has, takes no more
 	// Fetches tells that it fetches a Blender that the farm offers where a job needs it.
 	Fetches bool `json:"fetches,omitempty"`
+	// Level is the highest that its vizpeer knows; 0 where it does not say: see Knows.
+	Level int `json:"level,omitempty" since:"3,ignored"`
 }
+
+// Knows is the highest level that the machine's vizpeer knows.
+func (c Capability) Knows() int { return level.Said(c.Level) }
 
 // Limits of what a machine may say of itself.
 const (

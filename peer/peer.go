@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,7 @@ import (
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
 	"vizpeer/lease"
+	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/probe"
 	"vizpeer/peer/render"
@@ -169,6 +171,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has,
 		passwords: newPasswords(), lobby: newLobby(),
 	}
+	p.has.Can.Level = cmp.Or(has.Can.Level, level.Known) // tests may have one that knows less
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
 	seen, err := d.charter(p.farm)
@@ -347,7 +350,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		if p.has.Refresh != nil {
 			p.has.Refresh(c)
 		}
-		c.Room = p.holdings.room(parts)
+		c.Level, c.Room = p.has.Can.Level, p.holdings.room(parts)
 		full := httpapi.Full(c) != ""
 		if c.Draining = p.has.Can.Draining || full || p.worker.leaves() != ""; full {
 			p.worker.crew.Go(func() { p.worker.ahead.giveWay(work) })

@@ -42,10 +42,13 @@ func (q queue) mustLead() error {
 // answer turns an error of the log into one of the API.
 func answer(err error) error {
 	var elsewhere coord.ErrNotLeader
+	var later *coord.LevelError
 	switch {
 	case errors.As(err, &elsewhere):
 		id, _ := peer.Decode(string(elsewhere.Leader)) // "" where it is not known
 		return &httpapi.NotLeaderError{Leader: id}
+	case errors.As(err, &later):
+		return fmt.Errorf("%w: %w", httpapi.ErrUpdate, err)
 	case err != nil && !coord.Refused(err):
 		return fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
 	}
@@ -491,9 +494,12 @@ func state(m coord.Member) string {
 
 func (q queue) Farm(ctx context.Context, p authz.Principal) (out httpapi.Farm, err error) {
 	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
-		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
+		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Versions: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
 		for _, m := range r.Members() {
 			out.Peers[state(known.Members[m.ID])]++
+			if can := known.Members[m.ID].Can; can != nil && can.Version != "" {
+				out.Versions[can.Version]++
+			}
 		}
 		for _, j := range s.Jobs() {
 			if p.MaySee(j.Spec.Owner) {

@@ -48,7 +48,7 @@ type finding struct {
 func (c *cli) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, certificate, clock",
+		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, versions, certificate, clock",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := c.folder()
@@ -62,7 +62,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			visit, found := &peerVisit{cli: c}, &blenderCheck{extra: s.blender, dir: dir}
 			findings, failed := diagnose(cmd.Context(), []check{
 				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, recoveryCheck{dir}, diskCheck{dir},
-				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, certificateCheck{visit}, clockCheck{visit},
+				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, versionsCheck{visit}, certificateCheck{visit}, clockCheck{visit},
 			})
 			if err := c.print(findings, func() {
 				rows := make([][]any, len(findings))
