@@ -104,6 +104,8 @@ type Recall struct {
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
 	Leases []Running `json:"leases"`
+	// Addrs are where the member listens where that has changed since it said so last.
+	Addrs []string `json:"addrs,omitempty"`
 }
 
 // Running is an attempt under way.

@@ -91,7 +91,18 @@ type Capability struct {
 	Draining bool      `json:"draining,omitempty"` // finishes what it has, takes no more
 	// Fetches tells that it fetches a Blender that the farm offers where a job needs it.
 	Fetches bool `json:"fetches,omitempty"`
+	// Reach tells how machines of other networks reach it: [ReachPublic] where they dial
+	// it, [ReachNAT] where they cannot, "" where nobody elsewhere could tell. Relays tells that it
+	// passes on what such machines say.
+	Reach  string `json:"reach,omitempty"`
+	Relays bool   `json:"relays,omitempty"`
 }
+
+// How machines of other networks reach a machine: see Capability.
+const (
+	ReachPublic = "public"
+	ReachNAT    = "nat"
+)
 
 // Limits of what a machine may say of itself.
 const (
@@ -108,7 +119,7 @@ func (c Capability) Validate() error {
 	if max(len(c.GPUs), len(c.Backends), len(c.Builds), len(c.Labels)) > maxList {
 		return fmt.Errorf("more than %d GPUs, Blender builds or labels", maxList)
 	}
-	texts := append([]string{c.OS, c.Arch, c.CPU, c.Sandbox, c.Version}, c.Labels...)
+	texts := append([]string{c.OS, c.Arch, c.CPU, c.Sandbox, c.Version, c.Reach}, c.Labels...)
 	backends := slices.Clone(c.Backends)
 	for _, g := range c.GPUs {
 		if len(g.Backends) > maxList {

@@ -26,11 +26,13 @@ const (
 // gate holds the roster that this machine goes by, and keeps everybody else out.
 // A machine that does not hold the queue accepts connections from members only;
 // a coordinator lets strangers in for a moment, and every protocol but the join
-// protocol turns them away.
+// protocol turns them away. So does a machine that relays, which passes them on to a
+// coordinator and does nothing else for them.
 type gate struct {
 	self   authz.PeerID
 	farm   authz.FarmID
 	roster atomic.Pointer[authz.View]
+	relays atomic.Bool // this machine relays: see [relaying]
 
 	mu        sync.Mutex
 	strangers map[network.Conn]*time.Timer
@@ -109,6 +111,9 @@ func (g *gate) coordinator(p authz.PeerID) bool {
 	return v != nil && v.IsCoordinator(p)
 }
 
+// open tells whether strangers may come in for a moment.
+func (g *gate) open() bool { return g.coordinator(g.self) || g.relays.Load() }
+
 // InterceptPeerDial lets this machine dial members only; one that has not joined
 // yet must be able to ask.
 func (g *gate) InterceptPeerDial(p peer.ID) bool { return g.view() == nil || g.member(p) }
@@ -122,10 +127,13 @@ func (g *gate) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 // InterceptSecured keeps strangers out once the handshake has shown who they
 // are.
 func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, at network.ConnMultiaddrs) bool {
+	if through, yes := relayOf(at.RemoteMultiaddr()); yes && dir == network.DirInbound && !g.member(through) {
+		return false // nobody but members relays to here
+	}
 	if dir == network.DirOutbound || g.member(p) {
 		return true
 	}
-	if !g.coordinator(g.self) {
+	if !g.open() {
 		return false
 	}
 	g.mu.Lock()
@@ -158,7 +166,7 @@ func (g *gate) Connected(_ network.Network, c network.Conn) {
 	switch {
 	case g.member(c.RemotePeer()), out && g.view() == nil:
 		return
-	case out, !g.coordinator(g.self):
+	case out, !g.open():
 		go func() { _ = c.Close() }() // the network waits for its notifiees
 		return
 	}

@@ -7,9 +7,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -173,7 +175,11 @@ func newNewcomer(cfg Config, farm authz.FarmID, j Joining) (*newcomer, error) {
 	if !cfg.NoMDNS {
 		listen = []string{"/ip4/0.0.0.0/tcp/0"} // who does not listen cannot look around either
 	}
-	h, err := newHost(identity, newGate("", farm, nil), listen, cfg.HostOptions...)
+	options := cfg.HostOptions
+	if !cfg.NoNAT {
+		options = append(slices.Clone(options), libp2p.EnableRelay()) // the coordinator may be behind a NAT
+	}
+	h, err := newHost(identity, newGate("", farm, nil), listen, options...)
 	if err != nil {
 		return nil, err
 	}

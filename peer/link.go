@@ -44,7 +44,7 @@ type link struct {
 // called from the stream's goroutine and must not block.
 type orders interface {
 	hello() coord.Hello
-	running() []coord.Running
+	renewal() coord.Renew
 	welcome(coord.Welcome)
 	roster(*authz.View)
 	grant(coord.Order)
@@ -266,7 +266,8 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 	tick := time.NewTicker(coord.Renewal)
 	defer tick.Stop()
 	for {
-		if err := conn.Send(coord.Up{Renew: &coord.Renew{Leases: l.orders.running()}}); err != nil {
+		now := l.orders.renewal()
+		if err := conn.Send(coord.Up{Renew: &now}); err != nil {
 			_ = conn.Close()
 			return
 		}

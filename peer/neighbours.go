@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
 
 	"vizpeer/authz"
@@ -232,6 +234,28 @@ func infos(addrs []coord.Addr) []peer.AddrInfo {
 		}
 	}
 	return out
+}
+
+// multiaddrs reads addresses that a person wrote.
+func multiaddrs(texts []string) ([]multiaddr.Multiaddr, error) {
+	var out []multiaddr.Multiaddr
+	for _, text := range texts {
+		m, err := multiaddr.NewMultiaddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("the address to announce %q: %w", text, err)
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// loopback tells whether others than this machine's own programs cannot reach any of
+// these addresses.
+func loopback(listen []string) bool {
+	return !slices.ContainsFunc(listen, func(a string) bool {
+		m, err := multiaddr.NewMultiaddr(a)
+		return err == nil && !manet.IsIPLoopback(m)
+	})
 }
 
 func texts(addrs []multiaddr.Multiaddr) []string {
