@@ -1,12 +1,17 @@
 package peer
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"reflect"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/event"
 	"github.com/libp2p/go-libp2p/core/host"
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/core/sec"
 	blankhost "github.com/libp2p/go-libp2p/p2p/host/blank"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
@@ -23,47 +28,109 @@ import (
 )
 
 // dialback is AutoNAT (version 2) among members: one asks another to dial it at an address
-// and so learns whether it can be reached there. It is not libp2p's own instance, for
-// three reasons. That dials back under a name drawn by chance, whom the gate takes for a
-// stranger: this one dials under the machine's own name, from ports of its own. That asks
-// any peer, and in a farm most are on the same local network, where everything can be
-// reached: this one asks those alone that were presented to it. And that checks only
+// and so learns whether it can be reached there. It is not the instance that libp2p makes
+// by itself, for three reasons. That dials back under a name drawn by chance, whom the
+// gate takes for a stranger: this one dials under the machine's own name, from ports of
+// its own. That asks any peer, and in a farm most are on the same local network, where
+// everything can be reached: this one asks whom it is told to. And that checks only
 // addresses that four others have seen, which a small farm does not have.
 type dialback struct {
-	*autonatv2.AutoNAT
-	bus       event.Bus
-	presented event.Emitter
-	dials     host.Host // closed with AutoNAT
+	host    membersOnly
+	answers *autonatv2.AutoNAT
+	dials   host.Host // closed with answers
 }
 
-// newDialback answers members that ask, over h, until Close.
+// newDialback answers members that ask, over h, until close.
 func newDialback(h host.Host, g *gate, key crypto.PrivKey) (*dialback, error) {
 	dials, err := diallingHost(h.ID(), key, g)
 	if err != nil {
 		return nil, fmt.Errorf("dial members back: %w", err)
 	}
-	d := &dialback{bus: eventbus.NewBus(), dials: dials}
-	if d.presented, err = d.bus.Emitter(new(event.EvtPeerIdentificationCompleted)); err != nil {
-		return nil, err
+	d := &dialback{host: membersOnly{h, g}, dials: dials}
+	if d.answers, err = autonatv2.New(dials); err != nil {
+		return nil, errors.Join(fmt.Errorf("dial members back: %w", err), dials.Close())
 	}
-	if d.AutoNAT, err = autonatv2.New(dials); err != nil {
-		return nil, fmt.Errorf("dial members back: %w", err)
-	}
-	return d, d.Start(presentedOnly{membersOnly{h, g}, d.bus})
+	return d, d.answers.Start(dialsHost{d.host, make(peersTold)})
 }
 
-// present lets p be asked while it is connected and answers such questions.
-func (d *dialback) present(p peer.ID) {
-	_ = d.presented.Emit(event.EvtPeerIdentificationCompleted{Peer: p}) // the bus is not closed
+func (d *dialback) close() { d.answers.Close() }
+
+// ask has p, which is connected, dial this machine at the first of these addresses that
+// it can dial at all. It is called by one goroutine at a time.
+func (d *dialback) ask(ctx context.Context, p peer.ID, at []autonatv2.Request) (autonatv2.Result, error) {
+	// The library chooses whom it asks among all that it was told of, and leaves each
+	// alone for minutes: so there is one for each question, which hears of p alone.
+	told := make(peersTold)
+	one, err := autonatv2.New(unclosed{d.dials})
+	if err != nil {
+		return autonatv2.Result{}, err
+	}
+	if err := one.Start(dialledHost{d.host, told}); err != nil {
+		return autonatv2.Result{}, err
+	}
+	defer one.Close()
+	for range 2 { // once the second is taken, the first has been looked at
+		select {
+		case told <- event.EvtPeerIdentificationCompleted{Peer: p}:
+		case <-ctx.Done():
+			return autonatv2.Result{}, ctx.Err()
+		}
+	}
+	return one.GetReachability(ctx, at)
 }
 
-// presentedOnly is a host that is told of no peers but those presented to it.
-type presentedOnly struct {
+// dialsHost is a host for the side that dials back; it needs to hear of nobody.
+type dialsHost struct {
 	membersOnly
-	bus event.Bus
+	bus peersTold
 }
 
-func (p presentedOnly) EventBus() event.Bus { return p.bus }
+func (a dialsHost) EventBus() event.Bus { return a.bus }
+
+func (a dialsHost) SetStreamHandler(id protocol.ID, handle network.StreamHandler) {
+	if id != autonatv2.DialBackProtocol {
+		a.membersOnly.SetStreamHandler(id, handle)
+	}
+}
+
+// dialledHost is a host for the side that is dialled back.
+type dialledHost struct {
+	membersOnly
+	bus peersTold
+}
+
+func (a dialledHost) EventBus() event.Bus { return a.bus }
+
+func (a dialledHost) SetStreamHandler(id protocol.ID, handle network.StreamHandler) {
+	if id == autonatv2.DialBackProtocol {
+		a.membersOnly.SetStreamHandler(id, handle)
+	}
+}
+
+func (a dialledHost) RemoveStreamHandler(id protocol.ID) {
+	if id == autonatv2.DialBackProtocol {
+		a.membersOnly.RemoveStreamHandler(id)
+	}
+}
+
+// peersTold is a bus with one subscriber, which hears what is sent.
+type peersTold chan any
+
+func (b peersTold) Subscribe(any, ...event.SubscriptionOpt) (event.Subscription, error) {
+	return b, nil
+}
+func (peersTold) Emitter(any, ...event.EmitterOpt) (event.Emitter, error) {
+	return nil, errors.ErrUnsupported
+}
+func (peersTold) GetAllEventTypes() []reflect.Type { return nil }
+func (b peersTold) Out() <-chan any                { return b }
+func (peersTold) Name() string                     { return "peers told" }
+func (peersTold) Close() error                     { return nil }
+
+// unclosed is a host that others go on using.
+type unclosed struct{ host.Host }
+
+func (unclosed) Close() error { return nil }
 
 // diallingHost dials under the name id by TCP and QUIC, from ports that nothing listens
 // on, and answers nothing: an answer to a dial from the port that a NAT has seen already

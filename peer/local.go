@@ -286,6 +286,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(),
 	}
+	s.Reach = l.reach.state()
 	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
 	if leaf := l.certs.listener.Leaf(); leaf != nil {
 		s.CertificateUntil = leaf.Until()
@@ -301,6 +302,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	}
 	if leader := l.link.Current(); leader != "" {
 		s.Leader = authz.PeerID(leader.String())
+		s.LeaderVia = l.reach.via(s.Leader)
 	}
 	l.worker.mu.Lock()
 	for _, a := range l.worker.attempts {

@@ -26,7 +26,9 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
 )
 
 // Relay says whether a machine passes on what members behind a NAT say to each other.
@@ -66,6 +68,7 @@ type reach struct {
 	observed map[peer.ID]multiaddr.Multiaddr // as members elsewhere see this machine
 	found    map[string]dialled              // by address
 	proven   []multiaddr.Multiaddr           // where this machine was dialled from elsewhere
+	silent   map[peer.ID]time.Time           // members that could not tell when asked
 	offers   map[peer.ID]bool                // members that say they relay
 	places   map[peer.ID]place               // with relays
 	refused  map[peer.ID]time.Time
@@ -95,7 +98,7 @@ func newReach(g *gate, mode Relay, named []multiaddr.Multiaddr, log *slog.Logger
 	return &reach{
 		gate: g, mode: cmp.Or(mode, RelayAuto), named: named, slog: log, told: func() {}, turn: func(context.Context, int) error { return nil },
 		probing: make(chan struct{}, 1), holding: make(chan struct{}, 1),
-		observed: make(map[peer.ID]multiaddr.Multiaddr), found: make(map[string]dialled), offers: make(map[peer.ID]bool),
+		observed: make(map[peer.ID]multiaddr.Multiaddr), found: make(map[string]dialled), silent: make(map[peer.ID]time.Time), offers: make(map[peer.ID]bool),
 		places: make(map[peer.ID]place), refused: make(map[peer.ID]time.Time),
 	}
 }
@@ -138,7 +141,7 @@ func (r *reach) close() {
 		_ = r.punch.Close()
 	}
 	if r.asks != nil {
-		r.asks.Close()
+		r.asks.close()
 	}
 	if r.events != nil {
 		_ = r.events.Close()
@@ -228,22 +231,19 @@ func (r *reach) identified(e event.EvtPeerIdentificationCompleted) {
 	if old := r.observed[e.Peer]; old == nil || !byQUIC(old) || byQUIC(e.ObservedAddr) {
 		r.observed[e.Peer] = e.ObservedAddr
 	}
+	delete(r.silent, e.Peer)
 	r.mu.Unlock()
-	r.asks.present(e.Peer)
 	wake(r.probing)
 }
 
 // parted forgets what p knew.
 func (r *reach) parted(p peer.ID) {
 	r.mu.Lock()
-	_, knew := r.observed[p]
 	_, held := r.places[p]
 	delete(r.observed, p)
+	delete(r.silent, p)
 	delete(r.places, p)
 	r.mu.Unlock()
-	if knew {
-		r.asks.present(p) // it looks itself whether p is connected
-	}
 	if held {
 		r.announce()
 	}
@@ -290,9 +290,8 @@ func (r *reach) probe(ctx context.Context) {
 		}
 		select {
 		case <-r.probing:
-			wait = askSettle
 			select {
-			case <-time.After(wait):
+			case <-time.After(askSettle):
 			case <-ctx.Done():
 				return
 			}
@@ -311,30 +310,50 @@ func (r *reach) due(now time.Time) (out []autonatv2.Request, wait time.Duration)
 	defer r.mu.Unlock()
 	wait = provenLasts
 	for _, a := range candidates {
-		if v := r.found[a.String()]; now.Before(v.next) {
-			wait = min(wait, v.next.Sub(now))
-		} else if len(r.observed) > 0 {
+		if next := r.found[a.String()].next; now.Before(next) {
+			wait = min(wait, next.Sub(now))
+		} else {
 			out = append(out, autonatv2.Request{Addr: a, SendDialData: true})
 		}
 	}
 	return out, wait
 }
 
+// witness is a member elsewhere that may be asked, or "" and how long until one may be.
+func (r *reach) witness(now time.Time) (p peer.ID, wait time.Duration) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	wait = provenLasts
+	for p := range r.observed {
+		until := r.silent[p].Add(askPause)
+		if !now.Before(until) {
+			return p, 0
+		}
+		wait = min(wait, until.Sub(now))
+	}
+	return "", wait
+}
+
 // try has the first of these tried that somebody can dial, and answers when to go on.
 func (r *reach) try(ctx context.Context, due []autonatv2.Request) time.Duration {
-	result, err := r.asks.GetReachability(ctx, due)
+	p, wait := r.witness(time.Now())
+	if p == "" {
+		return wait
+	}
+	result, err := r.asks.ask(ctx, p, due)
 	now := time.Now()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	switch {
 	case err != nil:
-		r.slog.Debug("nobody could tell whether this machine is reachable", "err", err)
-		return askPause
+		r.slog.Debug("a member could not tell whether this machine is reachable", "peer", r.gate.name(p), "err", err)
+		r.silent[p] = now
+		return 0
 	case result.AllAddrsRefused:
 		for _, d := range due {
 			r.found[d.Addr.String()] = dialled{next: now.Add(failedLasts)}
 		}
-		return failedLasts
+		return 0
 	}
 	v := r.found[result.Addr.String()]
 	switch {
@@ -346,7 +365,7 @@ func (r *reach) try(ctx context.Context, due []autonatv2.Request) time.Duration 
 		v = dialled{next: now.Add(failedLasts)}
 	}
 	r.found[result.Addr.String()] = v
-	r.slog.Debug("this machine was dialled back", "at", result.Addr, "reachable", v.public)
+	r.slog.Debug("this machine was dialled back", "at", result.Addr, "by", r.gate.name(p), "reached", v.public)
 	return 0
 }
 
@@ -440,6 +459,45 @@ func wake(c chan struct{}) {
 	case c <- struct{}{}:
 	default:
 	}
+}
+
+// via is the relay through which this machine is connected with a member; "" where it
+// needs none.
+func (r *reach) via(id authz.PeerID) authz.PeerID {
+	p, err := peer.Decode(string(id))
+	if err != nil || r.host == nil || r.direct(p) {
+		return ""
+	}
+	for _, c := range r.host.Network().ConnsToPeer(p) {
+		if relay, yes := relayOf(c.RemoteMultiaddr()); yes && !c.IsClosed() {
+			return peerOf(relay)
+		}
+	}
+	return ""
+}
+
+// state is how others reach this machine, for people.
+func (r *reach) state() (s httpapi.Reach) {
+	if r.host == nil {
+		return s
+	}
+	s.From, s.Relays = r.says()
+	for _, p := range r.host.Network().Peers() {
+		if r.gate.member(p) && r.via(peerOf(p)) != "" {
+			s.Relayed++
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	s.At = texts(slices.Concat(r.named, r.proven))
+	for p := range r.places {
+		s.Through = append(s.Through, peerOf(p))
+	}
+	slices.Sort(s.Through)
+	if r.serving != nil {
+		s.Circuits = int(r.serving.circuits.Load())
+	}
+	return s
 }
 
 // says is what this machine tells others of it: see [lease.Capability].

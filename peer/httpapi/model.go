@@ -257,6 +257,7 @@ type Peer struct {
 	Capability *lease.Capability `json:"capability" doc:"what the farm takes it to be able to do; its labels are those that it gives itself, where it may, and those that an admin granted"`
 	Granted    []string          `json:"granted_labels,omitempty" doc:"the labels that an admin granted"`
 	Addrs      []string          `json:"addrs,omitempty"`
+	Via        authz.PeerID      `json:"via,omitempty" doc:"the machine through which the leader is connected with it; absent where they are connected directly, or not at all"`
 	LastSeen   *time.Time        `json:"last_seen"`
 }
 
@@ -295,15 +296,18 @@ type Farm struct {
 // Status is GET /v1/status: this machine, answered by itself even when no
 // coordinator can be reached.
 type Status struct {
-	Peer      authz.PeerID `json:"peer"`
-	Name      string       `json:"name"`
-	Farm      string       `json:"farm"`
-	FarmName  string       `json:"farm_name"`
-	Version   string       `json:"version"`
-	CA        []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
-	Roles     []string     `json:"roles"`
-	Leader    authz.PeerID `json:"leader"` // "" while none can be reached
+	Peer     authz.PeerID `json:"peer"`
+	Name     string       `json:"name"`
+	Farm     string       `json:"farm"`
+	FarmName string       `json:"farm_name"`
+	Version  string       `json:"version"`
+	CA       []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
+	Roles    []string     `json:"roles"`
+	Leader   authz.PeerID `json:"leader"` // "" while none can be reached
+	// LeaderVia relays to the leader; "" where no machine needs to.
+	LeaderVia authz.PeerID `json:"leader_via,omitempty" doc:"the machine through which this one is connected with the leader; absent where they are connected directly"`
 	Connected int          `json:"connected"`
+	Reach     Reach        `json:"reach"`
 	Addrs     []string     `json:"addrs"`
 	HTTPS     []string     `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
 	// CertificateUntil is when the certificate for HTTPS ends; absent where nothing shows one.
@@ -325,6 +329,18 @@ type Status struct {
 	// Parting tells whether this machine may be switched off now, as the leader
 	// knows it; absent while none can be asked.
 	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
+}
+
+// Reach is how machines of other networks reach this one.
+type Reach struct {
+	// From is "public" where they dial it, "nat" where they cannot, "" where nobody elsewhere could tell.
+	From     string         `json:"from,omitempty" enum:"public,nat" doc:"public where machines of other networks dial this one, nat where they cannot; absent where nobody elsewhere could tell"`
+	At       []string       `json:"at" doc:"addresses at which it was dialled from elsewhere"`
+	Through  []authz.PeerID `json:"through" doc:"machines that relay to this one"`
+	Relays   bool           `json:"relays" doc:"whether this machine relays to others"`
+	Circuits int            `json:"circuits" doc:"connections of others that it relays now"`
+	// Relayed are the machines that this one is connected with through another.
+	Relayed int `json:"relayed" doc:"machines that this one is connected with through another"`
 }
 
 // RunningTask is an attempt that this machine makes now.
