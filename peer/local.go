@@ -7,11 +7,14 @@ import (
 	"io"
 	"iter"
 	"path"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/blobs"
@@ -322,6 +325,17 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	return s
 }
 
+// elsewhere says what helps machines of other networks where none of the coordinators is
+// known to be reachable from there; "" where that is not what is missing.
+func (p *Peer) elsewhere() string {
+	for _, id := range p.link.candidates("") {
+		if id == p.host.ID() || slices.ContainsFunc(p.host.Peerstore().Addrs(id), func(m multiaddr.Multiaddr) bool { return circuit(m) || manet.IsPublicAddr(m) }) {
+			return ""
+		}
+	}
+	return " From another network none of them is reached: " + httpapi.OpenAPort
+}
+
 // finder finds the leader for the HTTP API.
 type finder struct{ *Peer }
 
@@ -340,7 +354,7 @@ func (f finder) Find(ctx context.Context) (peer.ID, bool, error) {
 		if len(tried) == 0 {
 			return "", false, fmt.Errorf("%w: nobody leads the queue yet; try again in a few seconds", httpapi.ErrNoLeader)
 		}
-		return "", false, fmt.Errorf("%w: tried %s; is `vizpeer up` running there?", httpapi.ErrNoLeader, strings.Join(tried, ", "))
+		return "", false, fmt.Errorf("%w: tried %s; is `vizpeer up` running there?%s", httpapi.ErrNoLeader, strings.Join(tried, ", "), f.elsewhere())
 	}
 	return id, id == f.host.ID(), nil
 }

@@ -120,6 +120,18 @@ func (n *neighbours) identified(e event.EvtPeerIdentificationCompleted) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	id := authz.PeerID(e.Peer.String())
+	var gone []multiaddr.Multiaddr
+	for _, old := range info(coord.Addr{Peer: id, Addrs: n.known[id]}).Addrs {
+		switch {
+		case slices.Contains(addrs, old.String()):
+		// Over the internet nobody is told addresses that are good on a local network.
+		case e.Conn != nil && manet.IsPublicAddr(e.Conn.RemoteMultiaddr()) && !manet.IsPublicAddr(old) && len(addrs) < coord.MaxAddrs:
+			addrs = append(addrs, old.String())
+		default: // such as by a relay that it has left
+			gone = append(gone, old)
+		}
+	}
+	n.host.Peerstore().SetAddrs(e.Peer, gone, 0)
 	if slices.Equal(n.known[id], addrs) {
 		return
 	}

@@ -331,6 +331,10 @@ type Status struct {
 	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
 }
 
+// OpenAPort says what to do where machines of other networks are to be reached and no
+// member can be dialled from there.
+const OpenAPort = "have the router of one machine forward port 8788 (TCP and UDP) to it, or run vizpeer on one machine with an address on the internet; it relays for the others"
+
 // Reach is how machines of other networks reach this one.
 type Reach struct {
 	// From is "public" where they dial it, "nat" where they cannot, "" where nobody elsewhere could tell.
