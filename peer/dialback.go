@@ -38,16 +38,17 @@ type dialback struct {
 	host    membersOnly
 	answers *autonatv2.AutoNAT
 	dials   host.Host // closed with answers
+	options []autonatv2.AutoNATOption
 }
 
 // newDialback answers members that ask, over h, until close.
-func newDialback(h host.Host, g *gate, key crypto.PrivKey) (*dialback, error) {
+func newDialback(h host.Host, g *gate, key crypto.PrivKey, options ...autonatv2.AutoNATOption) (*dialback, error) {
 	dials, err := diallingHost(h.ID(), key, g)
 	if err != nil {
 		return nil, fmt.Errorf("dial members back: %w", err)
 	}
-	d := &dialback{host: membersOnly{h, g}, dials: dials}
-	if d.answers, err = autonatv2.New(dials); err != nil {
+	d := &dialback{host: membersOnly{h, g}, dials: dials, options: options}
+	if d.answers, err = autonatv2.New(dials, options...); err != nil {
 		return nil, errors.Join(fmt.Errorf("dial members back: %w", err), dials.Close())
 	}
 	return d, d.answers.Start(dialsHost{d.host, make(peersTold)})
@@ -61,7 +62,7 @@ func (d *dialback) ask(ctx context.Context, p peer.ID, at []autonatv2.Request) (
 	// The library chooses whom it asks among all that it was told of, and leaves each
 	// alone for minutes: so there is one for each question, which hears of p alone.
 	told := make(peersTold)
-	one, err := autonatv2.New(unclosed{d.dials})
+	one, err := autonatv2.New(unclosed{d.dials}, d.options...)
 	if err != nil {
 		return autonatv2.Result{}, err
 	}

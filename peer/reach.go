@@ -58,6 +58,7 @@ type reach struct {
 	host    host.Host // libp2p's own; nil where nothing of this runs
 	finds   host.Host // as host, and finds members whose address is not known
 	asks    *dialback
+	dialBy  []autonatv2.AutoNATOption
 	punch   *holepunch.Service
 	changed event.Emitter
 	events  event.Subscription
@@ -119,7 +120,7 @@ func (r *reach) open(h host.Host, key crypto.PrivKey) (err error) {
 	if r.changed, err = h.EventBus().Emitter(new(event.EvtAutoRelayAddrsUpdated)); err != nil {
 		return err
 	}
-	if r.asks, err = newDialback(h, r.gate, key); err != nil {
+	if r.asks, err = newDialback(h, r.gate, key, r.dialBy...); err != nil {
 		return err
 	}
 	// Whoever connects before Run is not missed.
