@@ -17,7 +17,10 @@ import (
 // for answers. It does so by QUIC alone here: two peers must not share a TCP port, which
 // the same by TCP would need. The library tries when the circuit is made, which may be
 // before either has heard of its own address; so it is tried again.
-var punchAgain = []time.Duration{2 * time.Second, 10 * time.Second, time.Minute, 10 * time.Minute}
+var punchAgain = []time.Duration{2 * time.Second, 5 * time.Second, 10 * time.Second, 20 * time.Second, time.Minute, 10 * time.Minute}
+
+// punchTime is how long one of the library's three tries may take.
+const punchTime = 3 * time.Second
 
 // directLasts is how long a direct connection is there before the circuit beside it is
 // closed: it may not live, and short requests over the circuit come to their end. New
@@ -51,8 +54,13 @@ func (r *reach) shorten(ctx context.Context) {
 			if slices.ContainsFunc(n.ConnsToPeer(p), func(c network.Conn) bool { return circuit(c.RemoteMultiaddr()) }) {
 				g.Go(func() { r.replace(ctx, p) })
 			}
-		case c.Stat().Direction == network.DirInbound && r.gate.member(p): // the other waits for this end to begin
-			g.Go(func() { r.dig(ctx, c) })
+		case r.gate.member(p):
+			g.Go(func() {
+				r.circuited(ctx, c)
+				if c.Stat().Direction == network.DirInbound { // the other waits for this end to begin
+					r.dig(ctx, c)
+				}
+			})
 		}
 	}}
 	r.host.Network().Notify(look)
@@ -86,6 +94,7 @@ func (r *reach) dig(ctx context.Context, c network.Conn) {
 		case <-ctx.Done():
 			return
 		}
+		r.circuited(ctx, c)
 		if c.IsClosed() || r.direct(c.RemotePeer()) || len(r.punchable()) == 0 {
 			continue
 		}

@@ -73,7 +73,8 @@ type reach struct {
 	offers   map[peer.ID]bool                // members that say they relay
 	places   map[peer.ID]place               // with relays
 	refused  map[peer.ID]time.Time
-	service  *relay.Relay // nil while this machine does not relay
+	looked   map[peer.ID]time.Time // see reobserve
+	service  *relay.Relay          // nil while this machine does not relay
 	serving  *relaying
 }
 
@@ -100,7 +101,7 @@ func newReach(g *gate, mode Relay, named []multiaddr.Multiaddr, log *slog.Logger
 		gate: g, mode: cmp.Or(mode, RelayAuto), named: named, slog: log, told: func() {}, turn: func(context.Context, int) error { return nil },
 		probing: make(chan struct{}, 1), holding: make(chan struct{}, 1),
 		observed: make(map[peer.ID]multiaddr.Multiaddr), found: make(map[string]dialled), silent: make(map[peer.ID]time.Time), offers: make(map[peer.ID]bool),
-		places: make(map[peer.ID]place), refused: make(map[peer.ID]time.Time),
+		places: make(map[peer.ID]place), refused: make(map[peer.ID]time.Time), looked: make(map[peer.ID]time.Time),
 	}
 }
 
@@ -133,7 +134,7 @@ func (r *reach) open(h host.Host, key crypto.PrivKey) (err error) {
 	if !ok {
 		return errors.New("the network library has no identify service: holes cannot be punched")
 	}
-	r.punch, err = holepunch.NewService(h, ids.IDService(), r.punchable)
+	r.punch, err = holepunch.NewService(h, ids.IDService(), r.punchable, holepunch.DirectDialTimeout(punchTime))
 	return err
 }
 
@@ -223,16 +224,20 @@ func (r *reach) identified(e event.EvtPeerIdentificationCompleted) {
 		r.mu.Unlock()
 		wake(r.holding)
 	}
-	from := e.Conn.RemoteMultiaddr()
-	if circuit(from) || !manet.IsPublicAddr(from) || e.ObservedAddr == nil || circuit(e.ObservedAddr) || !manet.IsPublicAddr(e.ObservedAddr) ||
-		addressOf(e.ObservedAddr) == addressOf(from) { // the same NAT, or the same network
+	r.saw(e.Peer, e.Conn.RemoteMultiaddr(), e.ObservedAddr)
+}
+
+// saw notes that p, which is at that address, sees this machine at the address seen.
+func (r *reach) saw(p peer.ID, at, seen multiaddr.Multiaddr) {
+	if circuit(at) || !manet.IsPublicAddr(at) || seen == nil || circuit(seen) || !manet.IsPublicAddr(seen) ||
+		addressOf(seen) == addressOf(at) { // the same NAT, or the same network
 		return
 	}
 	r.mu.Lock()
-	if old := r.observed[e.Peer]; old == nil || !byQUIC(old) || byQUIC(e.ObservedAddr) {
-		r.observed[e.Peer] = e.ObservedAddr
+	if old := r.observed[p]; old == nil || !byQUIC(old) || byQUIC(seen) {
+		r.observed[p] = seen
 	}
-	delete(r.silent, e.Peer)
+	delete(r.silent, p)
 	r.mu.Unlock()
 	wake(r.probing)
 }
@@ -243,6 +248,7 @@ func (r *reach) parted(p peer.ID) {
 	_, held := r.places[p]
 	delete(r.observed, p)
 	delete(r.silent, p)
+	delete(r.looked, p)
 	delete(r.places, p)
 	r.mu.Unlock()
 	if held {

@@ -77,6 +77,7 @@ func behindNATs(t *testing.T, hostile, direct bool) {
 	n.inside("desk", "homeB", "192.168.1.2")
 	desk.up()
 	f.within(time.Minute, "it is online again", online("hub"))
+	n.closed("hub", "45.10.0.2")
 	say("the coordinator is behind its router")
 
 	through := func(p *realPeer) bool {
@@ -127,6 +128,19 @@ func behindNATs(t *testing.T, hostile, direct bool) {
 	say("the worker's router has another address")
 	f.within(2*time.Minute, "the worker is online again", online("hub", "box"))
 	render(3)
+	f.within(time.Minute, "the worker is connected "+want, func() bool { return how() == want })
+
+	// Who is removed is relayed no more.
+	circuits := func() int {
+		var s httpapi.Status
+		hub.run(&s, "status")
+		return s.Reach.Circuits
+	}
+	say("%d connections are relayed", circuits())
+	desk.run(nil, "peer", "revoke", "box")
+	removed := time.Now()
+	f.within(10*time.Second, "nothing is relayed for it any more", func() bool { return circuits() == 0 })
+	say("%.1f s after it was removed nothing is relayed for the worker", time.Since(removed).Seconds())
 }
 
 // id is the peer's ID.

@@ -111,6 +111,13 @@ func (n *internet) router(name, addr string, hostile bool) {
 	require.NoError(n.t, err, "%s", out)
 }
 
+// closed checks from a namespace that nobody gets in at an address from outside.
+func (n *internet) closed(from, addr string) {
+	n.t.Helper()
+	try := exec.Command("ip", "netns", "exec", n.name(from), "timeout", "1", "bash", "-c", "echo > /dev/tcp/"+addr+"/8788")
+	require.Error(n.t, try.Run(), "%s lets others in", addr)
+}
+
 // inside puts a namespace behind a router, at an address such as 192.168.1.2.
 func (n *internet) inside(name, router, addr string) {
 	n.ports++
