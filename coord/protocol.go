@@ -63,6 +63,9 @@ type Up struct {
 	// Trouble says why this machine could not keep or write a frame yet; it goes
 	// on trying. It is for people and is not answered.
 	Trouble *Trouble `json:"trouble,omitempty"`
+	// Offered says that all is reported that Hello's Offers spoke of, to a leader that
+	// waits for it; it is not answered.
+	Offered bool `json:"offered,omitempty"`
 }
 
 // Hello opens the stream: what the member can do and what it is doing.
@@ -74,6 +77,12 @@ type Hello struct {
 	// Store names its content store: where it is not the one that it had before, what
 	// it held counts no more. "" does not say.
 	Store string `json:"store,omitempty"`
+	// Coordinating is what a coordinator says of itself; nil for any other member.
+	Coordinating *Coordinating `json:"coordinating,omitempty"`
+	// Offers tells that the member has results of attempts that do not run any more, and
+	// is about to report them: it should be granted nothing before, or it may be granted
+	// what it has rendered.
+	Offers bool `json:"offers,omitempty"`
 }
 
 // May asks whether another member, which asks the sender for content, has a right
@@ -105,7 +114,8 @@ type Recall struct {
 type Renew struct {
 	Leases []Running `json:"leases"`
 	// Addrs are where the member listens where that has changed since it said so last.
-	Addrs []string `json:"addrs,omitempty"`
+	Addrs        []string      `json:"addrs,omitempty"`
+	Coordinating *Coordinating `json:"coordinating,omitempty"` // as in Hello
 }
 
 // Running is an attempt under way.
@@ -161,6 +171,8 @@ type Welcome struct {
 	// Open lists the jobs that have not ended: whatever the member holds for
 	// others it may let go.
 	Open []lease.JobID `json:"open"`
+	// Awaits tells that the leader waits for Offered.
+	Awaits bool `json:"awaits,omitempty"`
 }
 
 // Redirect says who leads instead, as far as the sender knows.

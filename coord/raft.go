@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
-	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"vizpeer/authz"
@@ -25,6 +24,9 @@ type Config struct {
 	// readable by its owner alone.
 	Dir    string
 	Logger *slog.Logger // nothing is logged by default
+	// Now is what this machine's clock shows, which may be set at any time: time.Now by
+	// default.
+	Now func() time.Time
 	// Took, if set, is told how long each command of this machine took to be committed
 	// and applied. It must not block.
 	Took func(time.Duration)
@@ -37,12 +39,19 @@ type Config struct {
 	ApplyTimeout  time.Duration // how long a command may wait for its place in the log: 5 s
 	RPCTimeout    time.Duration // how long an answer from another coordinator may take: 2 s
 
+	Stable  time.Duration // how long a standby must be up before it votes: 1 min
+	Replace time.Duration // how long a voter may be away before a standby votes in its place: 10 min
+
 	SnapshotInterval  time.Duration // how often to look whether a snapshot is due: 2 min
 	SnapshotThreshold uint64        // entries since the last snapshot that make one due: 8192
 	TrailingLogs      uint64        // entries kept behind a snapshot for followers that lag: 10240
 
 	// NoSync answers before commands are on disk. For tests alone.
 	NoSync bool
+
+	// storage, if set, is used for the log and its snapshots instead of files in Dir. For
+	// tests alone.
+	storage *storage
 }
 
 func (c Config) withDefaults() Config {
@@ -57,11 +66,16 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ApplyTimeout, 5*time.Second)
 	orElse(&c.RPCTimeout, 2*time.Second)
 	orElse(&c.SnapshotInterval, 2*time.Minute)
+	orElse(&c.Stable, time.Minute)
+	orElse(&c.Replace, 10*time.Minute)
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = 8192
 	}
 	if c.TrailingLogs == 0 {
 		c.TrailingLogs = 10240
+	}
+	if c.Now == nil {
+		c.Now = time.Now
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -78,9 +92,10 @@ func (c Config) withDefaults() Config {
 type Log struct {
 	cfg       Config
 	self      peer.ID
+	charter   authz.Charter // of its epoch; zero for the first one
 	allow     func(peer.ID) bool
 	fsm       *fsm
-	store     *store
+	storage   storage
 	transport *raft.NetworkTransport
 	raft      *raft.Raft
 
@@ -144,7 +159,7 @@ func (e ErrNotLeader) Error() string {
 // OpenLog opens this machine's copy of the log and starts to take part. allow
 // says which peers are coordinators; others are refused in both directions. A
 // machine with no state waits until it is bootstrapped or a leader adds it.
-func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
+func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 	cfg = cfg.withDefaults()
 	if cfg.Dir == "" {
 		return nil, errors.New("opening the queue's log: no folder was given")
@@ -152,9 +167,14 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the queue's log: %w", err)
 	}
-	l := &Log{cfg: cfg, self: h.ID(), allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
+	charter, err := charterOf(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, self: h.ID(), charter: charter, allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
 	l.watchers.all = make(map[chan struct{}]struct{})
 	l.fsm = newFSM(l.fail)
+	l.fsm.members = l.changed
 	if l.fsm.ledger, err = openLedger(filepath.Join(cfg.Dir, "audit"), !cfg.NoSync, cfg.Logger); err != nil {
 		return nil, err
 	}
@@ -163,27 +183,27 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 			_ = l.fsm.ledger.close()
 		}
 	}()
-	if l.store, err = openStore(filepath.Join(cfg.Dir, "log"), !cfg.NoSync, cfg.Logger); err != nil {
+	logger := &raftLogger{to: cfg.Logger, name: "raft"}
+	if l.storage, err = openStorage(cfg, logger); err != nil {
 		return nil, err
 	}
 	defer func() {
 		if err != nil {
-			_ = l.store.Close()
+			_ = l.storage.log.Close()
 		}
 	}()
-	logger := &raftLogger{to: cfg.Logger, name: "raft"}
-	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, 2, logger)
-	if err != nil {
-		return nil, fmt.Errorf("opening the queue's snapshots in %s: %w", cfg.Dir, err)
-	}
-	cached, err := raft.NewLogCache(512, l.store)
+	cached, err := raft.NewLogCache(512, l.storage.log)
 	if err != nil {
 		return nil, err
 	}
 	l.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: newStreamLayer(h, allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
+		Stream: newStreamLayer(h, raftProtocol(charter), allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
+		// With more, raft stops replicating to a follower for good, and cannot be shut
+		// down, where one whose disk was full refuses entries while more are on their way:
+		// its sender then waits for a reader that has ended.
+		MaxRPCsInFlight: 1,
 	})
-	l.raft, err = raft.NewRaft(l.raftConfig(logger), l.fsm, cached, l.store, snapshots, l.transport)
+	l.raft, err = raft.NewRaft(l.raftConfig(logger), l.fsm, cached, l.storage.log, l.storage.snapshots, l.transport)
 	if err != nil {
 		_ = l.transport.Close()
 		return nil, fmt.Errorf("starting the queue's log in %s: %w", cfg.Dir, err)
@@ -198,6 +218,31 @@ func OpenLog(h host.Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err err
 	}()
 	l.raft.RegisterObserver(raft.NewObserver(nil, false, l.observe))
 	return l, nil
+}
+
+// storage is where a log lies.
+type storage struct {
+	log interface {
+		raft.LogStore
+		raft.StableStore
+		Close() error
+	}
+	snapshots raft.SnapshotStore
+}
+
+func openStorage(cfg Config, logger *raftLogger) (s storage, err error) {
+	if cfg.storage != nil {
+		return *cfg.storage, nil
+	}
+	log, err := openStore(filepath.Join(cfg.Dir, "log"), !cfg.NoSync, cfg.Logger)
+	if err != nil {
+		return s, err
+	}
+	snapshots, err := raft.NewFileSnapshotStoreWithLogger(cfg.Dir, 2, logger)
+	if err != nil {
+		return s, errors.Join(fmt.Errorf("opening the queue's snapshots in %s: %w", cfg.Dir, err), log.Close())
+	}
+	return storage{log, snapshots}, nil
 }
 
 func (l *Log) raftConfig(logger *raftLogger) *raft.Config {
@@ -254,7 +299,7 @@ func (l *Log) Close() error {
 	close(l.stopped)
 	err := l.stopRaft()
 	l.transport.CloseStreams()
-	if err := errors.Join(err, l.fsm.ledger.close(), l.store.Close()); err != nil {
+	if err := errors.Join(err, l.fsm.ledger.close(), l.storage.log.Close()); err != nil {
 		return fmt.Errorf("closing the queue's log: %w", err)
 	}
 	return nil

@@ -2,6 +2,7 @@ package coord
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -168,13 +169,24 @@ func (p *Pending) Wait(ctx context.Context) (Applied, error) {
 // result waits for what became of a command that was given its place at began.
 func (l *Log) result(f raft.ApplyFuture, began time.Time) (Applied, error) {
 	if err := f.Error(); err != nil {
-		return Applied{}, l.explain(err)
+		return Applied{}, l.lost(err)
 	}
 	if l.cfg.Took != nil {
 		l.cfg.Took(time.Since(began))
 	}
 	o := f.Response().(outcome)
 	return o.applied, o.err
+}
+
+// lost explains why a command that may have got its place in the log was not answered.
+// Where that is the disk's or raft's end it is not known how far it had got; above all,
+// nobody said no to the command.
+func (l *Log) lost(err error) error {
+	why := l.explain(err)
+	if errors.Is(err, raft.ErrRaftShutdown) || Refused(why) {
+		return fmt.Errorf("%w (%w)", ErrOutcomeUnknown, why)
+	}
+	return why
 }
 
 // Barrier returns when this machine, which must lead, has applied everything

@@ -18,7 +18,7 @@ func (l *leader) schedule() {
 	l.c.Read(func(s *lease.State, _ *authz.Roster) { l.compare(s) })
 	for p, s := range l.sessions {
 		here[p] = true
-		if s.busy() < s.slots {
+		if s.busy() < s.slots && s.offering == nil {
 			m := s.machine()
 			m.Speeds = l.speeds[p]
 			machines = append(machines, m)
@@ -50,20 +50,30 @@ func (l *leader) schedule() {
 	}
 }
 
+// grantAgain is how long after the log could not take a grant it is tried again.
+const grantAgain = 100 * time.Millisecond
+
 // grant commits grants and sends the orders that follow from them.
 func (l *leader) grant(grants []lease.Command) {
 	entries := make([]Entry, len(grants))
 	for i := range grants {
 		entries[i].Queue = &grants[i]
 	}
-	applied, errs := l.c.log.ApplyAll(l.ctx, entries)
+	applied, errs := l.c.log().ApplyAll(l.ctx, entries)
 	var back []lease.Report
+	again := false
 	l.mu.Lock()
 	for i, c := range grants {
 		g := c.Grant
 		if errs[i] != nil {
 			l.disarm(g.Lease, g.Peer)
-			l.signal() // its slot is for another task
+			if Refused(errs[i]) {
+				l.signal() // its slot is for another task
+			} else {
+				// The log is busy, or the leadership is being handed over: at once it would
+				// say the same, as often as it is asked.
+				again = true
+			}
 			continue
 		}
 		o, ok := l.order(*g, applied[i])
@@ -84,6 +94,9 @@ func (l *leader) grant(grants []lease.Command) {
 		s.send(Down{Grant: &o})
 	}
 	l.mu.Unlock()
+	if again {
+		time.AfterFunc(grantAgain, l.signal)
+	}
 	for _, r := range back {
 		l.giveBack(r, "the machine was away")
 	}
