@@ -56,6 +56,9 @@ func (r *reach) shorten(ctx context.Context) {
 			}
 		case r.gate.member(p):
 			g.Go(func() {
+				if c.Stat().Direction == network.DirInbound {
+					r.bury(p)
+				}
 				r.circuited(ctx, c)
 				if c.Stat().Direction == network.DirInbound { // the other waits for this end to begin
 					r.dig(ctx, c)
@@ -66,6 +69,17 @@ func (r *reach) shorten(ctx context.Context) {
 	r.host.Network().Notify(look)
 	defer r.host.Network().StopNotify(look)
 	<-ctx.Done()
+}
+
+// bury closes direct connections to p, which has just come through a relay: nobody makes
+// another connection to whom he is connected with, so they are dead, and only nobody has
+// noticed here. New streams would go over them until then.
+func (r *reach) bury(p peer.ID) {
+	for _, c := range r.host.Network().ConnsToPeer(p) {
+		if !circuit(c.RemoteMultiaddr()) && time.Since(c.Stat().Opened) > directLasts { // younger ones may be under way on both ends
+			_ = c.Close()
+		}
+	}
 }
 
 // replace closes the circuits to p once it is connected directly for a while.

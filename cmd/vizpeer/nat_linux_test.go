@@ -25,7 +25,10 @@ func TestFarmBehindNATs(t *testing.T) {
 		hostile bool
 		direct  bool // whether the worker is connected with the coordinator directly in the end
 	}{{"routers that defeat hole punching", true, false}, {"routers of homes", false, true}} {
-		t.Run(c.name, func(t *testing.T) { behindNATs(t, c.hostile, c.direct) })
+		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // they mostly wait
+			behindNATs(t, c.hostile, c.direct)
+		})
 	}
 }
 
@@ -73,8 +76,10 @@ func behindNATs(t *testing.T, hostile, direct bool) {
 	}
 	f.within(time.Minute, "the machine on the internet is online", online("hub"))
 	desk.kill()
+	hub.kill()
 	n.unplug("desk")
 	n.inside("desk", "homeB", "192.168.1.2")
+	hub.up()
 	desk.up()
 	f.within(time.Minute, "it is online again", online("hub"))
 	n.closed("hub", "45.10.0.2")

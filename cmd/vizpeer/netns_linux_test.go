@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -20,6 +21,9 @@ type internet struct {
 	ports  int
 }
 
+// internets counts them: several may be there at once.
+var internets atomic.Int32
+
 // newInternet makes the network. It skips where that is not allowed.
 func newInternet(t *testing.T) *internet {
 	if _, err := exec.LookPath("ip"); err != nil {
@@ -28,7 +32,7 @@ func newInternet(t *testing.T) *internet {
 	if _, err := exec.LookPath("nft"); err != nil {
 		t.Skip("no nft command on this machine (package nftables): it cannot translate addresses")
 	}
-	n := &internet{t: t, prefix: fmt.Sprintf("vz%d", os.Getpid())}
+	n := &internet{t: t, prefix: fmt.Sprintf("vz%d-%d", os.Getpid(), internets.Add(1))}
 	if out, err := exec.Command("ip", "netns", "add", n.name("net")).CombinedOutput(); err != nil {
 		t.Skipf("this machine makes no network namespaces: %s", out)
 	}
