@@ -5,7 +5,7 @@ LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 60s
 CHAOS_TIME ?= 20m
 # What the tests run beside Go; without them, tests that need them say so and skip.
-NEEDS     := blender bubblewrap xvfb xauth python3 iproute2 curl jq
+NEEDS     := blender bubblewrap xvfb xauth python3 iproute2 nftables curl jq
 # The race detector needs a C compiler. The tests with real Blender gain nothing
 # from it and are left out by -short.
 RACE      := ./authz/... ./lease/... ./blobs/... ./coord/... ./peer/... ./cmd/...

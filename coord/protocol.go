@@ -113,7 +113,9 @@ type Recall struct {
 
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
-	Leases       []Running     `json:"leases"`
+	Leases []Running `json:"leases"`
+	// Addrs are where the member listens where that has changed since it said so last.
+	Addrs        []string      `json:"addrs,omitempty" since:"3,ignored"`
 	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"` // as in Hello
 }
 

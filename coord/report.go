@@ -31,6 +31,8 @@ func (l *leader) heard(s *session, up Up) error {
 	switch {
 	case up.Renew != nil && len(up.Renew.Leases) > maxRunning:
 		return fmt.Errorf("a renewal of %d leases", len(up.Renew.Leases))
+	case up.Renew != nil && validAddrs(up.Renew.Addrs) != nil:
+		return fmt.Errorf("a renewal with %w", validAddrs(up.Renew.Addrs))
 	case up.Renew != nil:
 		l.renew(s, *up.Renew)
 		s.send(Down{Ack: &Ack{}})

@@ -453,6 +453,9 @@ func (l *leader) offered(s *session) {
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(r.Addrs) > 0 {
+		s.addrs = r.Addrs
+	}
 	l.coordinates(s, r.Coordinating)
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
@@ -518,16 +521,26 @@ func (h Hello) validate() error {
 	if len(h.Store) > lease.MaxStoreID {
 		return fmt.Errorf("a hello with a store's ID of %d bytes", len(h.Store))
 	}
-	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxTotalSlots {
-		return fmt.Errorf("a hello with %d addresses and %d leases", len(h.Addrs), len(h.Leases))
+	if len(h.Leases) > lease.MaxTotalSlots {
+		return fmt.Errorf("a hello with %d leases", len(h.Leases))
 	}
-	for _, a := range h.Addrs {
-		if len(a) > 256 {
-			return fmt.Errorf("a hello with an address of %d bytes", len(a))
-		}
+	if err := validAddrs(h.Addrs); err != nil {
+		return fmt.Errorf("a hello with %w", err)
 	}
 	return nil
 }
 
-// maxAddrs bounds the addresses of one member: they go into every order.
-const maxAddrs = 32
+// MaxAddrs bounds the addresses of one member: they go into every order.
+const MaxAddrs = 32
+
+func validAddrs(addrs []string) error {
+	if len(addrs) > MaxAddrs {
+		return fmt.Errorf("%d addresses", len(addrs))
+	}
+	for _, a := range addrs {
+		if len(a) > 256 {
+			return fmt.Errorf("an address of %d bytes", len(a))
+		}
+	}
+	return nil
+}

@@ -407,7 +407,7 @@ func (q queue) Peers(ctx context.Context, p authz.Principal) (out []httpapi.Peer
 	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		for _, m := range r.Members() {
 			if p.MaySeeMachines() || m.User == p.User {
-				out = append(out, member(s, r, m, known.Members[m.ID]))
+				out = append(out, q.member(s, r, m, known.Members[m.ID]))
 			}
 		}
 		return nil
@@ -415,7 +415,7 @@ func (q queue) Peers(ctx context.Context, p authz.Principal) (out []httpapi.Peer
 	return out, err
 }
 
-func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
+func (p *Peer) member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
 	out := httpapi.Peer{
 		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Machine(m.ID).Finished,
 		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
@@ -423,6 +423,7 @@ func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member)
 	if known.Can != nil {
 		out.Slots = known.Can.TotalSlots()
 	}
+	out.Via = p.reach.via(m.ID)
 	if known.Seen.IsZero() {
 		known.Seen = r.LastSeen(m.ID)
 	}
@@ -474,7 +475,7 @@ func (q queue) peer(ctx context.Context, id authz.PeerID) (out httpapi.Peer, err
 		if !ok {
 			return httpapi.ErrNotFound
 		}
-		out = member(s, r, m, known.Members[id])
+		out = q.member(s, r, m, known.Members[id])
 		return nil
 	})
 	return out, err

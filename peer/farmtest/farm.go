@@ -195,6 +195,7 @@ func (f *Farm) machine(name string) *Member {
 		DataDir:   f.t.TempDir(),
 		P2PListen: m.address(),
 		NoMDNS:    true,
+		NoNAT:     true,
 		Logger:    f.log.With("at", name),
 		HostOptions: []libp2p.Option{
 			simlibp2p.QUICSimnet(f.net, simnet.NodeBiDiLinkSettings{Uplink: fast, Downlink: fast}),
