@@ -188,7 +188,7 @@ func (c *Coordinator) Advertise(p authz.PeerID, can lease.Capability, holds leas
 // time.
 func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec, once *lease.Once) (lease.JobID, int, error) {
 	id := NewJobID()
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits, Once: once}}}); err != nil {
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: c.now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits, Once: once}}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
@@ -203,7 +203,7 @@ func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec, once *lease.O
 // Control commits what somebody with the right to it wants of a job or a machine:
 // one of Cancel, Pause, Resume, Prioritise, Retry, More and Drain.
 func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
-	cmd.At = time.Now()
+	cmd.At = c.now()
 	if cmd.Retry != nil {
 		cmd.Retry.Limits = c.limits
 	}
@@ -215,8 +215,9 @@ func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 
 // MayJoin reports why a ticket would not admit its machine, before anything is
 // committed. Where this machine does not lead, it says nothing.
-func (c *Coordinator) MayJoin(ctx context.Context, at time.Time, redeem authz.Redeem) (err error) {
+func (c *Coordinator) MayJoin(ctx context.Context, redeem authz.Redeem) (err error) {
 	if c.Leading() {
+		at := c.now()
 		c.Read(func(_ *lease.State, r *authz.Roster) { err = r.CheckTicket(at, redeem) })
 	}
 	if err != nil {
@@ -269,6 +270,11 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 	if l == nil {
 		leader, _ := c.log.Leader()
 		return ErrNotLeader{Leader: leader}
+	}
+	if e.Roster != nil { // whatever the clock of the machine shows where it was asked for
+		cmd := *e.Roster
+		cmd.At = l.now()
+		e.Roster = &cmd
 	}
 	e.Audit = c.note(ctx, e)
 	_, err := c.log.Apply(ctx, e)

@@ -74,6 +74,8 @@ type Hello struct {
 	// Store names its content store: where it is not the one that it had before, what
 	// it held counts no more. "" does not say.
 	Store string `json:"store,omitempty"`
+	// At is what the member's clock shows; zero of an earlier version.
+	At time.Time `json:"at,omitzero"`
 }
 
 // May asks whether another member, which asks the sender for content, has a right
@@ -104,6 +106,7 @@ type Recall struct {
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
 	Leases []Running `json:"leases"`
+	At     time.Time `json:"at,omitzero"` // as in [Hello]
 }
 
 // Running is an attempt under way.
@@ -154,7 +157,7 @@ type Down struct {
 // Welcome says that the sender leads.
 type Welcome struct {
 	Term   uint64      `json:"term"`
-	At     time.Time   `json:"at,omitzero"` // by the leader's clock
+	At     time.Time   `json:"at,omitzero"` // the farm's time
 	Roster *authz.View `json:"roster"`
 	// Open lists the jobs that have not ended: whatever the member holds for
 	// others it may let go.

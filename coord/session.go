@@ -333,7 +333,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		if _, member := r.Member(s.peer); !member { // it was one when its stream was opened
 			err = authz.ErrNotMember
 		}
-		if time.Since(r.LastSeen(s.peer)) >= authz.SeenPause {
+		if l.now().Sub(r.LastSeen(s.peer)) >= authz.SeenPause {
 			l.rollSoon()
 		}
 	})
@@ -344,6 +344,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		old.close()
 	}
 	l.sessions[s.peer] = s
+	l.shows(s.peer, hello.At)
 	if t := l.awaited[s.peer]; t != nil {
 		t.Stop()
 		delete(l.awaited, s.peer)
@@ -352,7 +353,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term, At: time.Now()}
+	w := Welcome{Term: l.term, At: l.now()}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
 		l.judge(s, q)
@@ -392,7 +393,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	}
 	s.look = true
 	l.returned(s.peer)
-	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
+	l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
 	return unknown, nil
 }
 
@@ -403,20 +404,30 @@ func (l *leader) leave(s *session) {
 		return // it has a newer stream
 	}
 	delete(l.sessions, s.peer)
+	l.clocks.gone(s.peer)
 	l.plan.scarce = l.plan.scarce || s.keeping > 0 // who shall keep it instead, or again?
 	if _, member := l.members.Member(s.peer); member {
-		l.seen[s.peer] = time.Now()
+		l.seen[s.peer] = l.now()
 		if l.ctx.Err() == nil {
 			l.await(s.peer)
 		}
 	}
-	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+	l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+}
+
+// shows notes what a member's clock shows. l.mu is held.
+func (l *leader) shows(p authz.PeerID, at time.Time) {
+	m, _ := l.members.Member(p)
+	if p != l.c.self {
+		l.clocks.heard(p, at, time.Now(), m.Coordinator)
+	}
 }
 
 // renew keeps the member's leases alive and passes its progress on.
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.shows(s.peer, r.At)
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
 	for _, run := range r.Leases {
@@ -438,7 +449,7 @@ func (l *leader) renew(s *session, r Renew) {
 			if n := len(run.Previews); n > 0 {
 				shown = run.Previews[n-1]
 			}
-			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress, Preview: shown,
+			l.c.hub.publish(Event{At: l.now(), Progress: run.Progress, Preview: shown,
 				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
 		}
 	}

@@ -135,7 +135,7 @@ func (w *simWorker) session(p peer.ID) (next peer.ID, welcomed bool) {
 func (w *simWorker) hello() *Hello {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := &Hello{Can: w.m.can(), Addrs: []string{"/ip4/10.0.0.1/tcp/1"}, Store: string(w.m.id)}
+	h := &Hello{Can: w.m.can(), Addrs: []string{"/ip4/10.0.0.1/tcp/1"}, Store: string(w.m.id), At: w.m.now()}
 	for _, a := range w.attempts {
 		h.Leases = append(h.Leases, a.order.Report)
 	}
@@ -182,7 +182,7 @@ func (w *simWorker) renew(ctx context.Context, conn *Conn) {
 	for {
 		w.m.passing()
 		w.mu.Lock()
-		r := Renew{Leases: []Running{}}
+		r := Renew{Leases: []Running{}, At: w.m.now()}
 		for id, a := range w.attempts {
 			r.Leases = append(r.Leases, Running{Lease: id, Over: a.over})
 		}

@@ -266,7 +266,7 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 	tick := time.NewTicker(coord.Renewal)
 	defer tick.Stop()
 	for {
-		if err := conn.Send(coord.Up{Renew: &coord.Renew{Leases: l.orders.running()}}); err != nil {
+		if err := conn.Send(coord.Up{Renew: &coord.Renew{Leases: l.orders.running(), At: time.Now()}}); err != nil {
 			_ = conn.Close()
 			return
 		}

@@ -479,7 +479,7 @@ func (p *Peer) heard(who authz.PeerID, said ad) {
 // The orders of the work stream.
 
 func (p *Peer) hello() coord.Hello {
-	return coord.Hello{Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID()}
+	return coord.Hello{Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), At: time.Now()}
 }
 
 func (p *Peer) running() []coord.Running { return p.worker.running() }
