@@ -3,13 +3,14 @@
 VERSION   := $(shell git describe --tags --always --dirty 2>/dev/null || echo dev)
 LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 60s
+CHAOS_TIME ?= 20m
 # What the tests run beside Go; without them, tests that need them say so and skip.
 NEEDS     := blender bubblewrap xvfb xauth python3 iproute2 curl jq
 # The race detector needs a C compiler. The tests with real Blender gain nothing
 # from it and are left out by -short.
 RACE      := ./authz/... ./lease/... ./blobs/... ./coord/... ./peer/... ./cmd/...
 
-.PHONY: build demo test lint bench cross fuzz clean
+.PHONY: build demo test lint bench chaos cross fuzz clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/vizpeer ./cmd/vizpeer
@@ -37,6 +38,13 @@ lint:
 bench:
 	@sh .ci/install.sh blender bubblewrap rsync
 	go run .ci/bench.go $(BENCH)
+
+# Torments a farm of processes in network namespaces, which takes root; kills a farm's
+# only machine 200 times, and the leader of three coordinators 20 times.
+chaos:
+	@sh .ci/install.sh iproute2
+	CHAOS_TIME=$(CHAOS_TIME) KILL_ROUNDS=200 LEADER_ROUNDS=20 go test -count=1 -v -timeout 2h \
+		-run '^(TestChaos|TestSolePeerIsKilledAgainAndAgain|TestNextGrantAfterTheLeadersDeath)$$' ./cmd/vizpeer
 
 cross:
 	GOOS=windows GOARCH=amd64 CGO_ENABLED=0 go vet ./...

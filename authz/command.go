@@ -9,14 +9,15 @@ import (
 
 // Errors that [Roster.Apply] answers with, apart from those of bad input.
 var (
-	ErrNotFounded    = errors.New("this queue belongs to no farm yet: run `vizpeer init`")
-	ErrOtherFarm     = errors.New("this queue belongs to another farm: use another --data-dir")
-	ErrTicketUnknown = errors.New("the farm does not know this ticket, or it expired long ago: ask an admin for a new one (`vizpeer invite`)")
-	ErrTicketUsed    = errors.New("the ticket is used up: ask an admin for a new one (`vizpeer invite`)")
-	ErrTicketExpired = errors.New("the ticket has expired: ask an admin for a new one (`vizpeer invite`)")
-	ErrTicketBefore  = errors.New("this machine was removed from the farm, and the ticket is the one that admitted it before: ask an admin for a new one (`vizpeer invite`)")
-	ErrNotMember     = errors.New("no member of the farm is of that ID")
-	ErrFull          = fmt.Errorf("the farm is full: %d members and %d open tickets are its limits", MaxMembers, MaxTickets)
+	ErrNotFounded     = errors.New("this queue belongs to no farm yet: run `vizpeer init`")
+	ErrOtherFarm      = errors.New("this queue belongs to another farm: use another --data-dir")
+	ErrTicketUnknown  = errors.New("the farm does not know this ticket, or it expired long ago: ask an admin for a new one (`vizpeer invite`)")
+	ErrTicketUsed     = errors.New("the ticket is used up: ask an admin for a new one (`vizpeer invite`)")
+	ErrTicketExpired  = errors.New("the ticket has expired: ask an admin for a new one (`vizpeer invite`)")
+	ErrTicketBefore   = errors.New("this machine was removed from the farm, and the ticket is the one that admitted it before: ask an admin for a new one (`vizpeer invite`)")
+	ErrNotMember      = errors.New("no member of the farm is of that ID")
+	ErrNotCoordinator = errors.New("this machine may not hold the queue: let it join with a ticket of `vizpeer invite --coordinator`")
+	ErrFull           = fmt.Errorf("the farm is full: %d members and %d open tickets are its limits", MaxMembers, MaxTickets)
 )
 
 // Command is one change to the roster. Exactly one of its pointers is set.
@@ -44,6 +45,7 @@ type Command struct {
 	Seen         *Seen         `json:"seen,omitempty"`
 	Expire       *Expire       `json:"expire,omitempty"`
 	RevokeTicket *RevokeTicket `json:"revoke_ticket,omitempty"`
+	Standby      *Standby      `json:"standby,omitempty"`
 }
 
 // Found makes the farm: the first command of its log. Repeating it for the same
@@ -108,6 +110,7 @@ const (
 	CATrusted    EventType = "ca.trusted"
 	PeerRevoked  EventType = "peer.revoked"
 	PeerExpired  EventType = "peer.expired"
+	PeerStandby  EventType = "peer.standby"
 
 	TicketRevoked EventType = "ticket.revoked"
 

@@ -53,7 +53,7 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 	for _, is := range []bool{
 		c.Found != nil, c.Mint != nil, c.Redeem != nil, c.Label != nil, c.Offer != nil, c.Withdraw != nil, c.Trust != nil,
 		c.AddUser != nil, c.SetPassword != nil, c.Disable != nil, c.SetRole != nil, c.CreateKey != nil, c.RevokeKey != nil, c.EndSession != nil,
-		c.Approve != nil, c.Revoke != nil, c.Seen != nil, c.Expire != nil, c.RevokeTicket != nil,
+		c.Approve != nil, c.Revoke != nil, c.Seen != nil, c.Expire != nil, c.RevokeTicket != nil, c.Standby != nil,
 	} {
 		if is {
 			set++
@@ -77,6 +77,8 @@ func (r *Roster) Apply(c Command) ([]Event, error) {
 		events, err = r.mint(at, c.Mint.Ticket)
 	case c.Redeem != nil:
 		events, err = r.redeem(at, *c.Redeem)
+	case c.Standby != nil:
+		events, err = r.standby(*c.Standby)
 	case c.Label != nil:
 		events, err = r.label(*c.Label)
 	case c.Offer != nil:

@@ -17,14 +17,16 @@ const (
 
 // Member is an admitted machine.
 type Member struct {
-	ID          PeerID    `json:"id"`
-	Name        string    `json:"name"` // for people; not unique
-	Worker      bool      `json:"worker"`
-	Coordinator bool      `json:"coordinator"` // may hold the queue
-	Role        Role      `json:"role"`        // of its person, or node
-	User        string    `json:"user"`        // who owns what it submits; unique among members
-	Key         string    `json:"key,omitempty"`
-	JoinedAt    time.Time `json:"joined_at"`
+	ID          PeerID `json:"id"`
+	Name        string `json:"name"` // for people; not unique
+	Worker      bool   `json:"worker"`
+	Coordinator bool   `json:"coordinator"` // may hold the queue
+	// Standby keeps a coordinator from voting, by an admin's word.
+	Standby  bool      `json:"standby,omitempty"`
+	Role     Role      `json:"role"` // of its person, or node
+	User     string    `json:"user"` // who owns what it submits; unique among members
+	Key      string    `json:"key,omitempty"`
+	JoinedAt time.Time `json:"joined_at"`
 	// NamedAt is when it took its name; zero where it has it since it joined.
 	NamedAt time.Time `json:"named_at,omitzero"`
 	// Labels are those that an admin granted it, in order, each once.
@@ -295,14 +297,14 @@ func ParseView(data []byte, farm FarmID) (*View, error) {
 	return &v, nil
 }
 
-// Replaces tells whether v is newer than old, so that it takes its place: a
-// higher epoch, or more changes in the same one. old may be nil.
+// Replaces tells whether v is newer than old, so that it takes its place: a later
+// charter (see [Charter.Supersedes]), or more changes under the same one. old may be nil.
 func (v *View) Replaces(old *View) bool {
 	if old == nil {
 		return true
 	}
-	if v.charter.Epoch != old.charter.Epoch {
-		return v.charter.Epoch > old.charter.Epoch
+	if v.charter.Supersedes(old.charter) || old.charter.Supersedes(v.charter) {
+		return v.charter.Supersedes(old.charter)
 	}
 	return v.version > old.version
 }

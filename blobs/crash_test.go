@@ -263,3 +263,17 @@ func workUntilCut(s *Store) (durable []cid.Cid, err error) {
 	}
 	return durable, nil
 }
+
+// A process may be killed between the making of one of the index's files and its sizing.
+func TestIndexOpensAfterAKillBetweenTwoSystemCalls(t *testing.T) {
+	dir := t.TempDir()
+	s, err := Open(dir, Config{})
+	require.NoError(t, err)
+	c, err := content(s, 1, 1<<20)
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	for _, name := range []string{"000099.vlog", "00099.mem"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, "index", name), nil, 0o600))
+		requireSound(t, dir, []cid.Cid{c})
+	}
+}

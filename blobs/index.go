@@ -6,10 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/ristretto/v2/z"
 )
 
 // The index is a small Badger database beside the pack files:
@@ -74,6 +76,18 @@ type index struct {
 	all     count
 }
 
+// openBadger opens a database, also one whose process was killed just when it had made a
+// file and had not sized it yet: Badger fails at each such file, having made it good, as
+// if that were an error. The queue's log does the same.
+func openBadger(o badger.Options) (db *badger.DB, err error) {
+	for range 8 {
+		if db, err = badger.Open(o); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
+			return db, err
+		}
+	}
+	return db, err
+}
+
 // openIndex fails if another process has it open.
 func openIndex(dir string, ballast *ballast) (*index, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -82,7 +96,7 @@ func openIndex(dir string, ballast *ballast) (*index, error) {
 	if err := ballast.ask(freeing); err != nil { // what the log holds becomes a table
 		return nil, err
 	}
-	db, err := badger.Open(indexOptions(dir))
+	db, err := openBadger(indexOptions(dir))
 	if err != nil {
 		return nil, err
 	}

@@ -15,7 +15,7 @@ import (
 func (c *Coordinator) MayFetch(p authz.PeerID, root, by string) (bool, error) {
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return false, ErrNotLeader{Leader: leader}
 	}
 	l.mu.Lock()

@@ -130,11 +130,11 @@ func (l *Log) VerifyAudit(ctx context.Context, progress func(done, total int64))
 
 // Audit reads the audit: see [Log.Audit].
 func (c *Coordinator) Audit(ctx context.Context, before uint64, see func(authz.Record) bool) error {
-	return c.log.Audit(ctx, before, see)
+	return c.log().Audit(ctx, before, see)
 }
 
 // AuditHead is the last record of the audit.
-func (c *Coordinator) AuditHead() authz.Mark { return c.log.AuditHead() }
+func (c *Coordinator) AuditHead() authz.Mark { return c.log().AuditHead() }
 
 // ErrVerifying says that the audit is being verified already, which takes a processor.
 var ErrVerifying = errors.New("the audit is being verified for somebody else: try again when that is done")
@@ -145,17 +145,17 @@ func (c *Coordinator) VerifyAudit(ctx context.Context, progress func(done, total
 		return AuditReport{}, ErrVerifying
 	}
 	defer c.verifying.Unlock()
-	return c.log.VerifyAudit(ctx, progress)
+	return c.log().VerifyAudit(ctx, progress)
 }
 
 // Note commits a record of what changes nothing that the log knows of, such as a login,
 // and returns once a majority has it.
 func (c *Coordinator) Note(ctx context.Context, d authz.Deed, outcome string) error {
 	if !c.Leading() {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
-	_, err := c.log.Apply(ctx, Entry{Audit: &authz.Note{Deed: d, At: c.now(), Outcome: outcome}})
+	_, err := c.log().Apply(ctx, Entry{Audit: &authz.Note{Deed: d, At: c.now(), Outcome: outcome}})
 	return err
 }
 
@@ -237,6 +237,8 @@ func about(e Entry, object, detail string) (string, string) {
 			return say(ticketName(t.Hash), detail)
 		case r.Redeem != nil:
 			return say(string(r.Redeem.Peer), joining(*r.Redeem))
+		case r.Standby != nil:
+			return say(string(r.Standby.Peer), "")
 		case r.Label != nil:
 			return say(string(r.Label.Peer), strings.Join(r.Label.Labels, " "))
 		case r.Offer != nil:

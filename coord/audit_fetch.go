@@ -59,8 +59,8 @@ func (c *Coordinator) completeAudit(ctx context.Context) {
 			return
 		}
 		for {
-			stored, _ := c.log.auditEnd()
-			gaps := c.log.fsm.ledger.gaps(stored)
+			stored, _ := c.log().auditEnd()
+			gaps := c.log().fsm.ledger.gaps(stored)
 			if len(gaps) == 0 {
 				break
 			}
@@ -89,7 +89,7 @@ func (c *Coordinator) fetchAudit(ctx context.Context, g gap) error {
 		}
 		records, err := c.askForAudit(ctx, p, g)
 		if err == nil {
-			return c.log.fsm.ledger.insert(records)
+			return c.log().fsm.ledger.insert(records)
 		}
 		tried = fmt.Errorf("asking %s: %w", id.Short(), err)
 	}
@@ -149,7 +149,7 @@ func (c *Coordinator) giveAudit(s network.Stream) {
 		return
 	}
 	var records []authz.Record
-	_ = c.log.Audit(context.Background(), r.Last+1, func(record authz.Record) bool {
+	_ = c.log().Audit(context.Background(), r.Last+1, func(record authz.Record) bool {
 		// In a row, the last one first; what is not signed is in the other's log.
 		if record.Seq != r.Last-uint64(len(records)) || record.Seq < r.First || record.Signature == nil {
 			return false

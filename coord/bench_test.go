@@ -40,7 +40,7 @@ func newBench(b testing.TB) *bench {
 	require.NoError(b, err)
 	record := ticket.Record(1000, time.Now().Add(24*time.Hour), "admin")
 	c, err := Open(h, genesis, Machine{
-		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {},
+		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {}, Moved: func() {},
 	}, Config{Dir: b.TempDir()})
 	require.NoError(b, err)
 	ctx, stop := context.WithCancel(context.Background())
@@ -153,7 +153,7 @@ func BenchmarkLeader(b *testing.B) {
 	}
 	for b.Loop() {
 		began := time.Now()
-		id, _, err := w.Submit(b.Context(), w.spec(tasks), nil)
+		id, _, err := w.Submit(b.Context(), lease.Submit{Spec: w.spec(tasks)})
 		require.NoError(b, err)
 		var rendered time.Duration
 		for over := false; !over; time.Sleep(5 * time.Millisecond) {

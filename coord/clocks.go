@@ -143,18 +143,18 @@ func (c *clocks) near() (n int) {
 func apart(a, b time.Time) time.Duration { return a.Sub(b).Abs() }
 
 // now is the farm's time.
-func (l *leader) now() time.Time { return l.clocks.now(l.c.log.cfg.Now(), time.Now()) }
+func (l *leader) now() time.Time { return l.clocks.now(l.c.log().cfg.Now(), time.Now()) }
 
 // now is the farm's time where this machine leads, and what its own clock shows elsewhere.
 func (c *Coordinator) now() time.Time {
 	if l := c.leading.Load(); l != nil {
 		return l.now()
 	}
-	return c.log.cfg.Now()
+	return c.log().cfg.Now()
 }
 
 // newClocks is for the term that begins now.
 func (c *Coordinator) newClocks() *clocks {
 	st := c.Status()
-	return newClocks(time.Now(), c.log.fsm.latest(), len(st.Voters)+len(st.Standbys) < 2)
+	return newClocks(time.Now(), c.log().fsm.latest(), len(st.Voters)+len(st.Standbys) < 2)
 }

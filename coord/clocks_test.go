@@ -119,7 +119,7 @@ func TestLeadersClockIsSet(t *testing.T) {
 					m.perFrame = time.Minute
 				}
 				first := f.machines[0]
-				_, err := first.coord.log.Apply(t.Context(), Entry{Roster: &authz.Command{
+				_, err := first.coord.log().Apply(t.Context(), Entry{Roster: &authz.Command{
 					At: time.Now().Add(-17 * 24 * time.Hour), Seen: &authz.Seen{Peers: []authz.PeerID{away.id}},
 				}})
 				require.NoError(t, err)
@@ -133,7 +133,7 @@ func TestLeadersClockIsSet(t *testing.T) {
 						Chunk: 1, Tier: lease.Normal, Replicas: 2, Submitter: f.machines[4].id,
 					}
 					require.NoError(t, f.machines[4].put(spec.Project))
-					id, _, err := f.leader().coord.Submit(t.Context(), spec, once)
+					id, _, err := f.leader().coord.Submit(t.Context(), lease.Submit{Spec: spec, Once: once})
 					return id, err
 				}
 				id, err := submit()

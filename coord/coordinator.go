@@ -23,7 +23,9 @@ import (
 // start it with [Coordinator.Run], and end it with [Coordinator.Close]; all other
 // methods may be called from any goroutine while it runs.
 type Coordinator struct {
-	log     *Log
+	cfg     Config
+	current atomic.Pointer[Log] // of the epoch that the machine is in; see log
+	moved   chan struct{}       // the machine may know a later charter
 	host    Host
 	self    authz.PeerID
 	slog    *slog.Logger
@@ -33,6 +35,7 @@ type Coordinator struct {
 	has     Machine
 	limits  lease.Limits
 	lacking chan struct{} // older records of the audit may be missing
+	leaving atomic.Bool   // this machine is being stopped
 
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
@@ -42,7 +45,7 @@ type Coordinator struct {
 }
 
 // Machine is what a coordinator asks of its own machine, and tells it at once.
-// All functions are required, may be called before Open returns and from any
+// All functions but Charter are required, may be called before Open returns and from any
 // goroutine, and must not block.
 type Machine struct {
 	// Coordinates tells whether a peer may hold the queue, by the roster that the
@@ -53,6 +56,12 @@ type Machine struct {
 	Roster func(*authz.View)
 	// Leads is called when this machine begins to lead.
 	Leads func()
+	// Charter is the latest charter of the farm that the machine has seen, the zero one
+	// where it has seen none. Where that supersedes the log's, the log is given up. nil
+	// stands for a machine that sees none.
+	Charter func() authz.Charter
+	// Moved is called when another machine may lead, or who holds the log has changed.
+	Moved func()
 }
 
 // Open opens the log in cfg.Dir. genesis, made by authz when the farm was
@@ -61,23 +70,67 @@ type Machine struct {
 func Open(h Host, genesis *authz.Command, has Machine, cfg Config) (*Coordinator, error) {
 	c := &Coordinator{
 		host: h, self: authz.PeerID(h.ID().String()), slog: cfg.Logger, hub: NewHub(), genesis: genesis, has: has, limits: cfg.Limits,
+		cfg: cfg, moved: make(chan struct{}, 1),
 		can: make(map[authz.PeerID]lease.Capability), lacking: make(chan struct{}, 1),
+	}
+	if has.Charter == nil {
+		c.has.Charter = func() authz.Charter { return authz.Charter{} }
 	}
 	if c.slog == nil {
 		c.slog = slog.New(slog.DiscardHandler)
 	}
-	log, err := OpenLog(h, func(p peer.ID) bool { return has.Coordinates(authz.PeerID(p.String())) }, cfg)
-	if err != nil {
+	if err := c.openLog(); err != nil {
 		return nil, err
 	}
-	c.log = log
+	return c, nil
+}
+
+// log is the log of now. Another epoch has another one.
+func (c *Coordinator) log() *Log { return c.current.Load() }
+
+// openLog opens the log of the farm's epoch. What the machine holds of an earlier one is
+// kept aside, and a log that is new here waits for its leader to fill it.
+func (c *Coordinator) openLog() error {
+	aside, err := enterEpoch(c.cfg.Dir, c.has.Charter())
+	if err != nil {
+		return err
+	}
+	if aside != "" {
+		c.slog.Warn("the farm's queue was begun anew in a later epoch: what this machine held of the former one is kept, and may be deleted", "folder", aside)
+	}
+	log, err := OpenLog(c.host, func(p peer.ID) bool { return c.has.Coordinates(authz.PeerID(p.String())) }, c.cfg)
+	if err != nil {
+		return err
+	}
+	c.current.Store(log)
 	log.Subscribe(c.applied)
-	if genesis != nil {
-		if err := log.Bootstrap(h.ID()); err != nil && !errors.Is(err, ErrHasState) {
-			return nil, errors.Join(fmt.Errorf("start the farm's log: %w", err), log.Close())
+	if c.genesis != nil && log.charter.Epoch <= 1 {
+		if err := log.Bootstrap(c.host.ID()); err != nil && !errors.Is(err, ErrHasState) {
+			return errors.Join(fmt.Errorf("start the farm's log: %w", err), log.Close())
 		}
 	}
-	return c, nil
+	if v := c.Roster(); v.Farm() != "" {
+		c.has.Roster(v) // the roster.json of before an epoch that began here knows less
+	}
+	return nil
+}
+
+// Charter is the one of the epoch that this machine's log is of: the zero one for the
+// farm's first epoch.
+func (c *Coordinator) Charter() authz.Charter { return c.log().charter }
+
+// Follow has the log of a later epoch opened, if the machine knows of one.
+func (c *Coordinator) Follow() {
+	select {
+	case c.moved <- struct{}{}:
+	default:
+	}
+}
+
+// over tells that the log's epoch is.
+func (c *Coordinator) over() bool {
+	known := c.has.Charter()
+	return known.Epoch > 1 && known.Supersedes(c.Charter())
 }
 
 // Run leads whenever this machine is elected, until ctx ends or the log fails.
@@ -95,6 +148,21 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	defer c.host.RemoveStreamHandler(WorkProtocol)
 	c.host.SetStreamHandler(AuditProtocol, c.giveAudit)
 	defer c.host.RemoveStreamHandler(AuditProtocol)
+	for {
+		if err := c.runEpoch(ctx); err != nil || ctx.Err() != nil {
+			return err
+		}
+		if err := c.log().Close(); err != nil {
+			return err
+		}
+		if err := c.openLog(); err != nil {
+			return err
+		}
+	}
+}
+
+// runEpoch is Run until the log's epoch is over.
+func (c *Coordinator) runEpoch(ctx context.Context) error {
 	completing, complete := context.WithCancel(ctx)
 	completed := make(chan struct{})
 	go func() {
@@ -105,6 +173,8 @@ func (c *Coordinator) Run(ctx context.Context) error {
 		complete()
 		<-completed
 	}()
+	changed, unwatch := c.log().Changes()
+	defer unwatch()
 	var stop context.CancelFunc = func() {}
 	var wg sync.WaitGroup
 	end := func() {
@@ -113,7 +183,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 	}
 	for {
 		select {
-		case elected := <-c.log.LeaderCh():
+		case elected := <-c.log().LeaderCh():
 			end()
 			if !elected {
 				continue
@@ -128,16 +198,23 @@ func (c *Coordinator) Run(ctx context.Context) error {
 					}
 					// A sole voter cannot hand over: it tries again.
 					c.slog.Error("leading the queue failed", "err", err)
-					_ = c.log.StepDown()
+					_ = c.log().StepDown()
 					select {
 					case <-time.After(time.Second):
 					case <-term.Done():
 					}
 				}
 			})
-		case <-c.log.Failed():
+		case <-changed:
+			c.has.Moved()
+		case <-c.log().Failed():
 			end()
-			return c.log.Err()
+			return c.log().Err()
+		case <-c.moved:
+			if c.over() {
+				end()
+				return nil
+			}
 		case <-ctx.Done():
 			end()
 			return nil
@@ -146,7 +223,7 @@ func (c *Coordinator) Run(ctx context.Context) error {
 }
 
 // Close closes the log. Run must have ended.
-func (c *Coordinator) Close() error { return c.log.Close() }
+func (c *Coordinator) Close() error { return c.log().Close() }
 
 func (c *Coordinator) isMember(p authz.PeerID) (ok bool) {
 	c.Read(func(_ *lease.State, r *authz.Roster) { _, ok = r.Member(p) })
@@ -155,18 +232,18 @@ func (c *Coordinator) isMember(p authz.PeerID) (ok bool) {
 
 // Roster is the committed roster, as every peer may hold it.
 func (c *Coordinator) Roster() (v *authz.View) {
-	c.log.Read(func(_ *lease.State, r *authz.Roster) { v = r.View() })
+	c.log().Read(func(_ *lease.State, r *authz.Roster) { v = r.View() })
 	return v
 }
 
 // Read calls f with the committed state, which f must neither change nor keep.
-func (c *Coordinator) Read(f func(*lease.State, *authz.Roster)) { c.log.Read(f) }
+func (c *Coordinator) Read(f func(*lease.State, *authz.Roster)) { c.log().Read(f) }
 
 // Watch follows the farm's events: see [Hub.Watch].
 func (c *Coordinator) Watch(after uint64) *Watch { return c.hub.Watch(after) }
 
 // Status says who leads.
-func (c *Coordinator) Status() Status { return c.log.Status() }
+func (c *Coordinator) Status() Status { return c.log().Status() }
 
 // Leading tells whether this machine leads and is ready to take commands.
 func (c *Coordinator) Leading() bool { return c.leading.Load() != nil }
@@ -182,22 +259,25 @@ func (c *Coordinator) Advertise(p authz.PeerID, can lease.Capability, holds leas
 	}
 }
 
-// Submit commits a job and returns its ID and number of tasks once a majority
-// of the coordinators has it on disk. once, unless nil, keeps it from being accepted a
-// second time: the error is then a [lease.Repeated], with what was answered the first
-// time.
-func (c *Coordinator) Submit(ctx context.Context, spec lease.Spec, once *lease.Once) (lease.JobID, int, error) {
-	id := NewJobID()
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: c.now(), Submit: &lease.Submit{Job: id, Spec: spec, Limits: c.limits, Once: once}}}); err != nil {
+// Submit commits a job and returns its ID, which is drawn where in has none, and its
+// number of tasks, once a majority of the coordinators has it on disk. A job that was
+// accepted before, under the same ID or in.Once, is not accepted again: the error is then
+// a [lease.Repeated], with what was answered the first time. Limits are the farm's.
+func (c *Coordinator) Submit(ctx context.Context, in lease.Submit) (lease.JobID, int, error) {
+	if in.Job == "" {
+		in.Job = NewJobID()
+	}
+	in.Limits = c.limits
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: c.now(), Submit: &in}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
 	c.Read(func(s *lease.State, _ *authz.Roster) {
-		if j, ok := s.Job(id); ok {
+		if j, ok := s.Job(in.Job); ok {
 			tasks = len(j.Tasks)
 		}
 	})
-	return id, tasks, nil
+	return in.Job, tasks, nil
 }
 
 // Control commits what somebody with the right to it wants of a job or a machine:
@@ -238,7 +318,7 @@ var (
 // that first; the leader itself hands over and answers [ErrHandover].
 func (c *Coordinator) Remove(ctx context.Context, cmd authz.Command) error {
 	if !c.Leading() {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
 	who, st := cmd.Revoke.Peer, c.Status()
@@ -247,13 +327,13 @@ func (c *Coordinator) Remove(ctx context.Context, cmd authz.Command) error {
 	case voter && len(st.Voters) == 1:
 		return ErrSoleVoter
 	case who == c.self:
-		return errors.Join(ErrHandover, c.log.StepDown())
+		return errors.Join(ErrHandover, c.log().StepDown())
 	case voter || slices.Contains(st.Standbys, who):
 		id, err := peer.Decode(string(who))
 		if err != nil {
 			return err
 		}
-		if err := c.log.Remove(ctx, id); err != nil {
+		if err := c.log().Remove(ctx, id); err != nil {
 			return err
 		}
 	}
@@ -268,7 +348,7 @@ func (c *Coordinator) Admit(ctx context.Context, cmd authz.Command) error {
 func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
 	if e.Roster != nil { // whatever the clock of the machine shows where it was asked for
@@ -277,7 +357,7 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 		e.Roster = &cmd
 	}
 	e.Audit = c.note(ctx, e)
-	_, err := c.log.Apply(ctx, e)
+	_, err := c.log().Apply(ctx, e)
 	return err
 }
 

@@ -38,6 +38,7 @@ type fsm struct {
 	// will read. onBreak is told once.
 	broken  error
 	onBreak func(error)
+	members func() // called when who holds the log has changed; nil: nobody cares
 }
 
 // subscriber is a pointer so that equal functions are told apart.
@@ -49,7 +50,7 @@ type outcome struct {
 	err     error
 }
 
-var _ raft.FSM = (*fsm)(nil)
+var _ raft.ConfigurationStore = (*fsm)(nil)
 
 func newFSM(onBreak func(error)) *fsm {
 	return &fsm{queue: lease.NewState(), roster: authz.NewRoster(), trail: new(authz.Trail), onBreak: onBreak}
@@ -62,6 +63,13 @@ func (f *fsm) Apply(l *raft.Log) any {
 		f.tell(o.applied)
 	}
 	return o
+}
+
+// StoreConfiguration hears who holds the log; raft itself keeps it.
+func (f *fsm) StoreConfiguration(uint64, raft.Configuration) {
+	if f.members != nil {
+		f.members()
+	}
 }
 
 func (f *fsm) apply(l *raft.Log) outcome {
@@ -286,19 +294,38 @@ type restored struct {
 
 func readSnapshot(in io.Reader) (s restored, err error) {
 	r := bufio.NewReader(in)
+	var end authz.TrailState
+	if s.index, s.roster, end, err = readFront(r); err != nil {
+		return s, err
+	}
+	if s.trail, err = authz.RestoreTrail(end); err != nil {
+		return s, err
+	}
+	s.queue, err = lease.Restore(r)
+	return s, err
+}
+
+// readEnd reads of a snapshot where its audit ends.
+func readEnd(r *bufio.Reader) (end authz.TrailState, err error) {
+	_, _, end, err = readFront(r)
+	return end, err
+}
+
+// readFront reads what of a snapshot stands before the queue.
+func readFront(r *bufio.Reader) (index uint64, roster *authz.Roster, end authz.TrailState, err error) {
 	header, err := r.ReadSlice('\n') // at most the reader's buffer
 	if err != nil {
-		return s, fmt.Errorf("reading its header: %w", err)
+		return 0, nil, end, fmt.Errorf("reading its header: %w", err)
 	}
-	var roster, trail int64
-	if _, err := fmt.Sscanf(string(header), snapshotHeader, &s.index, &roster, &trail); err != nil {
+	var size, trail int64
+	if _, err := fmt.Sscanf(string(header), snapshotHeader, &index, &size, &trail); err != nil {
 		trail = 0
-		if _, err := fmt.Sscanf(string(header), snapshotHeader2, &s.index, &roster); err != nil {
-			return s, fmt.Errorf("its header %.64q is not one that this vizpeer writes: update vizpeer", header)
+		if _, err := fmt.Sscanf(string(header), snapshotHeader2, &index, &size); err != nil {
+			return 0, nil, end, fmt.Errorf("its header %.64q is not one that this vizpeer writes: update vizpeer", header)
 		}
 	}
-	if roster < 0 || roster > maxRoster || trail < 0 || trail > maxRoster {
-		return s, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", roster, trail)
+	if size < 0 || size > maxRoster || trail < 0 || trail > maxRoster {
+		return 0, nil, end, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", size, trail)
 	}
 	// The buffer grows with what really comes, not with what the header says.
 	var part bytes.Buffer
@@ -309,24 +336,19 @@ func readSnapshot(in io.Reader) (s restored, err error) {
 		}
 		return nil
 	}
-	if err := take(roster); err != nil {
-		return s, err
+	if err := take(size); err != nil {
+		return 0, nil, end, err
 	}
-	if s.roster, err = authz.Restore(&part); err != nil {
-		return s, err
+	if roster, err = authz.Restore(&part); err != nil {
+		return 0, nil, end, err
 	}
 	if err := take(trail); err != nil {
-		return s, err
+		return 0, nil, end, err
 	}
-	var end authz.TrailState
 	if trail > 0 {
 		if err := json.Unmarshal(part.Bytes(), &end); err != nil {
-			return s, fmt.Errorf("reading the end of the audit: %w", err)
+			return 0, nil, end, fmt.Errorf("reading the end of the audit: %w", err)
 		}
 	}
-	if s.trail, err = authz.RestoreTrail(end); err != nil {
-		return s, err
-	}
-	s.queue, err = lease.Restore(r)
-	return s, err
+	return index, roster, end, nil
 }

@@ -46,6 +46,11 @@ type leader struct {
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
 
+	began        time.Time             // the term, here
+	coordinators chan struct{}         // something changed about who should vote
+	trusted      map[authz.PeerID]bool // see standing
+	handing      chan struct{}         // full while who holds the log is changed
+
 	roll   *time.Timer // the next roll call
 	rollAt time.Time   // when that is due
 }
@@ -72,22 +77,22 @@ type timedLease struct {
 // lead runs one term: it waits until everything committed before it is applied,
 // takes over the leases with a full TTL each, and serves until ctx ends.
 func (c *Coordinator) lead(ctx context.Context) error {
-	if err := c.log.Barrier(ctx); err != nil {
+	if err := c.log().Barrier(ctx); err != nil {
 		return err
 	}
 	if err := c.found(ctx); err != nil {
 		return err
 	}
-	_, term := c.log.Leader()
+	_, term := c.log().Leader()
 	l := &leader{
 		c: c, ctx: ctx, term: term, wake: make(chan struct{}, 1),
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
-		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown), clocks: c.newClocks(),
+		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown), clocks: c.newClocks(), began: time.Now(), coordinators: make(chan struct{}, 1), trusted: make(map[authz.PeerID]bool), handing: make(chan struct{}, 1),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
-	l.audit = newAuditor(c.log, l.now, c.sign, c.slog)
+	l.audit = newAuditor(c.log(), l.now, c.sign, c.slog)
 	audited := make(chan struct{})
 	go func() {
 		defer close(audited)
@@ -100,6 +105,12 @@ func (c *Coordinator) lead(ctx context.Context) error {
 	c.leading.Store(l)
 	c.has.Leads()
 	c.slog.Info("leading the queue", "term", term)
+	steered := make(chan struct{})
+	go func() {
+		defer close(steered)
+		l.autopilot(ctx)
+	}()
+	defer func() { <-steered }()
 	defer l.revoke()
 	old, barred, equip := time.NewTicker(time.Hour), time.NewTicker(time.Minute), time.NewTimer(equipPause)
 	looks := true // equip runs
@@ -153,7 +164,7 @@ func (c *Coordinator) found(ctx context.Context) error {
 		return nil
 	}
 	f := c.genesis.Found
-	_, err := c.log.Apply(ctx, Entry{Roster: c.genesis, Audit: &authz.Note{
+	_, err := c.log().Apply(ctx, Entry{Roster: c.genesis, Audit: &authz.Note{
 		Deed: authz.Deed{User: f.Admin.User, Machine: c.self, Action: "init", Object: string(f.Farm), Detail: f.Name},
 	}})
 	return err
@@ -302,6 +313,9 @@ func (l *leader) applied(a Applied) {
 		}
 	}
 	l.roster = l.roster || len(a.Roster) > 0
+	if len(a.Roster) > 0 {
+		l.recount()
+	}
 	l.mu.Unlock()
 	l.signal()
 }
@@ -405,7 +419,7 @@ func (l *leader) await(p authz.PeerID) {
 // could not take it; a command that the state refuses came too late to matter.
 func (l *leader) propose(cmd lease.Command) error {
 	cmd.At = l.now()
-	_, err := l.c.log.Apply(l.ctx, Entry{Queue: &cmd})
+	_, err := l.c.log().Apply(l.ctx, Entry{Queue: &cmd})
 	if err != nil && l.ctx.Err() == nil {
 		l.c.slog.Debug("a command was not carried out", "err", err)
 	}

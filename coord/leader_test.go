@@ -26,6 +26,7 @@ type desk struct {
 	ticket authz.Hash
 	chief  authz.PeerID            // the leader's own machine, which has no stream unless it is joined
 	stores map[authz.PeerID]string // what members say of their stores
+	offers map[authz.PeerID]bool   // members that say that they have results to offer
 }
 
 // newDesk founds a farm that leads itself; it must be called inside a bubble.
@@ -33,13 +34,13 @@ func newDesk(t *testing.T) *desk {
 	h, err := libp2p.New(libp2p.NoListenAddrs, libp2p.DisableIdentifyAddressDiscovery())
 	require.NoError(t, err)
 	t.Cleanup(func() { _ = h.Close() })
-	d := &desk{t: t, chief: authz.PeerID(h.ID().String()), stores: make(map[authz.PeerID]string)}
+	d := &desk{t: t, chief: authz.PeerID(h.ID().String()), stores: make(map[authz.PeerID]string), offers: make(map[authz.PeerID]bool)}
 	genesis := foundation(t, d.chief).Roster
 	ticket, err := authz.NewTicket(rngOf("ticket"), genesis.Found.Farm, authz.Node, false, nil)
 	require.NoError(t, err)
 	d.ticket = ticket.Record(100, time.Now().Add(24*time.Hour), "admin").Hash
 	d.Coordinator, err = Open(h, genesis, Machine{
-		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {},
+		Coordinates: func(authz.PeerID) bool { return true }, Roster: func(*authz.View) {}, Leads: func() {}, Moved: func() {},
 	}, Config{Dir: t.TempDir(), NoSync: true})
 	require.NoError(t, err)
 	ctx, stop := context.WithCancel(t.Context())
@@ -100,10 +101,11 @@ func (d *desk) join(id authz.PeerID, can lease.Capability, holds ...lease.Holdin
 		_ = d.ServeMember(ctx, there, id)
 	}()
 	d.t.Cleanup(func() { stop(); <-served })
-	require.NoError(d.t, p.conn.Send(Up{Hello: &Hello{Can: can, Holds: holds, Addrs: []string{"/ip4/10.0.0.1/tcp/1"}, Store: d.stores[id]}}))
+	require.NoError(d.t, p.conn.Send(Up{Hello: &Hello{Can: can, Holds: holds, Addrs: []string{"/ip4/10.0.0.1/tcp/1"}, Store: d.stores[id], Offers: d.offers[id]}}))
 	var down Down
 	require.NoError(d.t, p.conn.Receive(&down))
 	require.NotNil(d.t, down.Welcome)
+	require.Equal(d.t, d.offers[id], down.Welcome.Awaits)
 	go p.read()
 	go p.renew(ctx)
 	return p
@@ -245,7 +247,7 @@ func (d *desk) submit(from authz.PeerID, project string, frames int32, change ..
 	for _, c := range change {
 		c(&spec)
 	}
-	id, _, err := d.Submit(d.t.Context(), spec, nil)
+	id, _, err := d.Submit(d.t.Context(), lease.Submit{Spec: spec})
 	require.NoError(d.t, err)
 	synctest.Wait()
 	return id
@@ -340,7 +342,7 @@ func TestRemovedMembersCopies(t *testing.T) {
 		d.within(time.Second, "bob renders", func() bool { return len(bob.orders()) == 1 })
 		bob.render(bob.orders()[0], aCID(1))
 		// The log may hold what a member did before it was removed.
-		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Hold: &lease.Hold{Job: id, Frame: 1, CID: aCID(1), Peer: "ghost", Machines: 2}}})
+		_, err := d.log().Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Hold: &lease.Hold{Job: id, Frame: 1, CID: aCID(1), Peer: "ghost", Machines: 2}}})
 		require.NoError(t, err)
 		require.Equal(t, []authz.PeerID{"bob", "ghost"}, d.holders(id))
 		d.join("cyd", machine(0))
@@ -426,6 +428,22 @@ func TestStoreReplaced(t *testing.T) {
 }
 
 // A job is remembered while it is open, and for a while after its end.
+// A machine that comes back with something that it has rendered is not granted that.
+func TestOffersComeBeforeGrants(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.offers["a"], d.offers["b"] = true, true
+		a, b := d.join("a", machine(1)), d.join("b", machine(1))
+		d.submit("a", aCID(1), 20, func(s *lease.Spec) { s.Chunk = 5 })
+		time.Sleep(offerTime / 2)
+		require.Empty(t, append(a.orders(), b.orders()...))
+		require.NoError(t, a.conn.Send(Up{Offered: true}))
+		d.within(time.Second, "a is granted something", func() bool { return len(a.orders()) == 1 })
+		require.Empty(t, b.orders())
+		d.within(offerTime, "b was waited for long enough", func() bool { return len(b.orders()) == 1 })
+	})
+}
+
 func TestRecall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		d := newDesk(t)
@@ -436,7 +454,7 @@ func TestRecall(t *testing.T) {
 			return ann.says(Up{Recall: &Recall{Jobs: []lease.JobID{"none", ended, open}}}).Known
 		}
 		require.Equal(t, []lease.JobID{ended, open}, known())
-		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Forget: &lease.Forget{Before: time.Now().Add(time.Hour)}}})
+		_, err := d.log().Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Forget: &lease.Forget{Before: time.Now().Add(time.Hour)}}})
 		require.NoError(t, err)
 		require.Equal(t, []lease.JobID{open}, known())
 	})
@@ -619,7 +637,7 @@ func TestDrain(t *testing.T) {
 		require.False(t, d.Knowledge().Members["bob"].Can.Draining)
 
 		// What is remembered of a machine goes with its membership.
-		_, err := d.log.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Drain: &lease.Drain{Peer: "ghost", On: true}}})
+		_, err := d.log().Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Drain: &lease.Drain{Peer: "ghost", On: true}}})
 		require.NoError(t, err)
 		d.join("cyd", machine(0))
 		d.within(time.Second, "the ghost is forgotten", func() (gone bool) {

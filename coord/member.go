@@ -92,7 +92,7 @@ func (c *Coordinator) Knowledge() Knowledge {
 			granted, _ := r.Member(p)
 			can, m := s.taken(q, granted.Labels), s.machine()
 			k.Members[p] = Member{
-				Can: &can, Connected: true, Here: true, Busy: s.busy(), Addrs: s.addrs, Seen: l.now(),
+				Can: &can, Connected: true, Here: true, Busy: s.busy(), Addrs: s.addrs, Seen: time.Now(),
 				Holds: m.Holds, NoRoom: m.NoRoom,
 			}
 		}

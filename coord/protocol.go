@@ -63,6 +63,9 @@ type Up struct {
 	// Trouble says why this machine could not keep or write a frame yet; it goes
 	// on trying. It is for people and is not answered.
 	Trouble *Trouble `json:"trouble,omitempty"`
+	// Offered says that all is reported that Hello's Offers spoke of, to a leader that
+	// waits for it; it is not answered.
+	Offered bool `json:"offered,omitempty"`
 }
 
 // Hello opens the stream: what the member can do and what it is doing.
@@ -76,6 +79,12 @@ type Hello struct {
 	Store string `json:"store,omitempty"`
 	// At is what the member's clock shows; zero of an earlier version.
 	At time.Time `json:"at,omitzero"`
+	// Coordinating is what a coordinator says of itself; nil for any other member.
+	Coordinating *Coordinating `json:"coordinating,omitempty"`
+	// Offers tells that the member has results of attempts that do not run any more, and
+	// is about to report them: it should be granted nothing before, or it may be granted
+	// what it has rendered.
+	Offers bool `json:"offers,omitempty"`
 }
 
 // May asks whether another member, which asks the sender for content, has a right
@@ -105,8 +114,9 @@ type Recall struct {
 
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
-	Leases []Running `json:"leases"`
-	At     time.Time `json:"at,omitzero"` // as in [Hello]
+	Leases       []Running     `json:"leases"`
+	Coordinating *Coordinating `json:"coordinating,omitempty"` // as in Hello
+	At           time.Time     `json:"at,omitzero"`            // likewise
 }
 
 // Running is an attempt under way.
@@ -162,6 +172,8 @@ type Welcome struct {
 	// Open lists the jobs that have not ended: whatever the member holds for
 	// others it may let go.
 	Open []lease.JobID `json:"open"`
+	// Awaits tells that the leader waits for Offered.
+	Awaits bool `json:"awaits,omitempty"`
 }
 
 // Redirect says who leads instead, as far as the sender knows.

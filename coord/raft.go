@@ -39,6 +39,9 @@ type Config struct {
 	ApplyTimeout  time.Duration // how long a command may wait for its place in the log: 5 s
 	RPCTimeout    time.Duration // how long an answer from another coordinator may take: 2 s
 
+	Stable  time.Duration // how long a standby must be up before it votes: 1 min
+	Replace time.Duration // how long a voter may be away before a standby votes in its place: 10 min
+
 	SnapshotInterval  time.Duration // how often to look whether a snapshot is due: 2 min
 	SnapshotThreshold uint64        // entries since the last snapshot that make one due: 8192
 	TrailingLogs      uint64        // entries kept behind a snapshot for followers that lag: 10240
@@ -63,6 +66,8 @@ func (c Config) withDefaults() Config {
 	orElse(&c.ApplyTimeout, 5*time.Second)
 	orElse(&c.RPCTimeout, 2*time.Second)
 	orElse(&c.SnapshotInterval, 2*time.Minute)
+	orElse(&c.Stable, time.Minute)
+	orElse(&c.Replace, 10*time.Minute)
 	if c.SnapshotThreshold == 0 {
 		c.SnapshotThreshold = 8192
 	}
@@ -87,6 +92,7 @@ func (c Config) withDefaults() Config {
 type Log struct {
 	cfg       Config
 	self      peer.ID
+	charter   authz.Charter // of its epoch; zero for the first one
 	allow     func(peer.ID) bool
 	fsm       *fsm
 	storage   storage
@@ -161,9 +167,14 @@ func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("opening the queue's log: %w", err)
 	}
-	l := &Log{cfg: cfg, self: h.ID(), allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
+	charter, err := charterOf(cfg.Dir)
+	if err != nil {
+		return nil, err
+	}
+	l := &Log{cfg: cfg, self: h.ID(), charter: charter, allow: allow, failed: make(chan struct{}), stopped: make(chan struct{})}
 	l.watchers.all = make(map[chan struct{}]struct{})
 	l.fsm = newFSM(l.fail)
+	l.fsm.members = l.changed
 	if l.fsm.ledger, err = openLedger(filepath.Join(cfg.Dir, "audit"), !cfg.NoSync, cfg.Logger); err != nil {
 		return nil, err
 	}
@@ -186,7 +197,7 @@ func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 		return nil, err
 	}
 	l.transport = raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Stream: newStreamLayer(h, allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
+		Stream: newStreamLayer(h, raftProtocol(charter), allow), MaxPool: 4, Timeout: cfg.RPCTimeout, Logger: logger,
 		// With more, raft stops replicating to a follower for good, and cannot be shut
 		// down, where one whose disk was full refuses entries while more are on their way:
 		// its sender then waits for a reader that has ended.

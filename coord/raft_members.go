@@ -56,9 +56,9 @@ func (l *Log) StepDown() error {
 	return l.wait(context.Background(), func() raft.Future { return l.raft.LeadershipTransfer() })
 }
 
-// LeaderChanges signals, until stop, that the leader known to this machine may
-// have changed: ask [Log.Leader]. Signals that nobody took yet are one.
-func (l *Log) LeaderChanges() (changed <-chan struct{}, stop func()) {
+// Changes signals, until stop, that who leads or who holds the log may have changed, as
+// far as this machine knows: ask [Log.Status]. Signals that nobody took yet are one.
+func (l *Log) Changes() (changed <-chan struct{}, stop func()) {
 	c := make(chan struct{}, 1)
 	l.watchers.Lock()
 	defer l.watchers.Unlock()
@@ -73,9 +73,14 @@ func (l *Log) LeaderChanges() (changed <-chan struct{}, stop func()) {
 // observe is raft's filter of observations, used for its call alone: unlike an
 // observer's channel it can neither block raft nor miss the last change.
 func (l *Log) observe(o *raft.Observation) bool {
-	if _, ok := o.Data.(raft.LeaderObservation); !ok {
-		return false
+	if _, ok := o.Data.(raft.LeaderObservation); ok {
+		l.changed()
 	}
+	return false
+}
+
+// changed wakes whoever watches.
+func (l *Log) changed() {
 	l.watchers.Lock()
 	defer l.watchers.Unlock()
 	for c := range l.watchers.all {
@@ -84,7 +89,6 @@ func (l *Log) observe(o *raft.Observation) bool {
 		default: // one is waiting
 		}
 	}
-	return false
 }
 
 // AddStandby has a coordinator replicate the log without a vote. Only the leader
@@ -100,6 +104,20 @@ func (l *Log) AddStandby(ctx context.Context, id peer.ID) error {
 func (l *Log) AddVoter(ctx context.Context, id peer.ID) error {
 	return l.change(ctx, id, func(id raft.ServerID, at raft.ServerAddress) raft.Future {
 		return l.raft.AddVoter(id, at, 0, l.cfg.ApplyTimeout)
+	})
+}
+
+// Demote takes a coordinator's vote; it goes on replicating the log. Only the leader can,
+// and not its own.
+func (l *Log) Demote(ctx context.Context, id peer.ID) error {
+	return l.wait(ctx, func() raft.Future { return l.raft.DemoteVoter(raft.ServerID(id.String()), 0, l.cfg.ApplyTimeout) })
+}
+
+// Transfer hands the leadership to that voter. Only the leader can.
+func (l *Log) Transfer(ctx context.Context, id peer.ID) error {
+	name := id.String()
+	return l.wait(ctx, func() raft.Future {
+		return l.raft.LeadershipTransferToServer(raft.ServerID(name), raft.ServerAddress(name))
 	})
 }
 

@@ -272,7 +272,7 @@ func TestStrangersAreRefused(t *testing.T) {
 
 		require.ErrorContains(t, l.AddVoter(t.Context(), stranger.ID()), "is no coordinator")
 		require.ErrorContains(t, l.AddStandby(t.Context(), stranger.ID()), "is no coordinator")
-		layer := newStreamLayer(net.hosts[0], l.allow)
+		layer := newStreamLayer(net.hosts[0], RaftProtocol, l.allow)
 		_, err = layer.Dial("not a peer", time.Second)
 		require.ErrorContains(t, err, "peer ID")
 		stranger.SetStreamHandler(RaftProtocol, func(s network.Stream) { t.Error("the stranger was called") })

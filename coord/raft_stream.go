@@ -10,9 +10,11 @@ import (
 	"github.com/hashicorp/raft"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/protocol"
 )
 
-// RaftProtocol carries raft between coordinators. Nobody else gets an answer.
+// RaftProtocol carries raft between coordinators. Nobody else gets an answer. Each of a
+// farm's epochs but the first has one of its own: see raftProtocol.
 const RaftProtocol = "/vizpeer/raft/1"
 
 // streamLayer gives raft its connections: libp2p streams, whose ends are
@@ -20,6 +22,7 @@ const RaftProtocol = "/vizpeer/raft/1"
 // raft address is its peer ID.
 type streamLayer struct {
 	host     Host
+	protocol protocol.ID
 	allow    func(peer.ID) bool
 	incoming chan net.Conn
 	ctx      context.Context // ends with Close
@@ -31,13 +34,13 @@ type streamLayer struct {
 
 var _ raft.StreamLayer = (*streamLayer)(nil)
 
-func newStreamLayer(h Host, allow func(peer.ID) bool) *streamLayer {
+func newStreamLayer(h Host, id protocol.ID, allow func(peer.ID) bool) *streamLayer {
 	ctx, cancel := context.WithCancel(context.Background())
 	l := &streamLayer{
-		host: h, allow: allow, incoming: make(chan net.Conn),
+		host: h, protocol: id, allow: allow, incoming: make(chan net.Conn),
 		ctx: ctx, cancel: cancel, open: make(map[*streamConn]struct{}),
 	}
-	h.SetStreamHandler(RaftProtocol, l.receive)
+	h.SetStreamHandler(id, l.receive)
 	return l
 }
 
@@ -81,7 +84,7 @@ func (l *streamLayer) Dial(to raft.ServerAddress, timeout time.Duration) (net.Co
 		ctx, cancel = context.WithTimeout(l.ctx, timeout)
 	}
 	defer cancel()
-	s, err := l.host.NewStream(ctx, id, RaftProtocol)
+	s, err := l.host.NewStream(ctx, id, l.protocol)
 	if err != nil {
 		return nil, fmt.Errorf("reaching coordinator %s: %w", id, err)
 	}
@@ -94,7 +97,7 @@ func (l *streamLayer) Addr() net.Addr { return peerAddr(l.host.ID()) }
 // Close takes no more streams and resets those that are open, so that whoever
 // waits on one returns.
 func (l *streamLayer) Close() error {
-	l.host.RemoveStreamHandler(RaftProtocol)
+	l.host.RemoveStreamHandler(l.protocol)
 	l.cancel()
 	l.mu.Lock()
 	open := l.open

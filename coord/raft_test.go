@@ -47,7 +47,7 @@ func openLog(t testing.TB, h host.Host, cfg Config) *Log {
 // awaitLeader waits until l knows a leader other than not.
 func awaitLeader(t testing.TB, l *Log, not authz.PeerID) authz.PeerID {
 	t.Helper()
-	changed, stop := l.LeaderChanges()
+	changed, stop := l.Changes()
 	defer stop()
 	deadline := time.After(20 * time.Second)
 	for {
@@ -270,6 +270,16 @@ func TestNotLeader(t *testing.T) {
 	require.ErrorContains(t, ErrNotLeader{"12D3KooWx"}, "ask 12D3KooWx")
 	require.ErrorAs(t, l.Barrier(t.Context()), &elsewhere)
 	require.ErrorAs(t, l.VerifyLeader(t.Context()), &elsewhere)
+}
+
+// A disk that is full is no answer of the farm's: a machine that reports a frame keeps it.
+func TestFullDiskRefusesNothing(t *testing.T) {
+	l := sole(t, lonelyHost(t), Config{Dir: filepath.Join(t.TempDir(), "coord"), NoSync: true})
+	l.storage.log.(*store).least = 1 << 62
+	_, err := l.Apply(t.Context(), Entry{Queue: &lease.Command{At: time.Now(), Lose: &lease.Lose{Peer: "a"}}})
+	require.ErrorIs(t, err, ErrOutcomeUnknown)
+	require.ErrorContains(t, err, "is full")
+	require.False(t, Refused(err))
 }
 
 // TestNewerEntryStopsTheLog: a coordinator that meets an entry of a newer

@@ -38,6 +38,9 @@ func (l *leader) heard(s *session, up Up) error {
 	case up.Trouble != nil:
 		l.troubled(s, *up.Trouble)
 		return nil
+	case up.Offered:
+		l.offered(s)
+		return nil
 	case up.May != nil, up.Find != nil, up.Part != nil, up.Recall != nil:
 		s.send(Down{Ack: l.answer(s, up)})
 		return nil
@@ -102,12 +105,12 @@ func (l *leader) heard(s *session, up Up) error {
 	// The next task is chosen while this one's end is on its way to the disk; but how many
 	// units of a frame that is to have is known only from how fast these went.
 	if up.Complete != nil && len(up.Complete.Pieces) == 0 {
-		pending := l.c.log.StartSoon(Entry{Queue: &cmd})
+		pending := l.c.log().StartSoon(Entry{Queue: &cmd})
 		l.over(s, up.Complete.Lease)
 		s.reports <- report{up, pending}
 		return nil
 	}
-	s.reports <- report{up, l.c.log.Start(Entry{Queue: &cmd})}
+	s.reports <- report{up, l.c.log().Start(Entry{Queue: &cmd})}
 	return nil
 }
 

@@ -69,7 +69,7 @@ func (l *leader) change(cmd authz.Command) {
 	defer cancel()
 	e := Entry{Roster: &cmd}
 	e.Audit = l.c.note(ctx, e)
-	if _, err := l.c.log.Apply(ctx, e); err != nil && l.ctx.Err() == nil {
+	if _, err := l.c.log().Apply(ctx, e); err != nil && l.ctx.Err() == nil {
 		l.c.slog.Warn("who is there could not be noted", "err", err)
 		l.mu.Lock()
 		l.rollSoon()

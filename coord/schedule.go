@@ -18,7 +18,7 @@ func (l *leader) schedule() {
 	l.c.Read(func(s *lease.State, _ *authz.Roster) { l.compare(s) })
 	for p, s := range l.sessions {
 		here[p] = true
-		if s.busy() < s.slots {
+		if s.busy() < s.slots && s.offering == nil {
 			m := s.machine()
 			m.Speeds = l.speeds[p]
 			machines = append(machines, m)
@@ -59,7 +59,7 @@ func (l *leader) grant(grants []lease.Command) {
 	for i := range grants {
 		entries[i].Queue = &grants[i]
 	}
-	applied, errs := l.c.log.ApplyAll(l.ctx, entries)
+	applied, errs := l.c.log().ApplyAll(l.ctx, entries)
 	var back []lease.Report
 	again := false
 	l.mu.Lock()

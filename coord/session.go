@@ -27,6 +27,7 @@ type session struct {
 	addrs []string
 	limit *rate.Limiter // of what it says
 	seed  uint64        // a number that is its own
+	since time.Time     // it was opened
 	// reports are under way to the log, in the order in which they came.
 	reports chan report
 	due     atomic.Int32 // reports that its orders ask for, and that it has not made
@@ -46,7 +47,12 @@ type session struct {
 	next    Prefetch // what it was told last to fetch ahead, without sources
 	look    bool     // something may be to be fetched ahead
 
+	coordinating *Coordinating // what it said last
+	probe        uint64        // index of an entry that came after it did; see autopilot
+
 	equipped map[string]bool // offered Blenders that it was told to fetch
+
+	offering *time.Timer // ends the wait for what the member has rendered before; nil where there is none
 }
 
 // slot is what of a member a lease is for.
@@ -239,7 +245,7 @@ func (c *Coordinator) ServeMember(ctx context.Context, rwc io.ReadWriteCloser, w
 	}
 	l := c.leading.Load()
 	if l == nil {
-		leader, _ := c.log.Leader()
+		leader, _ := c.log().Leader()
 		if leader == c.self { // elected, but not established yet: ask again soon
 			leader = ""
 		}
@@ -281,7 +287,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		peer: who, seed: hash(string(who)), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
-		reports: make(chan report, maxReports), equipped: make(map[string]bool),
+		reports: make(chan report, maxReports), equipped: make(map[string]bool), since: time.Now(),
 	}
 	stop := context.AfterFunc(ctx, s.close)
 	defer stop()
@@ -345,6 +351,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	}
 	l.sessions[s.peer] = s
 	l.shows(s.peer, hello.At)
+	l.coordinates(s, hello.Coordinating)
 	if t := l.awaited[s.peer]; t != nil {
 		t.Stop()
 		delete(l.awaited, s.peer)
@@ -353,7 +360,10 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term, At: l.now()}
+	w := Welcome{Term: l.term, At: l.now(), Awaits: hello.Offers}
+	if hello.Offers {
+		s.offering = time.AfterFunc(offerTime, func() { l.offered(s) })
+	}
 	var unwanted []Revoke
 	l.c.Read(func(q *lease.State, r *authz.Roster) {
 		l.judge(s, q)
@@ -405,9 +415,12 @@ func (l *leader) leave(s *session) {
 	}
 	delete(l.sessions, s.peer)
 	l.clocks.gone(s.peer)
+	if s.coordinating != nil {
+		l.recount()
+	}
 	l.plan.scarce = l.plan.scarce || s.keeping > 0 // who shall keep it instead, or again?
 	if _, member := l.members.Member(s.peer); member {
-		l.seen[s.peer] = l.now()
+		l.seen[s.peer] = time.Now()
 		if l.ctx.Err() == nil {
 			l.await(s.peer)
 		}
@@ -423,11 +436,27 @@ func (l *leader) shows(p authz.PeerID, at time.Time) {
 	}
 }
 
+// offerTime is how long a member that comes may take to report what it has rendered
+// before, in which it is granted nothing.
+const offerTime = 5 * time.Second
+
+// offered ends the wait for what the member has rendered before.
+func (l *leader) offered(s *session) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if s.offering != nil {
+		s.offering.Stop()
+		s.offering = nil
+		l.signal()
+	}
+}
+
 // renew keeps the member's leases alive and passes its progress on.
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.shows(s.peer, r.At)
+	l.coordinates(s, r.Coordinating)
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
 	for _, run := range r.Leases {

@@ -21,7 +21,7 @@ func (f *simFarm) submitAt(m *simMachine, name string, change ...func(*lease.Spe
 	for _, c := range change {
 		c(&spec)
 	}
-	id, _, err := m.coord.Submit(f.t.Context(), spec, nil)
+	id, _, err := m.coord.Submit(f.t.Context(), lease.Submit{Spec: spec})
 	return id, err
 }
 

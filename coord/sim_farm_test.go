@@ -118,10 +118,10 @@ func newSimFarm(t *testing.T, seed uint64, coordinators, workers int) *simFarm {
 	for _, m := range f.machines[1:] {
 		m.start()
 	}
-	for _, m := range f.machines[1:coordinators] {
-		require.NoError(t, founder.coord.log.AddVoter(t.Context(), m.peer))
-	}
-	f.within(10*time.Second, "all machines are there", func() bool { return f.connected(founder) == len(f.machines) })
+	f.within(time.Minute, "all machines are there, and all coordinators vote", func() bool {
+		return f.connected(founder) == len(f.machines) && len(founder.coord.Status().Voters) == coordinators
+	})
+	f.begun = time.Now()
 	return f
 }
 
@@ -269,6 +269,7 @@ func (m *simMachine) start() {
 	}
 	w := newSimWorker(ctx, m)
 	m.worker = w
+	m.host.onMove(w.wake)
 	running.Go(w.run)
 	c, ended := m.coord, m.ended
 	go func() {
@@ -297,11 +298,12 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 	c, err := Open(m.host, genesis, Machine{
 		Coordinates: func(p authz.PeerID) bool { o := f.machine(p); return o != nil && o.coordinates },
 		Roster:      func(*authz.View) {},
+		Moved:       func() { m.host.moved() },
 		Leads:       func() { f.check.leads(m, c.leading.Load().term) },
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
 	m.coord = c
-	c.log.Subscribe(func(a Applied) { f.check.applied(m, a) })
+	c.log().Subscribe(func(a Applied) { f.check.applied(m, a) })
 	m.host.SetStreamHandler(simAPI, func(s network.Stream) { m.serve(ctx, c, s) })
 	running.Go(func() {
 		if err := c.Run(ctx); err != nil {
@@ -317,6 +319,7 @@ func simConfig(m *simMachine, folder string) Config {
 		Dir: folder, NoSync: true, storage: m.disk.begin(), Now: m.now,
 		Heartbeat: 1200 * time.Millisecond, LeaderLease: 800 * time.Millisecond, CommitTimeout: 250 * time.Millisecond,
 		SnapshotInterval: 10 * time.Second, SnapshotThreshold: 40, TrailingLogs: 20,
+		Stable: 2 * time.Second, Replace: 20 * time.Second,
 	}
 }
 
@@ -378,7 +381,7 @@ func (m *simMachine) answer(ctx context.Context, c *Coordinator, r simRequest) (
 	a.Job = r.Job
 	switch r.Do {
 	case "submit":
-		a.Job, _, err = c.Submit(ctx, *r.Spec, &lease.Once{User: "ann", Key: r.Key, Request: r.Key})
+		a.Job, _, err = c.Submit(ctx, lease.Submit{Spec: *r.Spec, Once: &lease.Once{User: "ann", Key: r.Key, Request: r.Key}})
 		if again := new(lease.Repeated); errors.As(err, &again) {
 			a.Job, err = again.Job, nil
 		}

@@ -44,7 +44,7 @@ func (f *simFarm) fault() {
 		if m := f.leader(); m != nil {
 			f.tally["hand over"]++
 			c := m.coord
-			go func() { _ = c.log.StepDown() }()
+			go func() { _ = c.log().StepDown() }()
 		}
 	default:
 		f.clock(f.some(f.machines))

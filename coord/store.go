@@ -6,11 +6,13 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
+	"github.com/dgraph-io/ristretto/v2/z"
 	"github.com/hashicorp/raft"
 	"github.com/shirou/gopsutil/v4/disk"
 )
@@ -21,7 +23,8 @@ import (
 // Keys: 'l' and the index, big-endian, so that key order is log order; 's' and
 // raft's own key.
 type store struct {
-	db *badger.DB
+	db    *badger.DB
+	least uint64 // see minRoom
 
 	// The bounds are kept here because a scan for the first entry would step
 	// over every entry ever deleted. 0 means that the log is empty.
@@ -61,11 +64,11 @@ func openStore(dir string, sync bool, log *slog.Logger) (*store, error) {
 	o.Compression = options.None
 	o.BlockCacheSize = 0
 	o.DetectConflicts = false
-	db, err := badger.Open(o)
+	db, err := openBadger(o)
 	if err != nil {
 		return nil, fmt.Errorf("opening the queue's log in %s (is another vizpeer using it?): %w", dir, err)
 	}
-	s := &store{db: db}
+	s := &store{db: db, least: minRoom}
 	if s.first, err = s.seek(0, false); err == nil {
 		s.last, err = s.seek(^uint64(0), true)
 	}
@@ -74,6 +77,18 @@ func openStore(dir string, sync bool, log *slog.Logger) (*store, error) {
 		return nil, fmt.Errorf("reading the queue's log in %s: %w", dir, err)
 	}
 	return s, nil
+}
+
+// openBadger opens a database, also one whose process was killed just when it had made a
+// file and had not sized it yet: Badger fails at each such file, having made it good, as
+// if that were an error.
+func openBadger(o badger.Options) (db *badger.DB, err error) {
+	for range 8 {
+		if db, err = badger.Open(o); err == nil || !strings.Contains(err.Error(), z.NewFile.Error()) {
+			return db, err
+		}
+	}
+	return db, err
 }
 
 // Close writes out what is buffered and lets the folder go.
@@ -123,7 +138,7 @@ const minRoom = 64 << 20
 // how full it is, it is taken to have room.
 func (s *store) room() error {
 	usage, err := disk.Usage(s.db.Opts().Dir)
-	if err == nil && usage.Free < minRoom {
+	if err == nil && usage.Free < s.least {
 		return fmt.Errorf("the disk of the queue's log, %s, is full: %d MiB are free; make room there", s.db.Opts().Dir, usage.Free>>20)
 	}
 	return nil

@@ -3,6 +3,8 @@ package coord
 import (
 	"bytes"
 	"log/slog"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -133,6 +135,22 @@ func TestStoreRefusesASecondProcess(t *testing.T) {
 }
 
 // TestStoreModel compares the store with a map, over reopenings.
+// A process may be killed between the making of a file and its sizing.
+func TestStoreOpensAfterAKillBetweenTwoSystemCalls(t *testing.T) {
+	dir := t.TempDir()
+	s := openTestStore(t, dir)
+	require.NoError(t, s.StoreLogs(logsAt(1, 5)))
+	require.NoError(t, s.Close())
+	for _, name := range []string{"000099.vlog", "00099.mem"} {
+		require.NoError(t, os.WriteFile(filepath.Join(dir, name), nil, 0o600))
+		s = openTestStore(t, dir)
+		requireBounds(t, s, 1, 5)
+		require.NoError(t, s.StoreLogs(logsAt(6, 7)))
+		require.NoError(t, s.DeleteRange(6, 7))
+		require.NoError(t, s.Close())
+	}
+}
+
 func TestStoreModel(t *testing.T) {
 	dir := t.TempDir()
 	s := openTestStore(t, dir)

@@ -85,7 +85,11 @@ func (a *applying) submit(c Submit) error {
 	if err := a.repeats(c.Once); err != nil {
 		return err
 	}
-	if _, taken := a.jobs[c.Job]; taken {
+	if j, taken := a.jobs[c.Job]; taken {
+		if j.Spec.same(c.Spec) { // its answer was lost, however long ago
+			tasks, _ := j.Spec.CountTasks(j.Most) // as it could be counted then
+			return &Repeated{j.ID, tasks}
+		}
 		return fmt.Errorf("%w: job %s", ErrExists, c.Job)
 	}
 	if err := c.Spec.Validate(); err != nil {

@@ -18,6 +18,13 @@ const (
 // off as it grants them.
 func (s Spec) Adaptive() bool { return s.Chunk == 0 }
 
+// CountTasks is how many tasks a job of s begins with, of the most that it may have; 0 is
+// [MaxTasks].
+func (s Spec) CountTasks(most int) (int, error) {
+	tasks, err := s.layout(Limits{Tasks: most}.OrDefault().Tasks)
+	return len(tasks), err
+}
+
 // layout cuts a job's frames into its first tasks. Where the farm chooses, the
 // first, the middle and the last frame are tasks of their own: they show what the
 // shot will be, and how long a frame takes before many are granted at once; they

@@ -35,7 +35,8 @@ type Command struct {
 	More       *More       `json:"more,omitempty"`
 }
 
-// Submit accepts a job under an ID that its proposer drew at random.
+// Submit accepts a job under an ID that was drawn at random, by its proposer or by the
+// machine that it was posted at: one that was accepted before is not accepted again.
 type Submit struct {
 	Job  JobID `json:"job"`
 	Spec Spec  `json:"spec"`

@@ -1,6 +1,8 @@
 package lease
 
 import (
+	"bytes"
+	"encoding/json"
 	"fmt"
 	"path"
 	"strings"
@@ -167,6 +169,13 @@ func (s Spec) Validate() error {
 		return fmt.Errorf("the output folder's path is longer than 4096 bytes")
 	}
 	return s.Needs.Validate()
+}
+
+// same tells whether two specs ask for the same in every word.
+func (s Spec) same(o Spec) bool {
+	a, errA := json.Marshal(s)
+	b, errB := json.Marshal(o)
+	return errA == nil && errB == nil && bytes.Equal(a, b)
 }
 
 // inside tells whether a slash path stays below the folder it starts from.

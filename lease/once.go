@@ -28,8 +28,8 @@ const (
 // ErrKeyReused is the answer to a key that stands for another request.
 var ErrKeyReused = errors.New("the idempotency key was used for another request: take a new one for each")
 
-// Repeated is the answer to a command that was carried out before, under the same key:
-// what it made then.
+// Repeated is the answer to a command that was carried out before, under the same key or,
+// of a submission, under the same ID: what it made then.
 type Repeated struct {
 	Job   JobID
 	Tasks int // that the job was cut into then

@@ -106,3 +106,34 @@ func TestMoreOnce(t *testing.T) {
 	j, _ := s.Job("j1")
 	require.EqualValues(t, 150, j.Units)
 }
+
+// The same job under the same ID is accepted once, however long ago that was; another one
+// is not.
+func TestSameIDOnce(t *testing.T) {
+	s, at := NewState(), time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+	spec := Spec{
+		Name: "shot", Owner: "ann", Project: "bafy", Blend: "files/shot.blend", Frames: Frames{{First: 1, Last: 9, Step: 1}},
+		Chunk: 3, Tier: Normal, Replicas: 1, Submitter: "pc", Needs: Requirements{Labels: []string{"fast"}},
+	}
+	submit := func(at time.Time, spec Spec, once *Once) error {
+		_, err := s.Apply(Command{At: at, Submit: &Submit{Job: "j1", Spec: spec, Once: once}})
+		return err
+	}
+	require.NoError(t, submit(at, spec, nil))
+	_, err := s.Apply(Command{At: at, Cancel: &Cancel{Job: "j1", Reason: "cancelled by ann"}})
+	require.NoError(t, err)
+	for _, once := range []*Once{nil, {"ann", "k", "r"}} {
+		var again *Repeated
+		require.ErrorAs(t, submit(at.Add(1000*time.Hour), spec, once), &again)
+		require.Equal(t, Repeated{"j1", 3}, *again)
+	}
+	for _, change := range []func(*Spec){
+		func(s *Spec) { s.Owner = "bob" }, func(s *Spec) { s.Submitter = "mac" }, func(s *Spec) { s.Needs.Labels = nil }, func(s *Spec) { s.Chunk = 4 },
+	} {
+		other := spec
+		change(&other)
+		require.ErrorIs(t, submit(at, other, nil), ErrExists)
+	}
+	require.Len(t, s.Jobs(), 1)
+	require.Equal(t, JobCancelled, s.Jobs()[0].State, "it is not begun again")
+}

@@ -49,6 +49,7 @@ const (
 	ReasonProject   ReasonKind = "project"   // open jobs would wait for it
 	ReasonQueue     ReasonKind = "queue"     // too few others are left to keep the queue
 	ReasonUnwritten ReasonKind = "unwritten" // frames for its own folder are written when it is back
+	ReasonWaiting   ReasonKind = "waiting"   // jobs that it is still to submit, as no leader had been there
 	ReasonThin      ReasonKind = "thin"      // frames that would have fewer copies than asked for
 )
 

@@ -203,7 +203,7 @@ func (f *benchFarm) submit(p *benchPeer, frames int) lease.JobID {
 	})
 	require.NoError(f.b, err)
 	spec.Owner, spec.Submitter = benchOperator.User, p.self
-	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, spec, nil)
+	out, err := f.founder.Queue().Submit(f.b.Context(), benchOperator, lease.Submit{Spec: spec})
 	require.NoError(f.b, err)
 	return out.Job
 }

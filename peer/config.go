@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"time"
 
 	"github.com/libp2p/go-libp2p"
 
@@ -53,6 +54,10 @@ type Config struct {
 	// Limits are of what people submit while this machine leads the queue; the zero
 	// value is the default of each.
 	Limits lease.Limits
+	// Stable is how long a standby must be up before it votes, and Replace how long a
+	// voter may be away before a standby votes in its place, while this machine leads; 0:
+	// 1 and 10 minutes.
+	Stable, Replace time.Duration
 	// Caps limit what is sent to and taken from other peers; the zero value does not.
 	Caps Caps
 	// SpotNotice is where the word comes from that this machine will be taken away, as

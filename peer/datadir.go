@@ -8,6 +8,8 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
+	"strings"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 
@@ -33,6 +35,7 @@ import (
 //	store/           the content store
 //	work/            projects and attempts under way; emptied at every start
 //	blenders/        Blenders that came from the farm, by CID
+//	outbox/          jobs that wait for somebody to lead the queue
 //	results/         finished frames that nobody else may hold yet
 type dataDir string
 
@@ -102,6 +105,18 @@ func (d dataDir) readJSON(name string, v any) error {
 		return fmt.Errorf("%s is damaged: %w; restore it from a backup, or join again with another --data-dir", d.path(name), err)
 	}
 	return nil
+}
+
+// sync makes the names of the files in the folder last, too. Windows has no such thing.
+func (d dataDir) sync() error {
+	if runtime.GOOS == "windows" {
+		return nil
+	}
+	f, err := os.Open(string(d))
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 // membership reads what this machine is, or ErrNotMember.
@@ -179,4 +194,13 @@ func (d dataDir) addrs() map[authz.PeerID][]string {
 	known := make(map[authz.PeerID][]string)
 	_ = d.readJSON("addrs.json", &known) // a hint: lost, it is learnt again
 	return known
+}
+
+// ownToken is what the machine's token file holds, "" where that cannot be read.
+func (d dataDir) ownToken() string {
+	b, err := os.ReadFile(filepath.Join(string(d), "token"))
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(b))
 }

@@ -24,13 +24,18 @@ const (
 )
 
 // gate holds the roster that this machine goes by, and keeps everybody else out.
-// A machine that does not hold the queue accepts connections from members only;
-// a coordinator lets strangers in for a moment, and every protocol but the join
-// protocol turns them away.
+// A machine that does not hold the queue accepts connections from members only. A
+// coordinator lets strangers in for a moment, and so does a machine that has no leader,
+// which may be a stranger by now: every protocol but the join and the charter protocol
+// turns them away.
 type gate struct {
 	self   authz.PeerID
 	farm   authz.FarmID
 	roster atomic.Pointer[authz.View]
+	// charter is the latest that was seen: the roster of its epoch may be still to come.
+	charter atomic.Pointer[authz.Charter]
+	// lost tells that this machine looks for a leader.
+	lost atomic.Bool
 
 	mu        sync.Mutex
 	strangers map[network.Conn]*time.Timer
@@ -46,6 +51,7 @@ func newGate(self authz.PeerID, farm authz.FarmID, v *authz.View) *gate {
 	g := &gate{self: self, farm: farm, strangers: make(map[network.Conn]*time.Timer)}
 	if v != nil {
 		g.roster.Store(v)
+		g.hear(v.Charter())
 	}
 	return g
 }
@@ -56,9 +62,10 @@ func (g *gate) view() *authz.View { return g.roster.Load() }
 // update takes a newer roster of the farm. It tells whether it was one, and who is
 // no member any more by it.
 func (g *gate) update(v *authz.View) (removed []peer.ID, newer bool) {
-	if v == nil || v.Farm() != g.farm {
+	if v == nil || v.Farm() != g.farm || g.stale(v) {
 		return nil, false
 	}
+	g.hear(v.Charter())
 	for {
 		old := g.roster.Load()
 		if !v.Replaces(old) {
@@ -83,12 +90,12 @@ func (g *gate) update(v *authz.View) (removed []peer.ID, newer bool) {
 }
 
 func (g *gate) member(p peer.ID) bool {
-	v := g.view()
+	id, v := authz.PeerID(p.String()), g.view()
 	if v == nil {
-		return false
+		return g.named(id)
 	}
-	_, ok := v.Member(authz.PeerID(p.String()))
-	return ok
+	_, ok := v.Member(id)
+	return ok || g.named(id)
 }
 
 // name is p for people: its name, where the roster has one, and the ID that
@@ -106,8 +113,11 @@ func (g *gate) name(p peer.ID) string {
 // coordinator tells whether p may hold the queue.
 func (g *gate) coordinator(p authz.PeerID) bool {
 	v := g.view()
-	return v != nil && v.IsCoordinator(p)
+	return v != nil && v.IsCoordinator(p) || g.named(p)
 }
+
+// guests tells whether strangers may be connected for a moment.
+func (g *gate) guests() bool { return g.coordinator(g.self) || g.lost.Load() }
 
 // InterceptPeerDial lets this machine dial members only; one that has not joined
 // yet must be able to ask.
@@ -125,7 +135,7 @@ func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, at network.Con
 	if dir == network.DirOutbound || g.member(p) {
 		return true
 	}
-	if !g.coordinator(g.self) {
+	if !g.guests() {
 		return false
 	}
 	g.mu.Lock()
@@ -158,7 +168,7 @@ func (g *gate) Connected(_ network.Network, c network.Conn) {
 	switch {
 	case g.member(c.RemotePeer()), out && g.view() == nil:
 		return
-	case out, !g.coordinator(g.self):
+	case out, !g.guests():
 		go func() { _ = c.Close() }() // the network waits for its notifiees
 		return
 	}

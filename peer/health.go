@@ -79,7 +79,7 @@ func tryWrite(dir string) error {
 // Ready lists what must be well for this peer to be of use.
 func (l local) Ready(context.Context) []httpapi.Check {
 	return []httpapi.Check{
-		{Name: "joined", Err: l.joined()}, {Name: "leader", Err: l.led()}, {Name: "log", Err: l.caughtUp()},
+		{Name: "joined", Err: l.joined()}, {Name: "leader", Err: l.led(), Say: l.leaderlessFor()}, {Name: "log", Err: l.caughtUp()},
 		{Name: "store", Err: l.stores()}, {Name: "clock", Err: l.sane()}, {Name: "certificate", Err: l.certified()},
 	}
 }
@@ -100,6 +100,15 @@ func (l local) led() error {
 		return httpapi.ErrNoLeader
 	}
 	return nil
+}
+
+// leaderlessFor says for how long nobody has led, without a word about other machines:
+// anybody may ask.
+func (l local) leaderlessFor() string {
+	if since, lost := l.link.Lost(); lost {
+		return awayText(time.Since(since))
+	}
+	return ""
 }
 
 func (l local) caughtUp() error {

@@ -29,10 +29,12 @@ type link struct {
 	coord  *coord.Coordinator // nil where this machine does not hold the queue
 	slog   *slog.Logger
 	orders orders
-	nudge  chan struct{} // a reason to try, or to renew, at once
+	show   func(context.Context, peer.ID) error // the latest charter, to whoever goes by an older one
+	nudge  chan struct{}                        // a reason to try, or to renew, at once
 
 	mu      sync.Mutex
 	changed chan struct{} // closed and replaced when leader or conn change
+	lost    time.Time     // when the last stream ended, or this machine's first try began
 	leader  peer.ID       // "" while there is no stream
 	conn    *coord.Conn
 	clock   clock
@@ -44,7 +46,7 @@ type link struct {
 // called from the stream's goroutine and must not block.
 type orders interface {
 	hello() coord.Hello
-	running() []coord.Running
+	renewal() coord.Renew
 	welcome(coord.Welcome)
 	roster(*authz.View)
 	grant(coord.Order)
@@ -59,7 +61,7 @@ type orders interface {
 
 func newLink(h host.Host, g *gate, c *coord.Coordinator, log *slog.Logger, o orders) *link {
 	return &link{
-		host: h, self: authz.PeerID(h.ID().String()), gate: g, coord: c, slog: log, orders: o, nudge: make(chan struct{}, 1),
+		host: h, self: authz.PeerID(h.ID().String()), gate: g, coord: c, slog: log, orders: o, nudge: make(chan struct{}, 1), lost: time.Now(),
 		changed: make(chan struct{}), waiting: make(map[uint64]chan coord.Ack),
 	}
 }
@@ -78,6 +80,7 @@ func (l *link) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
 	var hint peer.ID
+	l.gate.lost.Store(true)
 	for ctx.Err() == nil {
 		served := false
 		for _, p := range l.candidates(hint) {
@@ -141,6 +144,9 @@ func (l *link) candidates(hint peer.ID) []peer.ID {
 		}
 	}
 	add(hint)
+	if c := l.gate.latest(); l.gate.named(c.Coordinator) {
+		add(peerIDOf(c.Coordinator))
+	}
 	if l.coord != nil {
 		add(l.host.ID())
 	}
@@ -208,6 +214,12 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 	case down.Welcome == nil:
 		return "", false, errors.New("the answer was no welcome")
 	}
+	if l.gate.stale(down.Welcome.Roster) {
+		if l.show != nil && p != l.host.ID() {
+			_ = l.show(ctx, p)
+		}
+		return "", false, errors.New("it leads an epoch of the farm that is over")
+	}
 	l.orders.roster(down.Welcome.Roster)
 	l.mu.Lock()
 	l.clock = clockAt(time.Now(), down.Welcome.At)
@@ -266,7 +278,8 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 	tick := time.NewTicker(coord.Renewal)
 	defer tick.Stop()
 	for {
-		if err := conn.Send(coord.Up{Renew: &coord.Renew{Leases: l.orders.running(), At: time.Now()}}); err != nil {
+		renewal := l.orders.renewal()
+		if err := conn.Send(coord.Up{Renew: &renewal}); err != nil {
 			_ = conn.Close()
 			return
 		}
@@ -289,7 +302,11 @@ func (l *link) renew(ctx context.Context, conn *coord.Conn) {
 func (l *link) set(p peer.ID, conn *coord.Conn) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if conn == nil && l.conn != nil {
+		l.lost = time.Now()
+	}
 	l.leader, l.conn = p, conn
+	l.gate.lost.Store(conn == nil)
 	if conn == nil {
 		for seq, ack := range l.waiting {
 			delete(l.waiting, seq)
@@ -298,6 +315,17 @@ func (l *link) set(p peer.ID, conn *coord.Conn) {
 	}
 	close(l.changed)
 	l.changed = make(chan struct{})
+}
+
+// Renounce ends the stream: its leader may lead an epoch that is over.
+func (l *link) Renounce() {
+	l.mu.Lock()
+	conn := l.conn
+	l.mu.Unlock()
+	if conn != nil {
+		_ = conn.Close()
+	}
+	l.Nudge()
 }
 
 // Report sends a report and waits for its answer, over as many streams and
@@ -460,4 +488,11 @@ func (l *link) Watch() (leader peer.ID, changed <-chan struct{}) {
 func (l *link) Current() peer.ID {
 	leader, _ := l.Watch()
 	return leader
+}
+
+// Lost is since when there is no stream; false while there is one.
+func (l *link) Lost() (time.Time, bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost, l.conn == nil
 }

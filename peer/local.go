@@ -284,7 +284,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	s := httpapi.Status{
 		Peer: l.self, Name: l.name, Farm: string(l.farm), Version: l.cfg.Version, Roles: []string{},
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
-		Unkept: l.worker.results.frames(),
+		Unkept: l.worker.results.frames(), Waiting: l.outbox.Count(),
 	}
 	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
 	if leaf := l.certs.listener.Leaf(); leaf != nil {
@@ -302,6 +302,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	if leader := l.link.Current(); leader != "" {
 		s.Leader = authz.PeerID(leader.String())
 	}
+	s.Leaderless = l.leaderless()
 	l.worker.mu.Lock()
 	for _, a := range l.worker.attempts {
 		s.Running = append(s.Running, httpapi.RunningTask{Job: a.order.Task.Job, Task: a.order.Task.Index, Device: a.order.Device, Progress: a.progress})
@@ -315,10 +316,18 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	if p, drained, err := l.link.Parting(ctx); err == nil {
+		if s.Waiting > 0 {
+			p.Safe = false
+			p.Reasons = append(p.Reasons, lease.Reason{Kind: lease.ReasonWaiting, Count: s.Waiting, Grave: true, Text: "it alone has " + plural(s.Waiting, "job") + " to submit"})
+		}
 		s.Parting, s.Drained = &p, drained
 	}
 	return s
 }
+
+// electionTime is longer than the coordinators take to elect another leader, and a
+// machine to find that one.
+const electionTime = 5 * time.Second
 
 // finder finds the leader for the HTTP API.
 type finder struct{ *Peer }
@@ -327,18 +336,18 @@ func (f finder) Find(ctx context.Context) (peer.ID, bool, error) {
 	if f.coord != nil && f.coord.Leading() {
 		return f.host.ID(), true, nil
 	}
+	if since, lost := f.link.Lost(); lost && time.Since(since) > electionTime {
+		// No election takes so long: who asks should hear of it soon.
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, electionTime/20)
+		defer cancel()
+	}
 	id, err := f.link.Leader(ctx)
 	if err != nil {
-		tried := []string{}
-		for _, p := range f.link.candidates("") {
-			if p != f.host.ID() {
-				tried = append(tried, f.gate.name(p))
-			}
+		if now := f.leaderless(); now != nil {
+			return "", false, fmt.Errorf("%w%s", httpapi.ErrNoLeader, strings.TrimPrefix(now.Text, httpapi.ErrNoLeader.Error()))
 		}
-		if len(tried) == 0 {
-			return "", false, fmt.Errorf("%w: nobody leads the queue yet; try again in a few seconds", httpapi.ErrNoLeader)
-		}
-		return "", false, fmt.Errorf("%w: tried %s; is `vizpeer up` running there?", httpapi.ErrNoLeader, strings.Join(tried, ", "))
+		return "", false, fmt.Errorf("%w: try again", httpapi.ErrNoLeader) // one has just been found
 	}
 	return id, id == f.host.ID(), nil
 }

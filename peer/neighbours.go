@@ -31,13 +31,17 @@ type neighbours struct {
 	dir  dataDir
 	link *link
 	slog *slog.Logger
+	show func(context.Context, peer.ID) error // the latest charter
+	ring chan struct{}                        // there is one that nobody connected was shown
+
+	showing sync.WaitGroup
 
 	mu    sync.Mutex
 	known map[authz.PeerID][]string
 }
 
 func newNeighbours(h host.Host, g *gate, d dataDir, l *link, log *slog.Logger) *neighbours {
-	n := &neighbours{host: h, gate: g, dir: d, link: l, slog: log, known: d.addrs()}
+	n := &neighbours{ring: make(chan struct{}, 1), host: h, gate: g, dir: d, link: l, slog: log, known: d.addrs()}
 	for id, addrs := range n.known {
 		addPeer(h, info(coord.Addr{Peer: id, Addrs: addrs}))
 	}
@@ -52,6 +56,7 @@ func (n *neighbours) Run(ctx context.Context, farm authz.FarmID, quiet bool) err
 		return err
 	}
 	defer sub.Close()
+	defer n.showing.Wait()
 	if !quiet {
 		lan := mdns.NewMdnsService(n.host, mdnsName(farm), n)
 		if err := lan.Start(); err != nil {
@@ -75,11 +80,36 @@ func (n *neighbours) Run(ctx context.Context, farm authz.FarmID, quiet bool) err
 			}
 			if e, ok := e.(event.EvtPeerIdentificationCompleted); ok {
 				n.identified(e)
+				n.showTo(ctx, e.Peer)
+			}
+		case <-n.ring:
+			for _, p := range n.host.Network().Peers() {
+				n.showTo(ctx, p)
 			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// Show has everybody who is connected shown the latest charter.
+func (n *neighbours) Show() {
+	select {
+	case n.ring <- struct{}{}:
+	default:
+	}
+}
+
+// showTo shows a machine that is connected the latest charter, in the background.
+func (n *neighbours) showTo(ctx context.Context, p peer.ID) {
+	if n.show == nil || n.gate.latest().Epoch <= 1 {
+		return
+	}
+	n.showing.Go(func() {
+		if err := n.show(ctx, p); err != nil && ctx.Err() == nil {
+			n.slog.Debug("a machine was not shown the farm's charter", "peer", n.gate.name(p), "err", err)
+		}
+	})
 }
 
 // mdnsName is what peers of one farm look for on the local network.
@@ -92,6 +122,11 @@ func (n *neighbours) HandlePeerFound(p peer.AddrInfo) {
 	}
 	addPeer(n.host, p)
 	dialAnew(n.host, p.ID)
+	n.mu.Lock()
+	if id := peerOf(p.ID); n.known[id] == nil {
+		n.known[id] = texts(p.Addrs) // who leads goes to it: it may not know whom to go to
+	}
+	n.mu.Unlock()
 	n.slog.Debug("found on the local network", "peer", n.gate.name(p.ID))
 	n.hope()
 }

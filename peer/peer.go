@@ -75,6 +75,7 @@ type Peer struct {
 	https      []netip.AddrPort // where it listens for other machines' programs
 	passwords  *passwords
 	lobby      *lobby
+	outbox     *outbox
 
 	scrubber *scrubber
 
@@ -170,6 +171,11 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
+	seen, err := d.charter(p.farm)
+	if err != nil {
+		return nil, err
+	}
+	p.gate.hear(seen)
 	p.rights = newRights(p.gate)
 	p.meters = newMeters(cfg.Version)
 	defer func() {
@@ -207,12 +213,22 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	if genesis != nil {
 		// The founder knows who belongs to the farm before the queue is up.
-		if err := p.foresee(*genesis); err != nil {
+		founded, err := p.foresee(*genesis)
+		if err != nil {
 			return nil, err
 		}
+		if view != nil && view.Replaces(founded) {
+			// The farm has gone on: were the log lost here, another one begun in its
+			// place would be a rival of those that others keep.
+			genesis = nil
+		}
+	}
+	if p.gate.coordinator(p.self) {
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
-			Coordinates: p.gate.coordinator, Roster: p.roster, Leads: func() { p.link.Nudge(); p.certs.Look() },
-		}, coord.Config{Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took}); err != nil {
+			Coordinates: p.gate.coordinator, Roster: p.roster, Charter: p.gate.latest, Leads: func() { p.link.Nudge(); p.certs.Look() }, Moved: func() { p.link.Nudge() },
+		}, coord.Config{
+			Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took, Stable: cfg.Stable, Replace: cfg.Replace,
+		}); err != nil {
 			return nil, err
 		}
 	}
@@ -225,6 +241,10 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		return nil, err
 	}
 	p.link = newLink(p.host, p.gate, p.coord, cfg.Logger, p)
+	if p.outbox, err = openOutbox(d.path("outbox"), p.store, cfg.Logger); err != nil {
+		return nil, err
+	}
+	p.outbox.link, p.outbox.view, p.outbox.limits, p.outbox.token = p.link, p.gate.view, cfg.Limits, d.ownToken
 	p.rights.open(p.coord, p.link.Ask)
 	p.certs.coord, p.certs.link = p.coord, p.link
 	p.holdings = newHoldings(p.store, func() { p.ads.Nudge() })
@@ -239,6 +259,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	p.scrubber = newScrubber(p.store, d, cfg.Logger, p.repair)
 	p.neighbours = newNeighbours(p.host, p.gate, d, p.link, cfg.Logger)
+	p.link.show, p.neighbours.show = p.showCharter, p.showCharter
 	if err := d.writeCA(p.gate.view()); err != nil {
 		return nil, err
 	}
@@ -263,19 +284,21 @@ func (p *Peer) openBuilds(none bool) (err error) {
 	return nil
 }
 
-// foresee takes the roster as the farm's first entry makes it, unless a later one
-// is known.
-func (p *Peer) foresee(genesis authz.Command) error {
+// foresee answers the roster as the farm's first entry makes it, and goes by it unless a
+// later one is known.
+func (p *Peer) foresee(genesis authz.Command) (*authz.View, error) {
 	r := authz.NewRoster()
 	if _, err := r.Apply(genesis); err != nil {
-		return fmt.Errorf("%s is damaged: %w", p.dir.path("genesis.json"), err)
+		return nil, fmt.Errorf("%s is damaged: %w", p.dir.path("genesis.json"), err)
 	}
 	_, _ = p.gate.update(r.View())
-	return nil
+	return r.View(), nil
 }
 
-// Run runs the peer without HTTP until ctx ends.
-func (p *Peer) Run(ctx context.Context) error { return p.serve(ctx, nil, nil) }
+// Run runs the peer until ctx ends, with its HTTP API on the listeners, if any.
+func (p *Peer) Run(ctx context.Context, apis ...net.Listener) error {
+	return p.serve(ctx, apis, func(Ready) {})
+}
 
 // Metrics has this machine's numbers for Prometheus.
 func (p *Peer) Metrics() *prometheus.Registry { return p.meters.registry }
@@ -362,6 +385,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list) })
 	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
 	g.Go(func() error { return p.neighbours.Seek(parts) })
+	g.Go(func() error { return p.answerCharters(parts) })
 	g.Go(func() error {
 		err := p.link.Run(parts)
 		var gone *goneError
@@ -373,6 +397,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	})
 	g.Go(func() error { return p.remember(parts) })
 	g.Go(func() error { return p.certs.Run(parts) })
+	g.Go(func() error { return p.outbox.Run(parts, server) })
 	g.Go(func() error { return p.sweep(work) })
 	g.Go(func() error { return p.scrubber.Run(work) })
 	g.Go(func() error { return p.mend(work) })
@@ -419,6 +444,9 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	stopWork(errShutdown)
 	p.worker.crew.Dismiss()
 	p.keeper.crew.Dismiss()
+	if p.coord != nil {
+		p.coord.HandOver(parts, p.link.Nudge)
+	}
 	stop()
 	return g.Wait()
 }
@@ -479,15 +507,36 @@ func (p *Peer) heard(who authz.PeerID, said ad) {
 // The orders of the work stream.
 
 func (p *Peer) hello() coord.Hello {
-	return coord.Hello{Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), At: time.Now()}
+	return coord.Hello{
+		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		At:     time.Now(),
+		Offers: len(p.worker.results.orphans(p.worker.runs)) > 0,
+	}
 }
 
-func (p *Peer) running() []coord.Running { return p.worker.running() }
+func (p *Peer) renewal() coord.Renew {
+	return coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating(), At: time.Now()}
+}
+
+// coordinating is what a coordinator says of itself; nil for any other machine.
+func (p *Peer) coordinating() *coord.Coordinating {
+	if p.coord == nil {
+		return nil
+	}
+	return p.coord.Coordinating()
+}
 
 func (p *Peer) welcome(w coord.Welcome) {
 	// This leader says itself what is to be kept.
 	p.keeper.drop(func(coord.KeepID) bool { return true })
-	p.worker.offer()
+	if offered := p.worker.offer(); w.Awaits {
+		p.worker.crew.Go(func() {
+			offered.Wait()
+			if _, err := p.link.Leader(p.worker.ctx); err == nil {
+				p.link.Tell(coord.Up{Offered: true})
+			}
+		})
+	}
 	open := make(map[lease.JobID]bool, len(w.Open))
 	for _, j := range w.Open {
 		open[j] = true
@@ -517,6 +566,9 @@ func (p *Peer) welcome(w coord.Welcome) {
 }
 
 func (p *Peer) roster(v *authz.View) {
+	if v != nil {
+		p.follow(v.Charter())
+	}
 	removed, newer := p.gate.update(v)
 	if !newer {
 		return

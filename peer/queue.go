@@ -71,7 +71,8 @@ func visible(s *lease.State, p authz.Principal, id lease.JobID) (*lease.Job, err
 	return j, nil
 }
 
-func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec, once *lease.Once) (httpapi.Submitted, error) {
+func (q queue) Submit(ctx context.Context, p authz.Principal, in lease.Submit) (httpapi.Submitted, error) {
+	spec := in.Spec
 	if err := q.mustLead(); err != nil {
 		return httpapi.Submitted{}, err
 	}
@@ -92,7 +93,7 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, spec lease.Spec, o
 	if err != nil {
 		return httpapi.Submitted{}, err
 	}
-	id, tasks, err := q.coord.Submit(ctx, spec, once)
+	id, tasks, err := q.coord.Submit(ctx, in)
 	var again *lease.Repeated
 	if errors.As(err, &again) {
 		return httpapi.Submitted{Job: again.Job, Project: spec.Project, Tasks: again.Tasks, Split: spec.Split, Replayed: true}, nil
@@ -498,8 +499,7 @@ func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err
 		return nil
 	})
 	if err == nil {
-		st := q.coord.Status()
-		out.Coord = httpapi.Coordination{Leader: st.Leader, Term: st.Term, Voters: st.Voters, Standbys: st.Standbys, AppliedIndex: st.AppliedIndex}
+		out.Coord = q.coordination(p)
 	}
 	return out, err
 }
@@ -522,7 +522,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 		}
 		life = time.Duration(in.ExpiresIn * float64(time.Second))
 	}
-	t, err := authz.NewTicket(rand.Reader, q.farm, role, false, bestFirst(q.Addrs()))
+	t, err := authz.NewTicket(rand.Reader, q.farm, role, in.Coordinator, bestFirst(q.Addrs()))
 	if err != nil {
 		return httpapi.Invited{}, err
 	}
@@ -531,7 +531,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 	if err := q.coord.Admit(ctx, authz.Command{At: now, Mint: &authz.Mint{Ticket: record}}); err != nil {
 		return httpapi.Invited{}, answer(err)
 	}
-	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
+	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Coordinator: in.Coordinator, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
 }
 
 func (q queue) Events(ctx context.Context, p authz.Principal, in httpapi.EventQuery) (*httpapi.Subscription, error) {

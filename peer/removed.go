@@ -31,7 +31,7 @@ func removedError(farm, why string) error {
 // is believed, and only by a newer one: it may have fallen behind itself.
 func (l *link) removed(ctx context.Context, p peer.ID) (why string, yes bool) {
 	v := l.gate.view()
-	if v == nil || !v.IsCoordinator(peerOf(p)) || l.host.Network().Connectedness(p) != network.Connected {
+	if v == nil || !l.gate.coordinator(peerOf(p)) || l.host.Network().Connectedness(p) != network.Connected {
 		return "", false // who cannot be reached has turned nobody away
 	}
 	ctx, cancel := context.WithTimeout(ctx, askTime)
@@ -42,8 +42,9 @@ func (l *link) removed(ctx context.Context, p peer.ID) (why string, yes bool) {
 		return "", false
 	}
 	_, member := v.Member(l.self)
-	switch mine := v.Charter().Epoch; {
-	case charter.Epoch < mine, charter.Epoch == mine && answer.Version < v.Version(), charter.Epoch == mine && answer.Version == v.Version() && member:
+	mine, current := v.Charter(), charter.Epoch == v.Charter().Epoch && charter.Coordinator == v.Charter().Coordinator
+	switch {
+	case mine.Supersedes(charter), l.gate.latest().Supersedes(charter), current && answer.Version < v.Version(), current && answer.Version == v.Version() && member:
 		return "", false
 	}
 	return answer.Reason, true

@@ -15,8 +15,11 @@ import (
 	"vizpeer/authz"
 )
 
-// rosterOf is the roster of a farm founded by the first of the machines.
-func rosterOf(t *testing.T, ids ...authz.PeerID) *authz.View {
+// rosterOf is the roster of a farm founded by the first of the machines, as peers have it.
+func rosterOf(t *testing.T, ids ...authz.PeerID) *authz.View { return founded(t, ids...).View() }
+
+// founded is that roster itself; its admin is called admin.
+func founded(t *testing.T, ids ...authz.PeerID) *authz.Roster {
 	farm, err := authz.NewFarmKey(rand.Reader)
 	require.NoError(t, err)
 	admin, err := authz.NewAccount(rand.Reader, "admin", authz.Admin, "a long enough password")
@@ -38,7 +41,7 @@ func rosterOf(t *testing.T, ids ...authz.PeerID) *authz.View {
 		_, err = r.Apply(authz.Command{At: now, Redeem: &authz.Redeem{Ticket: ticket.Hash(), Peer: id, Name: "box" + string(id[len(id)-6:]), Worker: true}})
 		require.NoError(t, err)
 	}
-	return r.View()
+	return r
 }
 
 // Two members that are connected with a third alone reach each other by ID; a

@@ -318,10 +318,14 @@ func (w *worker) report(ctx context.Context, up coord.Up) verdict {
 }
 
 // offer reports what attempts that have ended rendered, and of which it is not
-// known that others hold it: this machine may have been cut off.
-func (w *worker) offer() {
+// known that others hold it: this machine may have been cut off. What it returns is to be
+// waited for until all of that is answered.
+func (w *worker) offer() *sync.WaitGroup {
+	var offered sync.WaitGroup
 	for _, up := range w.results.orphans(w.runs) {
+		offered.Add(1)
 		w.crew.Go(func() {
+			defer offered.Done()
 			up.Record.Frames = held(w, up.Record.Frames, func(f lease.Result) []string { return []string{f.CID, f.Extra} })
 			up.Record.Pieces = held(w, up.Record.Pieces, func(p lease.PieceResult) []string { return []string{p.CID} })
 			if len(up.Record.Frames)+len(up.Record.Pieces) == 0 || w.report(w.ctx, up) == refused {
@@ -329,6 +333,7 @@ func (w *worker) offer() {
 			}
 		})
 	}
+	return &offered
 }
 
 // held are those of the results that the store has: it may have lost others since

@@ -72,6 +72,13 @@ class Submitting(WithPeer):
         self.assertEqual(len(self.peer.keys), 3)
         self.assertEqual(len(set(self.peer.keys)), 1, "it is one job")
 
+    def test_a_job_that_waits(self):
+        self.peer.answers["POST /v1/jobs"] = (202, {"job": "j7", "tasks": 2, "missing": [], "waiting": True, "reason": "it waits"})
+        self.submit()
+        self.until(lambda: self.model.submission is None)
+        self.assertEqual(self.model.notice[0], "CHECKMARK")
+        self.assertRegex(self.model.notice[1], "^shot waits on this machine, which submits it when a coordinator can be reached. Leave it on: 2 tasks")
+
     def test_a_refusal_is_shown(self):
         self.peer.answers["POST /v1/jobs"] = problem(422, "the job would have 200000 tasks, more than the 100000 allowed")
         self.submit()

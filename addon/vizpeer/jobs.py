@@ -186,7 +186,10 @@ class Submission(threading.Thread):
         if not job:
             raise client.Problem("vizpeer took the job but did not name it: look for it in the list below")
         tasks = _number(answer.get("tasks"))
-        text = "%s was submitted: %d task%s" % (client.clean(self._job["name"], 60), tasks, "" if tasks == 1 else "s")
+        text = "%s was submitted" if answer.get("waiting") is not True else (
+            "%s waits on this machine, which submits it when a coordinator can be reached. Leave it on"
+        )
+        text = "%s: %d task%s" % (text % client.clean(self._job["name"], 60), tasks, "" if tasks == 1 else "s")
         missing = len(plan.manifest.get("missing") or ())
         if missing:
             text += ", without %d missing file%s" % (missing, "" if missing == 1 else "s")
@@ -466,8 +469,11 @@ def _farm(api, status):
     unkept = _number(status.get("unkept"))
     if unkept:
         warning = "Leave this machine on: %d finished frame%s only here" % (unkept, " is" if unkept == 1 else "s are")
+    waiting = _number(status.get("waiting"))
+    if waiting:
+        warning = "Leave this machine on: it has %d job%s to submit" % (waiting, "" if waiting == 1 else "s")
     leader = _text(status.get("leader"))
-    if not leader:
+    if not leader and not waiting:
         warning = "No coordinator can be reached: jobs wait until one is back"
     try:
         farm = api.get("/v1/farm")

@@ -30,7 +30,7 @@ type process struct {
 }
 
 // processes lists those that there are.
-func processes(t *testing.T) map[int]process {
+func processes(t testing.TB) map[int]process {
 	t.Helper()
 	stats, err := filepath.Glob("/proc/[0-9]*/stat")
 	require.NoError(t, err)

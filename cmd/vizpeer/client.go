@@ -364,6 +364,13 @@ func named(id lease.JobID, err error) error {
 	return err
 }
 
+// waiting lists the jobs that wait on the peer's machine for somebody to lead the queue.
+func (cl *client) waiting(ctx context.Context) ([]httpapi.JobSummary, error) {
+	var answer httpapi.JobList
+	err := cl.call(ctx, http.MethodGet, "/v1/outbox", nil, &answer)
+	return answer.Jobs, err
+}
+
 func (cl *client) job(ctx context.Context, id lease.JobID) (httpapi.Job, error) {
 	var job httpapi.Job
 	err := cl.call(ctx, http.MethodGet, jobPath(id, ""), nil, &job)

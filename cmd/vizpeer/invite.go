@@ -12,9 +12,10 @@ import (
 
 func (c *cli) inviteCommand() *cobra.Command {
 	var (
-		role    string
-		uses    int
-		expires time.Duration
+		role        string
+		uses        int
+		expires     time.Duration
+		coordinator bool
 	)
 	cmd := &cobra.Command{
 		Use:   "invite",
@@ -23,7 +24,9 @@ func (c *cli) inviteCommand() *cobra.Command {
 once: the farm keeps only its hash.
 
   --role node       a render box: it renders and can do nothing else
-  --role operator   a workstation: its person may also submit jobs`,
+  --role operator   a workstation: its person may also submit jobs
+  --coordinator     it also keeps the queue. From three such machines on, any one of them
+                    may fail and the queue goes on: see "vizpeer coord status"`,
 		Args: takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			r, err := authz.ParseRole(role)
@@ -40,7 +43,7 @@ once: the farm keeps only its hash.
 			if err != nil {
 				return err
 			}
-			t, err := cl.invite(cmd.Context(), httpapi.Invitation{Role: r, Uses: uses, ExpiresIn: expires.Seconds()})
+			t, err := cl.invite(cmd.Context(), httpapi.Invitation{Role: r, Coordinator: coordinator, Uses: uses, ExpiresIn: expires.Seconds()})
 			if err != nil {
 				return err
 			}
@@ -50,12 +53,17 @@ once: the farm keeps only its hash.
 				if t.Uses > 1 {
 					machines = fmt.Sprintf("%d machines", t.Uses)
 				}
-				c.hint("A ticket for %s (%s), good until %s. There: vizpeer join TICKET && vizpeer up", machines, t.Role, t.ExpiresAt.Local().Format(time.DateTime))
+				what := string(t.Role)
+				if t.Coordinator {
+					what += ", coordinator"
+				}
+				c.hint("A ticket for %s (%s), good until %s. There: vizpeer join TICKET && vizpeer up", machines, what, t.ExpiresAt.Local().Format(time.DateTime))
 			})
 		},
 	}
 	f := cmd.Flags()
 	f.StringVar(&role, "role", string(authz.Node), "node, operator, viewer or admin")
+	f.BoolVar(&coordinator, "coordinator", false, "the machine also keeps the queue")
 	f.IntVar(&uses, "uses", 1, "machines that may join with it")
 	f.DurationVar(&expires, "expires", 24*time.Hour, "how long it is good for")
 	cmd.AddCommand(c.inviteLs(), c.inviteRevoke())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/url"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,11 +48,10 @@ func (c *cli) jobLs() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			jobs, err := cl.jobs(cmd.Context(), q)
+			jobs, err := c.listJobs(cmd.Context(), cl, q)
 			if err != nil {
 				return err
 			}
-			explain(cmd.Context(), cl, jobs)
 			return c.print(orEmpty(jobs), func() {
 				rows := make([][]any, len(jobs))
 				for i, j := range jobs {
@@ -67,6 +67,33 @@ func (c *cli) jobLs() *cobra.Command {
 	f.StringVar(&name, "name", "", "with this in their name")
 	f.StringVar(&since, "since", "", "submitted then or later: 2026-03-01, 2026-03-01T12:00:00Z, or 24h for a day ago")
 	return cmd
+}
+
+// listJobs lists the jobs that fit the filters. Those that wait on the peer's machine come
+// first, unless there are filters; while nobody leads, they are all there is to list.
+func (c *cli) listJobs(ctx context.Context, cl *client, q url.Values) ([]httpapi.JobSummary, error) {
+	var waiting []httpapi.JobSummary
+	if len(q) == 0 {
+		var err error
+		if waiting, err = cl.waiting(ctx); err != nil {
+			return nil, err
+		}
+	}
+	jobs, err := cl.jobs(ctx, q)
+	if err != nil {
+		if len(waiting) == 0 || exitCode(err) != exitUnreachable {
+			return nil, err
+		}
+		c.warn("%v. Only what waits on this machine is listed", err)
+	}
+	explain(ctx, cl, jobs)
+	here := make(map[lease.JobID]bool, len(waiting))
+	for _, j := range waiting {
+		here[j.ID] = true
+	}
+	// One may have been submitted between the two answers.
+	jobs = slices.DeleteFunc(jobs, func(j httpapi.JobSummary) bool { return here[j.ID] })
+	return append(waiting, jobs...), nil
 }
 
 // framesCell is how much of a job is there, in a column: of one frame that is split its

@@ -371,39 +371,6 @@ func machineText(names map[authz.PeerID]string, id authz.PeerID) string {
 	return id.Short()
 }
 
-func (c *cli) coordCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "coord", Short: "Who leads the queue"}, c.coordStatus())
-}
-
-func (c *cli) coordStatus() *cobra.Command {
-	return &cobra.Command{
-		Use:   "status",
-		Short: "Show the leader, the voters and the standbys",
-		Args:  takes(),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			cl, err := c.client()
-			if err != nil {
-				return err
-			}
-			farm, err := cl.farm(cmd.Context())
-			if err != nil {
-				return err
-			}
-			co := farm.Coord
-			co.Voters, co.Standbys = orEmpty(co.Voters), orEmpty(co.Standbys)
-			return c.print(co, func() {
-				names := cl.names(cmd.Context())
-				leader := "none"
-				if co.Leader != "" {
-					leader = machineText(names, co.Leader)
-				}
-				c.facts("leader", leader, "term", co.Term, "voters", machinesText(names, co.Voters),
-					"standbys", machinesText(names, co.Standbys), "applied index", co.AppliedIndex)
-			})
-		},
-	}
-}
-
 func machinesText(names map[authz.PeerID]string, ids []authz.PeerID) string {
 	words := make([]string, len(ids))
 	for i, id := range ids {
@@ -427,10 +394,13 @@ func (c *cli) statusCommand() *cobra.Command {
 				return err
 			}
 			return c.print(s, func() {
-				leader := ""
+				leader, meanwhile := "", ""
 				switch {
-				case s.Leader == "":
-					leader = "none can be reached: jobs wait until one is back"
+				case s.Leaderless != nil:
+					leader = s.Leaderless.Text
+					meanwhile = s.Leaderless.Meanwhile
+				case s.Leader == "": // one was found just now
+					leader = "none at this moment"
 				case s.Leader == s.Peer:
 					leader = "this machine"
 				default:
@@ -451,7 +421,7 @@ func (c *cli) statusCommand() *cobra.Command {
 					}
 				}
 				c.facts("machine", s.Name, "peer", s.Peer.Short(), "farm", s.FarmName,
-					"roles", strings.Join(s.Roles, ", "), "leader", leader, "connected peers", s.Connected,
+					"roles", strings.Join(s.Roles, ", "), "leader", leader, "meanwhile", meanwhile, "connected peers", s.Connected,
 					"hardware", machine, "labels", strings.Join(s.Capability.Labels, ", "), "blender", blender, "sandbox", sandbox,
 					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.TotalSlots(), strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
@@ -466,6 +436,8 @@ func mayLeave(s httpapi.Status) string {
 	switch {
 	case s.Parting != nil:
 		return partingText(*s.Parting)
+	case s.Waiting > 0:
+		return fmt.Sprintf("not now: it alone has %s to submit", count(s.Waiting, "job"))
 	case s.Unkept > 0:
 		return fmt.Sprintf("not known, as no coordinator can be asked: %s may be on this machine alone", count(s.Unkept, "finished frame"))
 	}

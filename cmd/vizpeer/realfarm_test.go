@@ -29,7 +29,7 @@ import (
 
 // realFarm is a farm of processes on this machine.
 type realFarm struct {
-	t     *testing.T
+	t     testing.TB
 	dir   string
 	peers []*realPeer
 }
@@ -40,6 +40,8 @@ type realPeer struct {
 	dir   string
 	more  []string // further flags of `vizpeer up`
 	netns string   // the network namespace it lives in; "" for this machine's own
+	quic  bool     // it listens on QUIC as well, as peers do by themselves
+	env   []string // further variables of `vizpeer up`
 	cmd   *exec.Cmd
 	stdin io.Closer
 	log   *os.File
@@ -103,22 +105,7 @@ func (p *realPeer) try(args ...string) ([]byte, error) {
 func (p *realPeer) up() {
 	t := p.farm.t
 	t.Helper()
-	args := []string{"up", "--json", "--stop-with-stdin", "--data-dir", p.dir}
-	if p.netns == "" {
-		args = append(args, "--no-mdns", "--api-listen", "127.0.0.1:0", "--p2p-listen", p.listen())
-	}
-	p.cmd = p.command(append(args, p.more...)...)
-	var err error
-	p.log, err = os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	require.NoError(t, err)
-	p.cmd.Stderr = p.log
-	in, err := p.cmd.StdinPipe()
-	require.NoError(t, err)
-	p.stdin = in
-	out, err := p.cmd.StdoutPipe()
-	require.NoError(t, err)
-	require.NoError(t, p.cmd.Start())
-	t.Cleanup(p.kill)
+	out := p.start()
 	line, err := bufio.NewReader(out).ReadString('\n')
 	said, _ := os.ReadFile(p.dir + ".log")
 	require.NoError(t, err, "the peer did not start: %s", said)
@@ -126,9 +113,37 @@ func (p *realPeer) up() {
 	require.NoError(t, json.Unmarshal([]byte(line), &ready))
 	// A peer that is started again listens where the others know it.
 	require.NotEmpty(t, ready.P2P)
-	at, _, _ := strings.Cut(ready.P2P[0], "/p2p/")
-	require.NoError(t, os.WriteFile(p.dir+".listen", []byte(at), 0o600))
+	var at []string
+	for _, a := range ready.P2P {
+		a, _, _ = strings.Cut(a, "/p2p/")
+		at = append(at, a)
+	}
+	require.NoError(t, os.WriteFile(p.dir+".listen", []byte(strings.Join(at, ",")), 0o600))
 	go func() { _, _ = io.Copy(io.Discard, out) }()
+}
+
+// start starts the peer, and returns what it says.
+func (p *realPeer) start() (out io.Reader) {
+	t := p.farm.t
+	t.Helper()
+	args := []string{"up", "--json", "--stop-with-stdin", "--data-dir", p.dir}
+	if p.netns == "" {
+		args = append(args, "--no-mdns", "--api-listen", "127.0.0.1:0", "--p2p-listen", p.listen())
+	}
+	p.cmd = p.command(append(args, p.more...)...)
+	p.cmd.Env = append(p.cmd.Environ(), p.env...)
+	var err error
+	p.log, err = os.OpenFile(p.dir+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	require.NoError(t, err)
+	p.cmd.Stderr = p.log
+	in, err := p.cmd.StdinPipe()
+	require.NoError(t, err)
+	p.stdin = in
+	out, err = p.cmd.StdoutPipe()
+	require.NoError(t, err)
+	require.NoError(t, p.cmd.Start())
+	t.Cleanup(p.kill)
+	return out
 }
 
 // command runs vizpeer where the peer lives.
@@ -139,9 +154,13 @@ func (p *realPeer) command(args ...string) *exec.Cmd {
 	return exec.Command("ip", append([]string{"netns", "exec", p.netns, "vizpeer"}, args...)...)
 }
 
+// listen is what --p2p-listen takes.
 func (p *realPeer) listen() string {
 	if at, err := os.ReadFile(p.dir + ".listen"); err == nil {
 		return string(at)
+	}
+	if p.quic {
+		return "/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1"
 	}
 	return "/ip4/127.0.0.1/tcp/0"
 }

@@ -280,6 +280,9 @@ func (c *cli) render(ctx context.Context, o *order) error {
 	}); err != nil {
 		return err
 	}
+	if submitted.Waiting {
+		c.warn("No coordinator can be reached: %s. Leave this machine on until then", plain(submitted.Reason))
+	}
 	for _, w := range submitted.Warnings {
 		c.warn("%s", w)
 	}
@@ -288,7 +291,7 @@ func (c *cli) render(ctx context.Context, o *order) error {
 	}
 	if !o.wait {
 		// The job is accepted: that its state cannot be read is no failure.
-		if job, err := cl.job(ctx, submitted.Job); err == nil {
+		if job, err := cl.job(ctx, submitted.Job); err == nil && !job.Waiting {
 			if reason := stuck(job); reason != "" {
 				c.warn("%s", reason)
 			}

@@ -105,7 +105,7 @@ func (f *rightsFarm) submit(name string) lease.JobID {
 }
 
 // projectTar is a project whose .blend no Blender could open.
-func projectTar(t *testing.T, salt string) []byte {
+func projectTar(t testing.TB, salt string) []byte {
 	t.Helper()
 	var b bytes.Buffer
 	w := tar.NewWriter(&b)

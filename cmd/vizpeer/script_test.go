@@ -20,7 +20,7 @@ import (
 )
 
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"vizpeer": main})
+	testscript.Main(m, map[string]func(){"vizpeer": main, "vizpeer-standin": standIn})
 }
 
 // TestScripts runs the command line as a user types it; testdata/script is its

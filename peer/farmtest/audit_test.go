@@ -125,7 +125,7 @@ func TestKeysOfSubmissions(t *testing.T) {
 		spec.Owner, spec.Submitter = farmtest.Operator.User, m.ID
 		once := &lease.Once{User: spec.Owner, Key: "k1", Request: "r1"}
 		submit := func(once *lease.Once) (httpapi.Submitted, error) {
-			return m.Queue().Submit(t.Context(), farmtest.Operator, spec, once)
+			return m.Queue().Submit(t.Context(), farmtest.Operator, lease.Submit{Spec: spec, Once: once})
 		}
 		first, err := submit(once)
 		require.NoError(t, err)

@@ -5,8 +5,8 @@
 // It promises that a farm of minutes runs in milliseconds, and that peers find
 // each other, join and fail by the same code as on real machines.
 //
-// It does not serve HTTP: the tests call what the HTTP API calls. Only tests
-// import it.
+// Its tests call what the HTTP API calls or, with [Member.Call], that itself. Only
+// tests import it.
 package farmtest
 
 import (
@@ -49,7 +49,8 @@ type Farm struct {
 	Peers []*Member // the founder first
 	addrs int       // handed out so far
 
-	change []func(int, *lease.Capability)
+	change   []func(int, *lease.Capability)
+	standbys int // of the machines that join, those that may hold the queue
 
 	mu      sync.Mutex
 	severed map[[2]string]bool // by the addresses of two machines
@@ -68,6 +69,7 @@ type Member struct {
 	stop context.CancelFunc
 	done chan error
 	ip   string
+	api  *pipes
 }
 
 // Operator is who submits in simulated farms, and Admin who administers them.
@@ -80,7 +82,13 @@ var (
 // it by tickets. change, if any, alters what each can do, by its place in Peers.
 // The farm is stopped when the test ends. Call it inside a bubble.
 func New(t *testing.T, workers int, change ...func(i int, can *lease.Capability)) *Farm {
-	f := &Farm{t: t, change: change, log: logger(t), severed: make(map[[2]string]bool)}
+	return NewOf(t, 1, workers, change...)
+}
+
+// NewOf founds a farm like [New] of that many coordinators, which come first in Peers and
+// of which the founder alone votes yet: see [Farm.Vote].
+func NewOf(t *testing.T, coordinators, workers int, change ...func(i int, can *lease.Capability)) *Farm {
+	f := &Farm{t: t, change: change, standbys: coordinators - 1, log: logger(t), severed: make(map[[2]string]bool)}
 	f.net = &simnet.Simnet{LatencyFunc: f.latency}
 	f.net.Start()
 	t.Cleanup(f.net.Close)
@@ -90,16 +98,79 @@ func New(t *testing.T, workers int, change ...func(i int, can *lease.Capability)
 	founder.ID = founded.Peer
 	founder.Start()
 	f.Within(10*time.Second, "the founder leads", founder.Leads)
-	for i := range workers {
-		m := f.machine(fmt.Sprintf("worker%d", i+1))
-		ticket, err := founder.Queue().Invite(t.Context(), Admin, httpapi.Invitation{})
+	for i := range f.standbys + workers {
+		name := fmt.Sprintf("worker%d", i-f.standbys+1)
+		if i < f.standbys {
+			name = fmt.Sprintf("standby%d", i+1)
+		}
+		m := f.machine(name)
+		ticket, err := founder.Queue().Invite(t.Context(), Admin, httpapi.Invitation{Coordinator: i < f.standbys})
 		require.NoError(t, err)
 		_, err = m.Join(ticket.Ticket)
 		require.NoError(t, err)
 		m.Start()
 	}
-	f.Online(workers + 1)
+	f.Online(coordinators + workers)
 	return f
+}
+
+// Vote waits until that many coordinators vote, as the leader knows it.
+func (f *Farm) Vote(n int) {
+	f.t.Helper()
+	f.Within(3*time.Minute, fmt.Sprintf("%d coordinators vote", n), func() bool {
+		for _, m := range f.Peers {
+			if m.stop != nil && m.Leads() {
+				return len(m.voters()) == n
+			}
+		}
+		return false
+	})
+}
+
+// Ready waits until that many coordinators have the queue, the leader among them.
+func (f *Farm) Ready(n int) {
+	f.t.Helper()
+	f.Within(time.Minute, fmt.Sprintf("%d coordinators are ready", n), func() bool {
+		ready := 0
+		for _, m := range f.Peers {
+			if m.stop == nil || !m.Leads() {
+				continue
+			}
+			farm, err := m.Queue().Farm(f.t.Context(), Admin)
+			if err != nil {
+				return false
+			}
+			for _, c := range farm.Coord.Coordinators {
+				if c.State == "leader" || c.State == "ready" {
+					ready++
+				}
+			}
+		}
+		return ready == n
+	})
+}
+
+// voters are those that this machine, a coordinator, knows of.
+func (m *Member) voters() []authz.PeerID {
+	farm, err := m.Queue().Farm(m.farm.t.Context(), Admin)
+	if err != nil {
+		return nil
+	}
+	return farm.Coord.Voters
+}
+
+// Led waits until a machine leads, and is that.
+func (f *Farm) Led(within time.Duration) *Member {
+	f.t.Helper()
+	var leads *Member
+	f.Within(within, "somebody leads", func() bool {
+		i := slices.IndexFunc(f.Peers, func(m *Member) bool { return m.stop != nil && m.Leads() })
+		if i >= 0 {
+			leads = f.Peers[i]
+		}
+		return i >= 0
+	})
+	return leads
 }
 
 // logger shows the peers' logs where FARMTEST_LOG is set.
@@ -186,7 +257,8 @@ func (m *Member) Start() {
 	m.Peer = p
 	ctx, cancel := context.WithCancel(context.Background())
 	m.stop, m.done = cancel, make(chan error, 1)
-	go func() { m.done <- p.Run(ctx) }()
+	m.api = newPipes()
+	go func() { m.done <- p.Run(ctx, m.api) }()
 	m.farm.t.Cleanup(m.Stop)
 }
 
@@ -283,7 +355,7 @@ func (m *Member) Crash() {
 // Upload gives machine m a project whose texture has that many bytes, which
 // differ from seed to seed, and returns its CID.
 func (f *Farm) Upload(m *Member, seed uint64, texture int) string {
-	p, err := m.Local().ImportProject(f.t.Context(), Operator, project(seed, texture))
+	p, err := m.Local().ImportProject(f.t.Context(), Operator, Project(seed, texture))
 	require.NoError(f.t, err)
 	return p.Project
 }
@@ -304,13 +376,13 @@ func (f *Farm) Submit(m *Member, frames string, change ...func(*httpapi.Submissi
 	if spec.Output.Dir != "" {
 		spec.Output.Peer = m.ID
 	}
-	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, spec, nil)
+	out, err := f.leader().Queue().Submit(f.t.Context(), Operator, lease.Submit{Spec: spec})
 	require.NoError(f.t, err)
 	return out.Job
 }
 
-// project is a .blend of version 3.4 that nobody will open, and a texture.
-func project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
+// Project is a .blend of version 3.4 that nobody will open, and a texture.
+func Project(seed uint64, texture int) iter.Seq2[httpapi.ProjectFile, error] {
 	noise := make([]byte, texture)
 	_, _ = rand.NewChaCha8([32]byte{byte(seed), byte(seed >> 8)}).Read(noise) // it never fails
 	files := []struct{ path, text string }{

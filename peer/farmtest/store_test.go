@@ -306,7 +306,7 @@ func TestProjectsAreTheirUploaders(t *testing.T) {
 			_, _, err = m.Local().Prepare(t.Context(), p, s)
 			require.NoError(t, err)
 		}
-		_, err = m.Local().ImportProject(t.Context(), other, project(1, 1000))
+		_, err = m.Local().ImportProject(t.Context(), other, Project(1, 1000))
 		require.NoError(t, err)
 		_, _, err = m.Local().Prepare(t.Context(), other, s)
 		require.NoError(t, err, "whoever has the files may say so by sending them")

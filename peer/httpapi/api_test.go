@@ -38,6 +38,7 @@ var reach = map[string][]string{
 	"GET /v1/audit/verify":                     {"root"},
 	"POST /v1/projects":                        {"root", "ann"},
 	"POST /v1/jobs":                            {"root", "ann"},
+	"GET /v1/outbox":                           {"root", "ann", "vic"},
 	"POST /v1/jobs/{id}/cancel":                {"root", "ann"},
 	"POST /v1/jobs/{id}/pause":                 {"root", "ann"},
 	"POST /v1/jobs/{id}/resume":                {"root", "ann"},
@@ -67,6 +68,9 @@ var reach = map[string][]string{
 	"POST /v1/blobs/{cid}/fetch":               {"root", "ann", "vic"},
 	"POST /v1/blobs/{cid}/pin":                 {"root", "ann"},
 	"POST /v1/blobs/{cid}/unpin":               {"root", "ann"},
+	"POST /v1/coordinators/{id}/promote":       {"root"},
+	"POST /v1/coordinators/{id}/demote":        {"root"},
+	"POST /v1/coordinators/{id}/transfer":      {"root"},
 	"POST /v1/tickets":                         {"root"},
 	"POST /v1/auth/login":                      {"", "root", "ann", "vic", "box"},
 	"POST /v1/auth/logout":                     {"root", "ann", "vic", "box"},
@@ -252,7 +256,7 @@ func TestHealth(t *testing.T) {
 	m.set(func(m *machine) { m.checks = []Check{{Name: "store"}} })
 	require.JSONEq(t, `{"status":"ok"}`, string(m.do(t, "", "GET", "/readyz", nil).body))
 	m.set(func(m *machine) {
-		m.checks = []Check{{"store", errors.New("secret")}, {Name: "roster"}, {"leader", errors.New("x")}}
+		m.checks = []Check{{Name: "store", Err: errors.New("secret")}, {Name: "roster"}, {Name: "leader", Err: errors.New("x"), Say: "for 3s"}}
 	})
 	r := m.do(t, "", "GET", "/readyz", nil)
 	require.Equal(t, 503, r.StatusCode)

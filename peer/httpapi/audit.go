@@ -26,15 +26,21 @@ func (rt *route) action() string {
 	return rt.id
 }
 
-// deed is what a request on a route wants to do, and to what.
-func (rt *route) deed(hc huma.Context, c caller) authz.Deed {
-	d := authz.Deed{User: c.User, Key: cmp.Or(c.Session, c.Key), Action: rt.action()}
+// deed is that the caller does something.
+func (c caller) deed(action string) authz.Deed {
+	d := authz.Deed{User: c.User, Key: cmp.Or(c.Session, c.Key), Action: action}
 	if c.addr.IsValid() {
 		d.Address = c.addr.String()
 	}
 	if c.peer != "" {
 		d.Machine = authz.PeerID(c.peer.String())
 	}
+	return d
+}
+
+// deed is what a request on a route wants to do, and to what.
+func (rt *route) deed(hc huma.Context, c caller) authz.Deed {
+	d := c.deed(rt.action())
 	var object []string
 	for _, part := range strings.Split(rt.Path, "/") {
 		if name, ok := strings.CutPrefix(part, "{"); ok {

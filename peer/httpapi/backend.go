@@ -20,9 +20,10 @@ import (
 type Queue interface {
 	// Submit accepts a job. The spec was prepared by the machine that took the
 	// submission; its Owner, Submitter and Output.Peer are proven, and it is
-	// valid by its own account. Submitted.Findings are left to the caller. With once,
-	// what was accepted before is answered again and not done again.
-	Submit(ctx context.Context, p authz.Principal, spec lease.Spec, once *lease.Once) (Submitted, error)
+	// valid by its own account; the ID is drawn where there is none, and the limits are
+	// the farm's. Submitted.Findings are left to the caller. What was accepted before,
+	// under the same ID or in.Once, is answered again and not done again.
+	Submit(ctx context.Context, p authz.Principal, in lease.Submit) (Submitted, error)
 	Jobs(context.Context, authz.Principal, JobQuery) (JobList, error)
 	// Job answers with what of it hangs on the machine from, which asks.
 	Job(ctx context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (Job, error)
@@ -54,6 +55,9 @@ type Queue interface {
 	Offer(context.Context, authz.Principal, NewOffer) (Blender, error)
 	Withdraw(ctx context.Context, p authz.Principal, root string) (Blender, error)
 	Farm(context.Context, authz.Principal) (Farm, error)
+	// Coordinate changes who votes, or who leads, and answers who does then. It is an
+	// admin's.
+	Coordinate(ctx context.Context, p authz.Principal, id authz.PeerID, what CoordinatorChange) (Coordination, error)
 	Invite(context.Context, authz.Principal, Invitation) (Invited, error)
 	// Audit reads who did what, and VerifyAudit checks that all of it stands as it was
 	// written, and tells how many records of how many it has checked. They are an
@@ -156,6 +160,7 @@ type Local interface {
 	// Ready lists the checks that must pass before this peer is of use.
 	Ready(context.Context) []Check
 	Blobs
+	Outbox
 }
 
 // ProjectFile is one file of an upload.
@@ -171,6 +176,7 @@ type ProjectFile struct {
 type Check struct {
 	Name string // one lower-case word: it is shown to anyone who asks
 	Err  error  // nil where it passes; logged, never sent
+	Say  string // more about it in words, for anyone who asks; "" where there is nothing
 }
 
 // Leader finds the peer that leads the queue.

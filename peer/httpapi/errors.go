@@ -200,7 +200,9 @@ func MapError(err error) *Problem {
 		case row.code == CodeUnauthorised:
 			return unauthorised("the token is not valid here: use the one that init or join left in this machine's token file", true)
 		case row.code == CodeNoLeader:
-			detail = ErrNoLeader.Error() + ": " + strings.TrimPrefix(detail, ErrNoLeader.Error()+": ")
+			if !strings.HasPrefix(detail, ErrNoLeader.Error()) {
+				detail = ErrNoLeader.Error() + ": " + detail
+			}
 			return newProblem(row.status, row.code, detail, "Retry-After", "2")
 		case row.err == ErrUnavailable:
 			return newProblem(row.status, row.code, detail, "Retry-After", "2")

@@ -45,7 +45,12 @@ func (s *Server) events(ctx context.Context, in *eventsInput) (*huma.StreamRespo
 	}
 	ctx, stop := context.WithCancel(ctx)
 	cancel := func() { stop(); leave() }
-	sub, err := s.queue.Events(ctx, p, q)
+	var sub *Subscription
+	if _, _, ok := s.waiting(callerOf(ctx), in.Job); ok {
+		sub = s.awaiting(ctx, in.Job)
+	} else {
+		sub, err = s.queue.Events(ctx, p, q)
+	}
 	if err != nil {
 		cancel()
 		return nil, err

@@ -22,6 +22,10 @@ import (
 	"vizpeer/lease"
 )
 
+// jobHeader has the ID that the machine which takes a submission drew for the job: an
+// earlier version's leader knows no such thing, and draws one itself.
+const jobHeader = "Vizpeer-Job"
+
 // leaderHeader names the leader in the answer of a peer that is not.
 const leaderHeader = "Vizpeer-Leader"
 
@@ -184,7 +188,8 @@ func (t *farmTransport) try(r *http.Request) (*http.Response, error) {
 
 // queuePart is what a request that is answered here needs of the leader.
 type queuePart interface {
-	Submit(context.Context, authz.Principal, lease.Spec, *lease.Once) (Submitted, error)
+	Submit(context.Context, authz.Principal, lease.Submit) (Submitted, error)
+	Control(context.Context, authz.Principal, lease.JobID, Control) (JobSummary, error)
 	Frame(context.Context, authz.Principal, lease.JobID, int32) (Frame, error)
 	TasksOf(context.Context, authz.Principal, lease.JobID, int32) ([]Task, error)
 	Task(context.Context, authz.Principal, lease.JobID, int32) (Task, error)
@@ -210,42 +215,49 @@ type remoteQueue struct {
 	caller caller
 }
 
-func (q *remoteQueue) Submit(ctx context.Context, _ authz.Principal, spec lease.Spec, once *lease.Once) (Submitted, error) {
-	path := "jobs"
-	if once != nil {
-		path += "?" + url.Values{"key": {once.Key}, "request": {once.Request}}.Encode()
+func (q *remoteQueue) Submit(ctx context.Context, _ authz.Principal, in lease.Submit) (Submitted, error) {
+	path := "queue/jobs"
+	if in.Once != nil {
+		path += "?" + url.Values{"key": {in.Once.Key}, "request": {in.Once.Request}}.Encode()
 	}
 	var out enqueued
-	err := q.ask(ctx, http.MethodPost, spec, &out, path)
+	err := q.ask(ctx, http.MethodPost, in.Spec, &out, path, jobHeader, string(in.Job))
 	out.Replayed = out.Again
 	return out.Submitted, err
 }
 
+// Control cancels a job; there is no need of other verbs.
+func (q *remoteQueue) Control(ctx context.Context, _ authz.Principal, job lease.JobID, c Control) (out JobSummary, err error) {
+	err = q.ask(ctx, http.MethodPost, nil, &out, fmt.Sprintf("jobs/%s/%s", url.PathEscape(string(job)), c.Do))
+	return out, err
+}
+
 func (q *remoteQueue) Frame(ctx context.Context, _ authz.Principal, job lease.JobID, frame int32) (out Frame, err error) {
-	err = q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("jobs/%s/frames/%d", url.PathEscape(string(job)), frame))
+	err = q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("queue/jobs/%s/frames/%d", url.PathEscape(string(job)), frame))
 	return out, err
 }
 
 func (q *remoteQueue) TasksOf(ctx context.Context, _ authz.Principal, job lease.JobID, frame int32) ([]Task, error) {
 	var out TaskList
-	err := q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("jobs/%s/frames/%d/tasks", url.PathEscape(string(job)), frame))
+	err := q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("queue/jobs/%s/frames/%d/tasks", url.PathEscape(string(job)), frame))
 	return out.Tasks, err
 }
 
 func (q *remoteQueue) Task(ctx context.Context, _ authz.Principal, job lease.JobID, task int32) (out Task, err error) {
-	err = q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("jobs/%s/tasks/%d", url.PathEscape(string(job)), task))
+	err = q.ask(ctx, http.MethodGet, nil, &out, fmt.Sprintf("queue/jobs/%s/tasks/%d", url.PathEscape(string(job)), task))
 	return out, err
 }
 
 func (q *remoteQueue) principal(ctx context.Context) (out authz.Principal, err error) {
-	err = q.ask(ctx, http.MethodGet, nil, &out, "principal")
+	err = q.ask(ctx, http.MethodGet, nil, &out, "queue/principal")
 	return out, err
 }
 
 // maxAnswer bounds, in bytes, what the leader may answer to ask.
 const maxAnswer = 4 << 20
 
-func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path string) error {
+// ask makes a request; header holds name, value pairs.
+func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path string, header ...string) error {
 	var body io.Reader
 	if in != nil {
 		data, err := json.Marshal(in)
@@ -254,13 +266,16 @@ func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path 
 		}
 		body = bytes.NewReader(data)
 	}
-	r, err := http.NewRequestWithContext(ctx, method, "http://"+q.leader.String()+"/v1/queue/"+path, body)
+	r, err := http.NewRequestWithContext(ctx, method, "http://"+q.leader.String()+"/v1/"+path, body)
 	if err != nil {
 		return fmt.Errorf("asking the leader: %w", err)
 	}
 	r.Header.Set("Authorization", "Bearer "+q.caller.token)
 	stateClient(r.Header, q.caller)
 	r.Header.Set("Content-Type", "application/json")
+	for i := 0; i+1 < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
 	resp, err := q.s.farm.RoundTrip(r)
 	if err != nil {
 		return err

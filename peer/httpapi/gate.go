@@ -224,7 +224,10 @@ func (s *Server) identify(r *http.Request, from side, rt *route) (c caller, else
 			return c, "", err
 		}
 	}
-	if rt.place.asked() {
+	if from != stream && c.token != "" {
+		s.local.Shown(c.token)
+	}
+	if rt.place.asked() || rt.place == atJob && from != stream && s.local.Holds(jobOf(r)) {
 		c.peer = s.host.ID()
 		if !rt.rule.open {
 			c.Principal, err = s.authenticate(ctx, c)

@@ -11,6 +11,7 @@ import (
 	"iter"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -39,6 +40,7 @@ type farm struct {
 	mu      sync.Mutex
 	leader  peer.ID
 	specs   []lease.Spec
+	asked   []lease.JobID // under which those came
 	calls   []string
 	subs    []chan Event
 	query   EventQuery
@@ -67,7 +69,8 @@ func (f *farm) call(name string, p authz.Principal) error {
 	return f.err
 }
 
-func (f *farm) Submit(ctx context.Context, p authz.Principal, s lease.Spec, once *lease.Once) (Submitted, error) {
+func (f *farm) Submit(ctx context.Context, p authz.Principal, in lease.Submit) (Submitted, error) {
+	s, once := in.Spec, in.Once
 	err := f.call("submit", p)
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -86,7 +89,7 @@ func (f *farm) Submit(ctx context.Context, p authz.Principal, s lease.Spec, once
 			}
 		}
 	}
-	f.specs = append(f.specs, s)
+	f.specs, f.asked = append(f.specs, s), append(f.asked, in.Job)
 	out := Submitted{Job: "jnew", Project: s.Project, Tasks: 3, Split: s.Split}
 	if once != nil {
 		if f.once == nil {
@@ -241,6 +244,10 @@ func (f *farm) Farm(ctx context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }
 
+func (f *farm) Coordinate(_ context.Context, p authz.Principal, _ authz.PeerID, what CoordinatorChange) (Coordination, error) {
+	return Coordination{}, f.call(string(what), p)
+}
+
 func (f *farm) Invite(_ context.Context, p authz.Principal, in Invitation) (Invited, error) {
 	return Invited{Ticket: "secret", Role: in.Role, Uses: max(1, in.Uses)}, f.call("invite", p)
 }
@@ -389,6 +396,11 @@ type machine struct {
 	folder   bool // whether the store's root is one
 	storeErr error
 	unpinned []string
+
+	kept      []Posted
+	withdrawn chan struct{}
+	cancelled bool
+	shown     string
 }
 
 func (m *machine) Find(ctx context.Context) (peer.ID, bool, error) {
@@ -577,6 +589,73 @@ func (m *machine) CollectBlobs(context.Context, bool) (Collected, error) {
 }
 
 func (m *machine) StoreStat(context.Context) (StoreStat, error) { return StoreStat{Disk: 1}, nil }
+
+// A fake machine keeps jobs in memory, and every one that it keeps is ann's.
+
+func (m *machine) NewJob() lease.JobID { return "jabcdefghijklmno" }
+
+func (m *machine) Keep(_ context.Context, p Posted) (Submitted, error) {
+	m.set(func(m *machine) { m.kept = append(m.kept, p) })
+	return Submitted{Job: p.Job, Project: p.Spec.Project, Tasks: 3, Waiting: true, Reason: "nobody leads"}, nil
+}
+
+func (m *machine) Kept(once *lease.Once) (Submitted, bool, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, p := range m.kept {
+		if once != nil && p.Once != nil && *p.Once == *once {
+			return Submitted{Job: p.Job, Project: p.Spec.Project, Tasks: 3, Waiting: true, Reason: "nobody leads", Replayed: true}, true, nil
+		}
+	}
+	return Submitted{}, false, nil
+}
+
+func (m *machine) Holds(id lease.JobID) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.ContainsFunc(m.kept, func(p Posted) bool { return p.Job == id })
+}
+
+func (m *machine) Waiting(p authz.Principal) (out []JobSummary) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for _, k := range m.kept {
+		if p.MaySee(k.Spec.Owner) {
+			out = append(out, JobSummary{ID: k.Job, Name: k.Spec.Name, Owner: k.Spec.Owner, State: lease.JobQueued, Waiting: true, Reason: "nobody leads"})
+		}
+	}
+	return out
+}
+
+func (m *machine) WaitingJob(p authz.Principal, id lease.JobID) (Job, <-chan struct{}, bool) {
+	for _, j := range m.Waiting(p) {
+		if j.ID == id {
+			m.mu.Lock()
+			defer m.mu.Unlock()
+			if m.withdrawn == nil {
+				m.withdrawn = make(chan struct{})
+			}
+			if m.cancelled {
+				j.State, j.Waiting, j.Reason = lease.JobCancelled, false, "cancelled by "+p.User
+			}
+			return Job{JobSummary: j}, m.withdrawn, true
+		}
+	}
+	return Job{}, nil, false
+}
+
+func (m *machine) Withdraw(_ context.Context, p authz.Principal, id lease.JobID) (JobSummary, error) {
+	m.set(func(m *machine) {
+		m.cancelled = true
+		if m.withdrawn != nil {
+			close(m.withdrawn)
+		}
+	})
+	j, _, _ := m.WaitingJob(p, id)
+	return j.JobSummary, nil
+}
+
+func (m *machine) Shown(token string) { m.set(func(m *machine) { m.shown = token }) }
 
 func (m *machine) Identity() (authz.PeerID, authz.FarmID) {
 	return authz.PeerID(m.host.ID().String()), "farm"

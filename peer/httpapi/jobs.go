@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"time"
 
 	"vizpeer/authz"
@@ -28,12 +29,18 @@ func (s *Server) jobs(ctx context.Context, in *struct {
 
 func (s *Server) job(ctx context.Context, in *jobInput) (*answer[Job], error) {
 	c := callerOf(ctx)
+	if job, _, ok := s.waiting(c, in.ID); ok {
+		return answerWith(job, nil)
+	}
 	job, err := s.queue.Job(ctx, c.Principal, in.ID, authz.PeerID(c.peer.String()))
 	job.Frames = list(job.Frames)
 	return answerWith(job, err)
 }
 
 func (s *Server) tasks(ctx context.Context, in *jobInput) (*answer[TaskList], error) {
+	if _, _, ok := s.waiting(callerOf(ctx), in.ID); ok {
+		return answerWith(TaskList{[]Task{}}, nil) // it is not cut into them yet
+	}
 	tasks, err := s.queue.Tasks(ctx, callerOf(ctx).Principal, in.ID)
 	return answerWith(TaskList{list(tasks)}, err)
 }
@@ -41,7 +48,7 @@ func (s *Server) tasks(ctx context.Context, in *jobInput) (*answer[TaskList], er
 // control makes a handler of a verb without further words.
 func control(do Verb) func(*Server, context.Context, *jobInput) (*answer[JobSummary], error) {
 	return func(s *Server, ctx context.Context, in *jobInput) (*answer[JobSummary], error) {
-		return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: do}))
+		return answerWith(s.control(ctx, in.ID, Control{Do: do}))
 	}
 }
 
@@ -49,7 +56,7 @@ func (s *Server) prioritise(ctx context.Context, in *struct {
 	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Body Priority
 }) (*answer[JobSummary], error) {
-	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, Control{Do: Prioritise, Tier: in.Body.Priority}))
+	return answerWith(s.control(ctx, in.ID, Control{Do: Prioritise, Tier: in.Body.Priority}))
 }
 
 func (s *Server) retry(ctx context.Context, in *struct {
@@ -63,7 +70,7 @@ func (s *Server) retry(ctx context.Context, in *struct {
 			return nil, fmt.Errorf("%w: %w", ErrInvalid, err)
 		}
 	}
-	return answerWith(s.queue.Control(ctx, callerOf(ctx).Principal, in.ID, c))
+	return answerWith(s.control(ctx, in.ID, c))
 }
 
 func (s *Server) more(ctx context.Context, in *struct {
@@ -79,14 +86,17 @@ func (s *Server) more(ctx context.Context, in *struct {
 	if err != nil {
 		return nil, err
 	}
-	job, err := s.queue.Control(ctx, c.Principal, in.ID, Control{Do: AddMore, Samples: in.Body.Samples, Once: once})
-	return answerOnce(job, job.Replayed, err)
+	job, err := s.control(ctx, in.ID, Control{Do: AddMore, Samples: in.Body.Samples, Once: once})
+	return answerOnce(http.StatusOK, job, job.Replayed, err)
 }
 
 func (s *Server) why(ctx context.Context, in *struct {
 	ID   lease.JobID `path:"id" pattern:"^[A-Za-z0-9_-]{1,64}$"`
 	Task int32       `query:"task" minimum:"-1" default:"-1" doc:"one task of it; -1: the job as a whole"`
 }) (*answer[Why], error) {
+	if job, _, ok := s.waiting(callerOf(ctx), in.ID); ok {
+		return answerWith(Why{Job: job.ID, State: string(job.State), Text: job.Reason}, nil)
+	}
 	return answerWith(s.queue.Why(ctx, callerOf(ctx).Principal, in.ID, in.Task))
 }
 
@@ -111,14 +121,14 @@ func (s *Server) submit(ctx context.Context, in *struct {
 	if spec, err = c.prove(spec); err != nil {
 		return nil, err
 	}
-	q, err := s.part(ctx, c)
-	if err != nil {
-		return nil, err
-	}
-	out, err := q.Submit(ctx, c.Principal, spec, once)
+	out, err := s.submitOrKeep(ctx, c, lease.Submit{Job: s.local.NewJob(), Spec: spec, Once: once})
 	found.Missing = list(found.Missing)
 	out.Findings = found
-	return answerOnce(out, out.Replayed, err)
+	status := http.StatusCreated
+	if out.Waiting {
+		status = http.StatusAccepted
+	}
+	return answerOnce(status, out, out.Replayed, err)
 }
 
 // enqueued is what one peer answers another that asked it to enqueue.
@@ -127,11 +137,12 @@ type enqueued struct {
 	Again bool `json:"again,omitempty"` // Submitted.Replayed
 }
 
-// enqueue takes a job that another peer has prepared. Key and Request are of a
-// [lease.Once].
+// enqueue takes a job that another peer has prepared, and for which it may have drawn the
+// ID. Key and Request are of a [lease.Once].
 func (s *Server) enqueue(ctx context.Context, in *struct {
-	Key     string `query:"key" maxLength:"64"`
-	Request string `query:"request" maxLength:"64"`
+	Job     lease.JobID `header:"Vizpeer-Job" pattern:"^(j[a-z2-7]{15})?$"`
+	Key     string      `query:"key" maxLength:"64"`
+	Request string      `query:"request" maxLength:"64"`
 	Body    lease.Spec
 }) (*answer[enqueued], error) {
 	c := callerOf(ctx)
@@ -143,7 +154,7 @@ func (s *Server) enqueue(ctx context.Context, in *struct {
 	if in.Key != "" {
 		once = &lease.Once{User: c.User, Key: in.Key, Request: in.Request}
 	}
-	out, err := s.queue.Submit(ctx, c.Principal, spec, once)
+	out, err := s.queue.Submit(ctx, c.Principal, lease.Submit{Job: in.Job, Spec: spec, Once: once})
 	out.Missing = list(out.Missing)
 	return answerWith(enqueued{out, out.Replayed}, err)
 }

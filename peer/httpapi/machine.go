@@ -28,17 +28,20 @@ func (s *Server) healthz(context.Context, *nothing) (*answer[Health], error) {
 }
 
 func (s *Server) readyz(ctx context.Context, _ *nothing) (*answer[Health], error) {
-	var failing []string
+	var failing, words []string
 	for _, c := range s.local.Ready(ctx) {
 		if c.Err != nil {
 			failing = append(failing, c.Name)
+			if words = append(words, c.Name); c.Say != "" {
+				words[len(words)-1] += " (" + c.Say + ")"
+			}
 			s.log.Debug("not ready", "check", c.Name, "error", c.Err)
 		}
 	}
 	if len(failing) == 0 {
 		return answerWith(Health{"ok"}, nil)
 	}
-	p := newProblem(http.StatusServiceUnavailable, CodeNotReady, "not ready: "+strings.Join(failing, ", "), "Retry-After", "2")
+	p := newProblem(http.StatusServiceUnavailable, CodeNotReady, "not ready: "+strings.Join(words, ", "), "Retry-After", "2")
 	p.Failing = failing
 	return nil, p
 }
@@ -107,6 +110,7 @@ func (s *Server) label(ctx context.Context, in *struct {
 func (s *Server) farmInfo(ctx context.Context, _ *nothing) (*answer[Farm], error) {
 	farm, err := s.queue.Farm(ctx, callerOf(ctx).Principal)
 	farm.Coord.Voters, farm.Coord.Standbys, farm.CA = list(farm.Coord.Voters), list(farm.Coord.Standbys), list(farm.CA)
+	farm.Coord.Coordinators = list(farm.Coord.Coordinators)
 	return answerWith(farm, err)
 }
 

@@ -57,6 +57,10 @@ type Submitted struct {
 	Tasks   int         `json:"tasks"`
 	Split   lease.Split `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
 	Findings
+	// Waiting tells that nobody leads the queue: the job is on this machine's disk, which
+	// submits it by itself, once, when somebody does. Then Reason says so in words.
+	Waiting bool   `json:"waiting,omitempty" doc:"nobody leads the queue: the job waits on this machine, which submits it by itself, once, when somebody does"`
+	Reason  string `json:"reason,omitempty" doc:"why the job waits on this machine, in words"`
 	// Replayed tells that the job was accepted before, under the same key: a header
 	// says so.
 	Replayed bool `json:"-"`
@@ -149,8 +153,11 @@ type JobSummary struct {
 	Tier   lease.Tier     `json:"tier"`
 	After  []lease.JobID  `json:"after,omitempty"` // jobs that must be done first
 	Owner  string         `json:"owner"`
-	Split  lease.Split    `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
-	Tasks  TaskCounts     `json:"tasks"`
+	// Waiting is as in Submitted. A job that was refused when it was submitted at last is
+	// there too, as failed.
+	Waiting bool        `json:"waiting,omitempty" doc:"the job is on this machine alone, to be submitted when somebody leads the queue"`
+	Split   lease.Split `json:"split,omitzero" doc:"how each frame is divided among machines; absent where it is not"`
+	Tasks   TaskCounts  `json:"tasks"`
 	// The tasks are as many as the frames were cut into so far; frames are what a job
 	// is about.
 	FramesTotal int        `json:"frames_total"`
@@ -270,16 +277,6 @@ type PeerList struct {
 	Peers []Peer `json:"peers"`
 }
 
-// Coordination is who leads the queue: GET /v1/farm holds it, and `vizpeer coord
-// status` prints it.
-type Coordination struct {
-	Leader       authz.PeerID   `json:"leader"`
-	Term         uint64         `json:"term"`
-	Voters       []authz.PeerID `json:"voters"`
-	Standbys     []authz.PeerID `json:"standbys"`
-	AppliedIndex uint64         `json:"applied_index"`
-}
-
 // Farm is GET /v1/farm: what anyone admitted may know.
 type Farm struct {
 	Farm  string         `json:"farm"`
@@ -295,17 +292,19 @@ type Farm struct {
 // Status is GET /v1/status: this machine, answered by itself even when no
 // coordinator can be reached.
 type Status struct {
-	Peer      authz.PeerID `json:"peer"`
-	Name      string       `json:"name"`
-	Farm      string       `json:"farm"`
-	FarmName  string       `json:"farm_name"`
-	Version   string       `json:"version"`
-	CA        []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
-	Roles     []string     `json:"roles"`
-	Leader    authz.PeerID `json:"leader"` // "" while none can be reached
-	Connected int          `json:"connected"`
-	Addrs     []string     `json:"addrs"`
-	HTTPS     []string     `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
+	Peer     authz.PeerID `json:"peer"`
+	Name     string       `json:"name"`
+	Farm     string       `json:"farm"`
+	FarmName string       `json:"farm_name"`
+	Version  string       `json:"version"`
+	CA       []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
+	Roles    []string     `json:"roles"`
+	Leader   authz.PeerID `json:"leader"` // "" while none can be reached
+	// Leaderless tells about a time without a leader; absent while there is one.
+	Leaderless *Leaderless `json:"leaderless,omitempty" doc:"about the time without a leader; absent while there is one"`
+	Connected  int         `json:"connected"`
+	Addrs      []string    `json:"addrs"`
+	HTTPS      []string    `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
 	// CertificateUntil is when the certificate for HTTPS ends; absent where nothing shows one.
 	CertificateUntil time.Time `json:"certificate_until,omitzero" doc:"when the certificate for HTTPS ends; it is renewed long before"`
 	// ClockSkew is how far this machine's clock is ahead of the leader's, in seconds.
@@ -322,9 +321,23 @@ type Status struct {
 	// Unkept is the number of finished frames that, as far as this machine knows,
 	// only it holds.
 	Unkept int `json:"unkept"`
+	// Waiting is the number of jobs that wait on this machine to be submitted.
+	Waiting int `json:"waiting" doc:"jobs that wait on this machine for somebody to lead the queue"`
 	// Parting tells whether this machine may be switched off now, as the leader
 	// knows it; absent while none can be asked.
 	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
+}
+
+// Leaderless is what a machine knows, and does, while it reaches nobody who leads the
+// queue.
+type Leaderless struct {
+	Since time.Time `json:"since"` // it lost the last leader, or began to look for one
+	Tried []string  `json:"tried" doc:"the machines that are asked again and again who leads"`
+	// Voters and Reaches are of a coordinator that votes, itself included.
+	Voters    int    `json:"voters,omitempty" doc:"coordinators that vote, on one of them: more than half are needed"`
+	Reaches   int    `json:"reaches,omitempty" doc:"of voters, those that this machine reaches, itself included"`
+	Text      string `json:"text" doc:"all this in words"`
+	Meanwhile string `json:"meanwhile" doc:"what this machine does meanwhile, in words"`
 }
 
 // RunningTask is an attempt that this machine makes now.
@@ -347,15 +360,18 @@ type Invitation struct {
 	Role      authz.Role `json:"role,omitempty"` // node if absent
 	Uses      int        `json:"uses,omitempty" minimum:"0" maximum:"10000"`
 	ExpiresIn float64    `json:"expires_in,omitempty" doc:"seconds; 24 h if absent"`
+	// Coordinator lets the machine hold the queue.
+	Coordinator bool `json:"coordinator,omitempty" doc:"the machine also keeps the queue, so that it goes on without the others"`
 }
 
 // Invited is the answer to POST /v1/tickets.
 type Invited struct {
-	Ticket    string     `json:"ticket"`
-	Role      authz.Role `json:"role"`
-	Uses      int        `json:"uses"`
-	ExpiresAt time.Time  `json:"expires_at"`
-	ID        string     `json:"id" doc:"names the ticket; it is no part of its secret"`
+	Ticket      string     `json:"ticket"`
+	Role        authz.Role `json:"role"`
+	Coordinator bool       `json:"coordinator,omitempty"`
+	Uses        int        `json:"uses"`
+	ExpiresAt   time.Time  `json:"expires_at"`
+	ID          string     `json:"id" doc:"names the ticket; it is no part of its secret"`
 }
 
 // Whoami is GET /v1/auth/whoami.

@@ -36,15 +36,16 @@ func (in Repeatable) once(c caller, request any) (*lease.Once, error) {
 
 // onceAnswer is an answer that may be of an earlier request.
 type onceAnswer[T any] struct {
+	Status   int
 	Replayed string `header:"Idempotency-Replayed" doc:"true where this is the answer to an earlier request with the same key"`
 	Body     T
 }
 
-func answerOnce[T any](doc T, replayed bool, err error) (*onceAnswer[T], error) {
+func answerOnce[T any](status int, doc T, replayed bool, err error) (*onceAnswer[T], error) {
 	if err != nil {
 		return nil, err
 	}
-	a := &onceAnswer[T]{Body: doc}
+	a := &onceAnswer[T]{Status: status, Body: doc}
 	if replayed {
 		a.Replayed = "true"
 	}

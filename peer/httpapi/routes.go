@@ -21,6 +21,7 @@ const (
 	here     place = iota // by the peer that is asked, for programs on its machine only
 	anywhere              // by the peer that is asked, for callers over HTTPS as well
 	atLeader              // by the leader: others pass it on
+	atJob                 // by the peer that is asked while the job waits there to be submitted, else as atLeader
 	internal              // by the leader, for other peers only: it is in no document
 )
 
@@ -97,7 +98,7 @@ func routes() []*route {
 		{get, "/v1/status", anywhere, members, "status", "This machine, answered without a coordinator", 0, "", bind((*Server).status)},
 		{get, "/v1/auth/whoami", anywhere, selves, "whoami", "Who the token belongs to", 0, "", bind((*Server).whoami)},
 		{post, "/v1/projects", anywhere, submitters, "upload-project", "Store a project: a tar of plain files, with the manifest " + render.ManifestName + " at its root", 0, "", takesTar(bind((*Server).importProject))},
-		{post, "/v1/jobs", anywhere, submitters, "submit-job", "Submit a job; its output folder is on this machine, and programs elsewhere may not name one", http.StatusCreated, "", bind((*Server).submit)},
+		{post, "/v1/jobs", anywhere, submitters, "submit-job", "Submit a job; its output folder is on this machine, and programs elsewhere may not name one. 202: nobody leads the queue, and the job waits on this machine until somebody does", http.StatusCreated, "", bind((*Server).submit)},
 		{get, "/v1/jobs/{id}/frames/{frame}", anywhere, people, "frame", "The picture of a finished frame (GET and HEAD; ranges; the ETag is its CID), a small one, or what there is to see of one that is being rendered", 0, "image/*", bind((*Server).frame)},
 		{get, "/v1/jobs/{id}/frames/{frame}/extra", anywhere, people, "frame-extra", "What Blender wrote beside the picture of a finished frame, other views and what File Output nodes write: a tar, with the places below the job's output folder", 0, tarType, bind((*Server).frameExtra)},
 		{get, "/v1/jobs/{id}/logs", anywhere, people, "task-log", "Blender's output in the latest attempt at a task that left one, or all that attempts said about one frame", 0, "text/plain", bind((*Server).taskLog)},
@@ -112,16 +113,18 @@ func routes() []*route {
 		{post, "/v1/blobs/{cid}/pin", here, submitters, "pin-blob", "Keep content that is here for the caller", 0, "", bind((*Server).pinBlob)},
 		{post, "/v1/blobs/{cid}/unpin", here, submitters, "unpin-blob", "Take the caller's pin back", 0, "", bind((*Server).unpinBlob)},
 
+		{get, "/v1/outbox", anywhere, people, "list-waiting", "The jobs that wait on this machine for somebody to lead the queue, and those of them that were refused then, the newest first", 0, "", bind((*Server).outbox)},
+
 		{get, "/v1/jobs", atLeader, people, "list-jobs", "The jobs that the caller may see, the newest first", 0, "", bind((*Server).jobs)},
-		{get, "/v1/jobs/{id}", atLeader, people, "job", "One job with its frames", 0, "", bind((*Server).job)},
-		{get, "/v1/jobs/{id}/tasks", atLeader, people, "tasks", "A job's tasks with their attempts", 0, "", bind((*Server).tasks)},
-		{post, "/v1/jobs/{id}/cancel", atLeader, submitters, "cancel-job", "Cancel a job", 0, "", bind(control(Cancel))},
-		{post, "/v1/jobs/{id}/pause", atLeader, submitters, "pause-job", "Grant nothing more of a job; what is being rendered goes on", 0, "", bind(control(Pause))},
-		{post, "/v1/jobs/{id}/resume", atLeader, submitters, "resume-job", "End a pause", 0, "", bind(control(Resume))},
-		{post, "/v1/jobs/{id}/retry", atLeader, submitters, "retry-job", "Open a job again that failed or was cancelled, or have frames of a job rendered again; finished frames stay", 0, "", bind((*Server).retry)},
-		{post, "/v1/jobs/{id}/priority", atLeader, submitters, "prioritise-job", "Move a job that has not ended to another tier", 0, "", bind((*Server).prioritise)},
-		{post, "/v1/jobs/{id}/more", atLeader, submitters, "add-samples", "Add samples to the frames of a job that is split by samples, also where they are finished", 0, "", bind((*Server).more)},
-		{get, "/v1/jobs/{id}/why", atLeader, people, "why", "Why a job, or one of its tasks, is where it is", 0, "", bind((*Server).why)},
+		{get, "/v1/jobs/{id}", atJob, people, "job", "One job with its frames", 0, "", bind((*Server).job)},
+		{get, "/v1/jobs/{id}/tasks", atJob, people, "tasks", "A job's tasks with their attempts", 0, "", bind((*Server).tasks)},
+		{post, "/v1/jobs/{id}/cancel", atJob, submitters, "cancel-job", "Cancel a job", 0, "", bind(control(Cancel))},
+		{post, "/v1/jobs/{id}/pause", atJob, submitters, "pause-job", "Grant nothing more of a job; what is being rendered goes on", 0, "", bind(control(Pause))},
+		{post, "/v1/jobs/{id}/resume", atJob, submitters, "resume-job", "End a pause", 0, "", bind(control(Resume))},
+		{post, "/v1/jobs/{id}/retry", atJob, submitters, "retry-job", "Open a job again that failed or was cancelled, or have frames of a job rendered again; finished frames stay", 0, "", bind((*Server).retry)},
+		{post, "/v1/jobs/{id}/priority", atJob, submitters, "prioritise-job", "Move a job that has not ended to another tier", 0, "", bind((*Server).prioritise)},
+		{post, "/v1/jobs/{id}/more", atJob, submitters, "add-samples", "Add samples to the frames of a job that is split by samples, also where they are finished", 0, "", bind((*Server).more)},
+		{get, "/v1/jobs/{id}/why", atJob, people, "why", "Why a job, or one of its tasks, is where it is", 0, "", bind((*Server).why)},
 		{get, "/v1/peers", atLeader, members, "list-peers", "The machines of the farm: all of them for an admin, one's own for others (GET /v1/farm has the numbers for all)", 0, "", bind((*Server).peerList)},
 		{post, "/v1/peers/{id}/drain", atLeader, managers, "drain-peer", "Grant a machine nothing more; it finishes what it has", 0, "", bind(drain(true))},
 		{post, "/v1/peers/{id}/undrain", atLeader, managers, "undrain-peer", "Let a machine that is drained take work again", 0, "", bind(drain(false))},
@@ -134,6 +137,9 @@ func routes() []*route {
 		{post, "/v1/blenders", atLeader, suppliers, "offer-blender", "Let all machines fetch and run a Blender whose folder was stored before", http.StatusCreated, "", bind((*Server).offer)},
 		{post, "/v1/blenders/{cid}/withdraw", atLeader, suppliers, "withdraw-blender", "Offer a Blender no more: machines remove what they fetched of it", 0, "", bind((*Server).withdraw)},
 		{get, "/v1/farm", atLeader, members, "farm", "The farm in numbers, and who leads its queue", 0, "", bind((*Server).farmInfo)},
+		{post, "/v1/coordinators/{id}/promote", atLeader, managers, "promote-coordinator", "Let a coordinator vote, as soon as that makes the number of voters odd", 0, "", bind(coordinate(PromoteCoordinator))},
+		{post, "/v1/coordinators/{id}/demote", atLeader, managers, "demote-coordinator", "Keep a coordinator from voting: it only copies the queue", 0, "", bind(coordinate(DemoteCoordinator))},
+		{post, "/v1/coordinators/{id}/transfer", atLeader, managers, "transfer-queue", "Have a coordinator lead the queue", 0, "", bind(coordinate(TransferTo))},
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
 		{get, "/v1/audit", atLeader, auditors, "audit", "Who did what, from where and with what result, the latest first", 0, "", bind((*Server).audit)},
 		{get, "/v1/audit/verify", atLeader, auditors, "verify-audit", "Check the chain of all records and their signatures; a Step a line, counted in records, the last with an AuditVerified", 0, linesType, bind((*Server).verifyAudit)},
@@ -151,7 +157,7 @@ func routes() []*route {
 		{del, "/v1/admin/keys/{id}", atLeader, registrars, "revoke-key", "Refuse an API key from now on", 0, "", bind((*Server).revokeKey)},
 		{get, "/v1/tickets", atLeader, inviters, "list-tickets", "The tickets that would admit a machine now, without their secrets", 0, "", bind((*Server).tickets)},
 		{del, "/v1/tickets/{id}", atLeader, inviters, "revoke-ticket", "Let a ticket admit nobody any more; whom it admitted stays", 0, "", bind((*Server).revokeTicket)},
-		{get, "/v1/events", atLeader, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
+		{get, "/v1/events", atJob, people, "events", "What happens, as server-sent events whose data are Event documents", 0, "text/event-stream", eventStream},
 
 		{post, "/v1/queue/jobs", internal, submitters, "queue-job", "", http.StatusCreated, "", bind((*Server).enqueue)},
 		{get, "/v1/queue/jobs/{id}/frames/{frame}", internal, people, "queue-frame", "", 0, "", bind((*Server).frameInfo)},
@@ -167,9 +173,9 @@ func (rt *route) served(from side) bool {
 	case loopback:
 		return rt.place != internal
 	case remote:
-		return rt.place == anywhere || rt.place == atLeader
+		return rt.place == anywhere || rt.place == atLeader || rt.place == atJob
 	}
-	return rt.place == atLeader || rt.place == internal
+	return rt.place == atLeader || rt.place == atJob || rt.place == internal
 }
 
 // endpoint adds a route to an API.
