@@ -2,12 +2,14 @@ package peer
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/peer/httpapi"
@@ -31,9 +33,40 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 			out.Voters, out.Reaches = len(voters), p.reaches(voters)
 		}
 	}
-	out.Text = leaderlessText(out, time.Since(since))
+	out.Text = leaderlessText(out, time.Since(since)) + p.elsewhere()
 	out.Meanwhile = meanwhile(len(p.worker.reports()), p.worker.results.frames(), p.outbox.Count())
 	return out
+}
+
+// elsewhere says what is missing where all the addresses that are known of those who may
+// lead are on other local networks; "" otherwise.
+func (p *Peer) elsewhere() string {
+	far := false
+	for _, id := range p.link.candidates("") {
+		for _, m := range p.host.Peerstore().Addrs(id) {
+			ip, err := manet.ToIP(m)
+			switch {
+			case id == p.host.ID(), manet.IsIPLoopback(m):
+				continue
+			case err != nil, circuit(m), manet.IsPublicAddr(m), onOwnNetwork(ip):
+				return ""
+			}
+			far = true
+		}
+	}
+	if !far {
+		return ""
+	}
+	return " They are on another network, and no member relays: " + httpapi.OpenAPort
+}
+
+// onOwnNetwork tells whether an address is on a network that this machine is on, too.
+func onOwnNetwork(ip net.IP) bool {
+	networks, err := net.InterfaceAddrs()
+	return err == nil && slices.ContainsFunc(networks, func(a net.Addr) bool {
+		n, ok := a.(*net.IPNet)
+		return ok && n.Contains(ip)
+	})
 }
 
 // reaches counts the machines of a list that this one is connected with, and itself.

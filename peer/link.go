@@ -19,6 +19,7 @@ import (
 	"vizpeer/authz"
 	"vizpeer/coord"
 	"vizpeer/lease"
+	"vizpeer/level"
 )
 
 // link is this machine's work stream to whoever leads the queue. It is opened
@@ -38,6 +39,7 @@ type link struct {
 	lost    time.Time     // when the last stream ended, or this machine's first try began
 	leader  peer.ID       // "" while there is no stream
 	conn    *coord.Conn
+	knows   int                     // the level of the leader's vizpeer
 	term    uint64                  // that the last stream was of
 	tried   peer.ID                 // whom a stream is with, or is being opened to; "" while there is none
 	giveUp  context.CancelCauseFunc // ends that
@@ -287,7 +289,8 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 	}
 	l.orders.roster(down.Welcome.Roster)
 	l.mu.Lock()
-	l.clock, l.term = clockAt(time.Now(), down.Welcome.At), max(l.term, down.Welcome.Term)
+	l.clock, l.knows = clockAt(time.Now(), down.Welcome.At), level.Said(down.Welcome.Level)
+	l.term = max(l.term, down.Welcome.Term)
 	l.mu.Unlock()
 	l.slog.Info("joined the queue", "leader", l.gate.name(p), "term", down.Welcome.Term)
 	l.orders.welcome(*down.Welcome)
@@ -331,6 +334,8 @@ func (l *link) obey(d coord.Down) {
 		l.orders.equip(*d.Equip)
 	case d.Roster != nil:
 		l.orders.roster(d.Roster)
+	default: // the leader is to send nothing that this machine does not know: see package level
+		l.slog.Debug("the leader said something that this machine's vizpeer does not know")
 	}
 }
 
@@ -399,7 +404,11 @@ func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
 	for {
 		l.mu.Lock()
 		conn, changed := l.conn, l.changed
-		if conn != nil {
+		if conn != nil && level.Needed(&up) > l.knows {
+			l.mu.Unlock()
+			l.slog.Warn("the leader's vizpeer is too old for what this machine has to report: it waits until that is updated")
+			conn = nil // until another one leads, or this one has restarted
+		} else if conn != nil {
 			l.seq++
 			up.Seq = l.seq
 			ack := make(chan coord.Ack, 1)
@@ -412,7 +421,7 @@ func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
 			}
 			select {
 			case a, ok := <-ack:
-				if ok && a.Code != coord.CodeLeader {
+				if ok && a.Code != coord.CodeLeader && a.Code != coord.CodeUpdate {
 					return a, nil
 				}
 			case <-ctx.Done():
@@ -450,6 +459,10 @@ func (l *link) Ask(ctx context.Context, up coord.Up) (coord.Ack, error) {
 	if conn == nil {
 		l.mu.Unlock()
 		return coord.Ack{}, errNoLeader
+	}
+	if level.Needed(&up) > l.knows {
+		l.mu.Unlock()
+		return coord.Ack{Code: coord.CodeUpdate, Reason: "the machine that leads the queue runs an older vizpeer, which does not know this: update it there"}, nil
 	}
 	l.seq++
 	up.Seq = l.seq
@@ -520,6 +533,9 @@ func (l *link) Parting(ctx context.Context) (p lease.Parting, drained string, er
 func (l *link) Tell(up coord.Up) {
 	l.mu.Lock()
 	conn := l.conn
+	if level.Needed(&up) > l.knows {
+		conn = nil
+	}
 	l.mu.Unlock()
 	if conn != nil {
 		_ = conn.Send(up)
