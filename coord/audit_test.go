@@ -600,7 +600,7 @@ func FuzzOpenLedger(f *testing.F) {
 func TestRefusedSignaturesAreRare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &countingLog{}
-		a := newAuditor(log, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
+		a := newAuditor(log, time.Now, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {

@@ -41,7 +41,7 @@ func (l *leader) autopilot(ctx context.Context) {
 			err := l.handed(ctx, func() error { return l.c.move(ctx, m) })
 			if err == nil {
 				l.c.slog.Info("who holds the queue has changed", "change", m.kind, "peer", m.who.Short())
-				l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: m.who, State: string(m.kind)}})
+				l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: m.who, State: string(m.kind)}})
 				continue
 			}
 			if ctx.Err() == nil {

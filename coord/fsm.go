@@ -10,19 +10,21 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // fsm applies committed entries to the queue and the roster. Raft calls Apply,
 // Snapshot and Restore from one goroutine; readers come from any.
 type fsm struct {
 	mu     sync.RWMutex
-	index  uint64 // of the last entry applied
+	index  uint64    // of the last entry applied
+	at     time.Time // its own time; zero after a restart
 	queue  *lease.State
 	roster *authz.Roster
 	trail  *authz.Trail
@@ -107,6 +109,9 @@ func (f *fsm) apply(l *raft.Log) outcome {
 	default:
 		o.applied.At = e.Audit.At
 	}
+	if !o.applied.At.IsZero() {
+		f.at = o.applied.At
+	}
 	if e.Audit != nil {
 		// With the change that it is about: there is never one without the other.
 		became := outcomeOf(o.err)
@@ -121,6 +126,30 @@ func (f *fsm) apply(l *raft.Log) outcome {
 		o.applied.Audited = true
 	}
 	return o
+}
+
+// latest is the farm's time when the last entry was made, as far as is known: after a
+// restart, when something of what is remembered happened last. It is zero in a new farm.
+func (f *fsm) latest() (at time.Time) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if !f.at.IsZero() {
+		return f.at
+	}
+	later := func(t time.Time) {
+		if t.After(at) {
+			at = t
+		}
+	}
+	for _, m := range f.roster.Members() {
+		later(m.JoinedAt)
+		later(f.roster.LastSeen(m.ID))
+	}
+	for _, j := range f.queue.Jobs() {
+		later(j.Served)
+		later(j.Ended)
+	}
+	return at
 }
 
 // seal puts a leader's signatures to records and moves those to the disk. Where that

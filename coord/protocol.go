@@ -78,6 +78,8 @@ type Hello struct {
 	// Store names its content store: where it is not the one that it had before, what
 	// it held counts no more. "" does not say.
 	Store string `json:"store,omitempty"`
+	// At is what the member's clock shows; zero of an earlier version.
+	At time.Time `json:"at,omitzero" since:"3,ignored"`
 	// Coordinating is what a coordinator says of itself; nil for any other member.
 	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"`
 	// Offers tells that the member has results of attempts that do not run any more, and
@@ -117,6 +119,7 @@ type Renew struct {
 	// Addrs are where the member listens where that has changed since it said so last.
 	Addrs        []string      `json:"addrs,omitempty" since:"3,ignored"`
 	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"` // as in Hello
+	At           time.Time     `json:"at,omitzero" since:"3,ignored"`            // likewise
 }
 
 // Running is an attempt under way.
@@ -167,7 +170,7 @@ type Down struct {
 // Welcome says that the sender leads.
 type Welcome struct {
 	Term   uint64      `json:"term"`
-	At     time.Time   `json:"at,omitzero"` // by the leader's clock
+	At     time.Time   `json:"at,omitzero"` // the farm's time
 	Roster *authz.View `json:"roster"`
 	// Level is the highest that the leader's vizpeer knows; 0 where it does not say. The
 	// member's own is in its capability.

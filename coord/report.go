@@ -49,7 +49,7 @@ func (l *leader) heard(s *session, up Up) error {
 	}
 	// Who speaks is known from the stream, and how many machines there are from
 	// the leader's own eyes, whatever the message says.
-	cmd := lease.Command{At: time.Now()}
+	cmd := lease.Command{At: l.now()}
 	var err error
 	l.mu.Lock()
 	machines := l.machines()

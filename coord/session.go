@@ -14,9 +14,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/coord/sched"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // session is the leader's end of one member's work stream.
@@ -347,7 +347,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		if _, member := r.Member(s.peer); !member { // it was one when its stream was opened
 			err = authz.ErrNotMember
 		}
-		if time.Since(r.LastSeen(s.peer)) >= authz.SeenPause {
+		if l.now().Sub(r.LastSeen(s.peer)) >= authz.SeenPause {
 			l.rollSoon()
 		}
 	})
@@ -358,6 +358,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		old.close()
 	}
 	l.sessions[s.peer] = s
+	l.shows(s.peer, hello.At)
 	l.coordinates(s, hello.Coordinating)
 	if t := l.awaited[s.peer]; t != nil {
 		t.Stop()
@@ -367,7 +368,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term, At: time.Now(), Level: level.Known, Awaits: hello.Offers}
+	w := Welcome{Term: l.term, At: l.now(), Level: level.Known, Awaits: hello.Offers}
 	if hello.Offers {
 		s.offering = time.AfterFunc(offerTime, func() { l.offered(s) })
 	}
@@ -410,7 +411,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	}
 	s.look = true
 	l.returned(s.peer)
-	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
+	l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
 	return unknown, nil
 }
 
@@ -421,6 +422,7 @@ func (l *leader) leave(s *session) {
 		return // it has a newer stream
 	}
 	delete(l.sessions, s.peer)
+	l.clocks.gone(s.peer)
 	if s.coordinating != nil {
 		l.recount()
 	}
@@ -431,7 +433,15 @@ func (l *leader) leave(s *session) {
 			l.await(s.peer)
 		}
 	}
-	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+	l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+}
+
+// shows notes what a member's clock shows. l.mu is held.
+func (l *leader) shows(p authz.PeerID, at time.Time) {
+	m, _ := l.members.Member(p)
+	if p != l.c.self {
+		l.clocks.heard(p, at, time.Now(), m.Coordinator)
+	}
 }
 
 // offerTime is how long a member that comes may take to report what it has rendered
@@ -456,6 +466,7 @@ func (l *leader) renew(s *session, r Renew) {
 	if len(r.Addrs) > 0 {
 		s.addrs = r.Addrs
 	}
+	l.shows(s.peer, r.At)
 	l.coordinates(s, r.Coordinating)
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
@@ -478,7 +489,7 @@ func (l *leader) renew(s *session, r Renew) {
 			if n := len(run.Previews); n > 0 {
 				shown = run.Previews[n-1]
 			}
-			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress, Preview: shown,
+			l.c.hub.publish(Event{At: l.now(), Progress: run.Progress, Preview: shown,
 				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
 		}
 	}

@@ -25,11 +25,11 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/blobs"
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
 	"vizpeer/lease"
-	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/probe"
 	"vizpeer/peer/render"
@@ -569,12 +569,13 @@ func (p *Peer) hello() coord.Hello {
 	p.addrs.Store(&addrs)
 	return coord.Hello{
 		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: addrs, Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		At:     time.Now(),
 		Offers: len(p.worker.results.orphans(p.worker.runs)) > 0,
 	}
 }
 
 func (p *Peer) renewal() coord.Renew {
-	r := coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating()}
+	r := coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating(), At: time.Now()}
 	if addrs := p.told(); !slices.Equal(addrs, *p.addrs.Load()) {
 		p.addrs.Store(&addrs)
 		r.Addrs = addrs
