@@ -43,10 +43,7 @@ require (
 	pgregory.net/rapid v1.3.0
 )
 
-require (
-	github.com/anishathalye/porcupine v1.3.1 // indirect
-	github.com/ipfs/go-block-format v0.2.4 // indirect
-)
+require github.com/ipfs/go-block-format v0.2.4 // indirect
 
 require (
 	filippo.io/bigmod v0.1.1-0.20260103110540-f8a47775ebe5 // indirect

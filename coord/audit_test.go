@@ -83,7 +83,7 @@ func TestRecordsComeWithTheirCommands(t *testing.T) {
 	}
 	require.NoError(t, apply(foundation(t, idOf(h))))
 	require.NoError(t, apply(audited(submission("j1"), "submit-job")))
-	require.ErrorIs(t, apply(audited(submission("j1"), "submit-job")), lease.ErrExists)
+	require.ErrorAs(t, apply(audited(submission("j1"), "submit-job")), new(*lease.Repeated))
 	require.NoError(t, apply(submission("j2")), "nobody is behind it")
 	require.NoError(t, apply(Entry{Audit: &authz.Note{At: noon, Deed: authz.Deed{Action: "login"}, Outcome: "unauthorised"}}))
 	all := records(t, l)
@@ -600,7 +600,7 @@ func FuzzOpenLedger(f *testing.F) {
 func TestRefusedSignaturesAreRare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &countingLog{}
-		a := newAuditor(log, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
+		a := newAuditor(log, time.Now, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {

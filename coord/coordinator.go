@@ -37,6 +37,7 @@ type Coordinator struct {
 	lacking chan struct{} // older records of the audit may be missing
 	leaving atomic.Bool   // this machine is being stopped
 
+	raising   sync.Mutex // held while the farm's level is raised, or a machine enlisted to hold the log
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
 
@@ -239,6 +240,21 @@ func (c *Coordinator) Roster() (v *authz.View) {
 // Read calls f with the committed state, which f must neither change nor keep.
 func (c *Coordinator) Read(f func(*lease.State, *authz.Roster)) { c.log().Read(f) }
 
+// Sure makes sure that this machine leads: what it reads from then on has all that anybody
+// was told is done. One that was stopped for a while, or cut off, takes itself for the
+// leader until it looks.
+func (c *Coordinator) Sure(ctx context.Context) error {
+	err := c.log().VerifyLeader(ctx)
+	if err != nil && ctx.Err() == nil {
+		leader, _ := c.log().Leader()
+		if leader == c.self { // it has just been elected anew, or does not know better yet
+			leader = ""
+		}
+		return ErrNotLeader{Leader: leader}
+	}
+	return err
+}
+
 // Watch follows the farm's events: see [Hub.Watch].
 func (c *Coordinator) Watch(after uint64) *Watch { return c.hub.Watch(after) }
 
@@ -268,7 +284,7 @@ func (c *Coordinator) Submit(ctx context.Context, in lease.Submit) (lease.JobID,
 		in.Job = NewJobID()
 	}
 	in.Limits = c.limits
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &in}}); err != nil {
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: c.now(), Submit: &in}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
@@ -283,7 +299,7 @@ func (c *Coordinator) Submit(ctx context.Context, in lease.Submit) (lease.JobID,
 // Control commits what somebody with the right to it wants of a job or a machine:
 // one of Cancel, Pause, Resume, Prioritise, Retry, More and Drain.
 func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
-	cmd.At = time.Now()
+	cmd.At = c.now()
 	if cmd.Retry != nil {
 		cmd.Retry.Limits = c.limits
 	}
@@ -295,8 +311,9 @@ func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 
 // MayJoin reports why a ticket would not admit its machine, before anything is
 // committed. Where this machine does not lead, it says nothing.
-func (c *Coordinator) MayJoin(ctx context.Context, at time.Time, redeem authz.Redeem) (err error) {
+func (c *Coordinator) MayJoin(ctx context.Context, redeem authz.Redeem) (err error) {
 	if c.Leading() {
+		at := c.now()
 		c.Read(func(_ *lease.State, r *authz.Roster) { err = r.CheckTicket(at, redeem) })
 	}
 	if err != nil {
@@ -350,9 +367,14 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
+	if e.Roster != nil { // whatever the clock of the machine shows where it was asked for
+		cmd := *e.Roster
+		cmd.At = l.now()
+		e.Roster = &cmd
+	}
 	e.Audit = c.note(ctx, e)
 	_, err := c.log().Apply(ctx, e)
-	return err
+	return c.explained(err)
 }
 
 // applied is the feed of the log: it runs on the state machine's goroutine and

@@ -49,7 +49,7 @@ func (l *leader) heard(s *session, up Up) error {
 	}
 	// Who speaks is known from the stream, and how many machines there are from
 	// the leader's own eyes, whatever the message says.
-	cmd := lease.Command{At: time.Now()}
+	cmd := lease.Command{At: l.now()}
 	var err error
 	l.mu.Lock()
 	machines := l.machines()
@@ -89,7 +89,11 @@ func (l *leader) heard(s *session, up Up) error {
 		up.Unhold.Peer, up.Unhold.Machines = s.peer, machines
 		cmd.Unhold = up.Unhold
 	default:
-		return fmt.Errorf("a message of an unknown kind: the member may be of a newer version")
+		// Of a newer version than this one: it must not lose its stream for that.
+		if up.Seq != 0 {
+			s.send(Down{Ack: &Ack{Seq: up.Seq, Code: CodeUpdate, Reason: "the machine that leads the queue runs an older vizpeer, which does not know this: update it there"}})
+		}
+		return nil
 	}
 	if err == nil {
 		err = l.mayHold(s, up)

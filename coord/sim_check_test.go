@@ -303,7 +303,7 @@ func (c *simCheck) job(j *lease.Job) {
 func (c *simCheck) states() {
 	var first []byte
 	for _, m := range c.f.coordinators() {
-		b := simState(m.coord.log)
+		b := simState(m.coord.log())
 		if first == nil {
 			first = b
 		}
@@ -332,7 +332,7 @@ func simState(l *Log) []byte {
 // level tells whether all coordinators have applied all that is committed.
 func (f *simFarm) level() bool {
 	leader := f.leader()
-	if leader == nil || leader.coord.log.raft.State() != raft.Leader {
+	if leader == nil || leader.coord.log().raft.State() != raft.Leader {
 		return false
 	}
 	want := leader.coord.Status()

@@ -118,10 +118,10 @@ func newSimFarm(t *testing.T, seed uint64, coordinators, workers int) *simFarm {
 	for _, m := range f.machines[1:] {
 		m.start()
 	}
-	for _, m := range f.machines[1:coordinators] {
-		require.NoError(t, founder.coord.log.AddVoter(t.Context(), m.peer))
-	}
-	f.within(10*time.Second, "all machines are there", func() bool { return f.connected(founder) == len(f.machines) })
+	f.within(time.Minute, "all machines are there, and all coordinators vote", func() bool {
+		return f.connected(founder) == len(f.machines) && len(founder.coord.Status().Voters) == coordinators
+	})
+	f.begun = time.Now()
 	return f
 }
 
@@ -269,6 +269,7 @@ func (m *simMachine) start() {
 	}
 	w := newSimWorker(ctx, m)
 	m.worker = w
+	m.host.onMove(w.wake)
 	running.Go(w.run)
 	c, ended := m.coord, m.ended
 	go func() {
@@ -297,6 +298,7 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 	c, err := Open(m.host, genesis, Machine{
 		Coordinates: func(p authz.PeerID) bool { o := f.machine(p); return o != nil && o.coordinates },
 		Roster:      func(*authz.View) {},
+		Moved:       func() { m.host.moved() },
 		Leads:       func() { f.check.leads(m, c.leading.Load().term) },
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
@@ -317,6 +319,7 @@ func simConfig(m *simMachine, folder string) Config {
 		Dir: folder, NoSync: true, storage: m.disk.begin(), Now: m.now,
 		Heartbeat: 1200 * time.Millisecond, LeaderLease: 800 * time.Millisecond, CommitTimeout: 250 * time.Millisecond,
 		SnapshotInterval: 10 * time.Second, SnapshotThreshold: 40, TrailingLogs: 20,
+		Stable: 2 * time.Second, Replace: 20 * time.Second,
 	}
 }
 

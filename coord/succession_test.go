@@ -15,6 +15,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vizpeer/authz"
+	"vizpeer/lease"
 )
 
 // seat is a coordinator's place: its folder, and what it knows of the farm's epochs.

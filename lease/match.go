@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"vizpeer/authz"
+	"vizpeer/level"
 )
 
 // Backend is a way of rendering that a device offers, by Blender's name for it.
@@ -91,12 +92,17 @@ type Capability struct {
 	Draining bool      `json:"draining,omitempty"` // finishes what it has, takes no more
 	// Fetches tells that it fetches a Blender that the farm offers where a job needs it.
 	Fetches bool `json:"fetches,omitempty"`
+	// Level is the highest that its vizpeer knows; 0 where it does not say: see Knows.
+	Level int `json:"level,omitempty" since:"3,ignored"`
 	// Reach tells how machines of other networks reach it: [ReachPublic] where they dial
 	// it, [ReachNAT] where they cannot, "" where nobody elsewhere could tell. Relays tells that it
 	// passes on what such machines say.
-	Reach  string `json:"reach,omitempty"`
-	Relays bool   `json:"relays,omitempty"`
+	Reach  string `json:"reach,omitempty" since:"3,ignored"`
+	Relays bool   `json:"relays,omitempty" since:"3,ignored"`
 }
+
+// Knows is the highest level that the machine's vizpeer knows.
+func (c Capability) Knows() int { return level.Said(c.Level) }
 
 // How machines of other networks reach a machine: see Capability.
 const (

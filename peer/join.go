@@ -477,7 +477,7 @@ func (p *Peer) redeem(ctx context.Context, c network.Conn, r joinRequest) joinAn
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout/2)
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
-	if err := p.coord.MayJoin(ctx, time.Now(), redeem); err != nil {
+	if err := p.coord.MayJoin(ctx, redeem); err != nil {
 		p.lobby.tickets.may(from, 1)
 		return p.turnAway(err)
 	}

@@ -312,3 +312,10 @@ func texts(addrs []multiaddr.Multiaddr) []string {
 	}
 	return out
 }
+
+// Known is where members were reached last.
+func (n *neighbours) Known() map[authz.PeerID][]string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return maps.Clone(n.known)
+}

@@ -263,7 +263,7 @@ func (o *outbox) take(p *posting) (httpapi.Submitted, error) {
 }
 
 func (o *outbox) answer(p *posting) httpapi.Submitted {
-	return httpapi.Submitted{Job: p.Job, Project: p.Spec.Project, Tasks: p.Tasks, Split: p.Spec.Split, Waiting: true, Reason: p.reason()}
+	return httpapi.Submitted{Job: p.Job, Project: p.Spec.Project, Tasks: p.Tasks, Split: p.Spec.Split, Waiting: !p.State.Ended(), Reason: p.reason()}
 }
 
 // Kept is what was answered to an earlier request with the same key.
@@ -283,6 +283,7 @@ func (o *outbox) kept(once *lease.Once) (out httpapi.Submitted, ok bool, err err
 	for _, p := range o.all {
 		switch {
 		case p.Once == nil || p.Once.User != once.User || p.Once.Key != once.Key:
+		case p.State == lease.JobFailed: // it was refused, and may be tried again
 		case p.Once.Request != once.Request:
 			return out, false, lease.ErrKeyReused
 		default:

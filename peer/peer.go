@@ -29,6 +29,7 @@ import (
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
 	"vizpeer/lease"
+	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/probe"
 	"vizpeer/peer/render"
@@ -175,6 +176,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has,
 		passwords: newPasswords(), lobby: newLobby(),
 	}
+	p.has.Can.Level = cmp.Or(has.Can.Level, level.Known) // tests may have one that knows less
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
 	seen, err := d.charter(p.farm)
@@ -247,7 +249,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	}
 	if p.gate.coordinator(p.self) {
 		if p.coord, err = coord.Open(p.host, genesis, coord.Machine{
-			Coordinates: p.gate.coordinator, Roster: p.roster, Charter: p.gate.latest, Leads: func() { p.link.Nudge(); p.certs.Look() }, Moved: func() { p.link.Nudge() },
+			Coordinates: p.gate.coordinator, Roster: p.roster, Charter: p.gate.latest, Leads: func() { p.moved(); p.ads.Now(); p.certs.Look() }, Moved: p.moved,
 		}, coord.Config{
 			Dir: d.path("queue"), Logger: cfg.Logger, Limits: cfg.Limits, Took: p.meters.took, Stable: cfg.Stable, Replace: cfg.Replace,
 		}); err != nil {
@@ -334,6 +336,9 @@ func (p *Peer) Local() httpapi.Local { return local{p} }
 // Leads tells whether this peer leads the queue.
 func (p *Peer) Leads() bool { return p.coord != nil && p.coord.Leading() }
 
+// Epoch is the latest epoch of the farm that this peer has heard of.
+func (p *Peer) Epoch() uint64 { return p.gate.latest().Epoch }
+
 // leastProcs is how many threads run Go code at once, however few processors there are.
 const leastProcs = 4
 
@@ -366,7 +371,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		if p.has.Refresh != nil {
 			p.has.Refresh(c)
 		}
-		c.Room = p.holdings.room(parts)
+		c.Level, c.Room = p.has.Can.Level, p.holdings.room(parts)
 		c.Reach, c.Relays = p.reach.says()
 		full := httpapi.Full(c) != ""
 		if c.Draining = p.has.Can.Draining || full || p.worker.leaves() != ""; full {
@@ -405,7 +410,7 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		g.Go(func() error { return p.coord.Run(parts) })
 	}
 	g.Go(func() error { return server.ServePeers(parts) })
-	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list) })
+	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list, p.leads) })
 	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
 	g.Go(func() error { return p.neighbours.Seek(parts) })
 	p.reach.told = func() { p.ads.Nudge(); p.link.Nudge() }
@@ -525,8 +530,30 @@ func (p *Peer) can() lease.Capability {
 	return p.ads.Can().Believed(m.Labels)
 }
 
+// moved has the work stream follow the log to whoever leads.
+func (p *Peer) moved() {
+	st := p.coord.Status()
+	if leader, err := libp2ppeer.Decode(string(st.Leader)); err == nil {
+		p.link.Claim(leader, st.Term)
+	}
+	p.link.Nudge()
+}
+
+// leads is the term that this machine leads; 0 where it does not.
+func (p *Peer) leads() uint64 {
+	if !p.Leads() {
+		return 0
+	}
+	return p.coord.Status().Term
+}
+
 // heard takes a member's ad, this machine's own too.
 func (p *Peer) heard(who authz.PeerID, said ad) {
+	if said.Leads > 0 && p.gate.coordinator(who) {
+		if leader, err := libp2ppeer.Decode(string(who)); err == nil {
+			p.link.Claim(leader, said.Leads)
+		}
+	}
 	if p.coord != nil {
 		p.coord.Advertise(who, said.Capability, said.Holds)
 	}
@@ -542,12 +569,13 @@ func (p *Peer) hello() coord.Hello {
 	p.addrs.Store(&addrs)
 	return coord.Hello{
 		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: addrs, Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		At:     time.Now(),
 		Offers: len(p.worker.results.orphans(p.worker.runs)) > 0,
 	}
 }
 
 func (p *Peer) renewal() coord.Renew {
-	r := coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating()}
+	r := coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating(), At: time.Now()}
 	if addrs := p.told(); !slices.Equal(addrs, *p.addrs.Load()) {
 		p.addrs.Store(&addrs)
 		r.Addrs = addrs

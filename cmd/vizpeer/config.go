@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/BurntSushi/toml"
 	"github.com/spf13/pflag"
@@ -47,6 +48,8 @@ type settings struct {
 	capHours            []string
 
 	maxTasks, maxOpenJobs, maxOpenTasks int
+
+	voteAfter time.Duration
 }
 
 func (s *settings) flags() *pflag.FlagSet {
@@ -76,6 +79,8 @@ func (s *settings) flags() *pflag.FlagSet {
 	f.IntVar(&s.maxTasks, "max-tasks", 0, "where this machine leads the queue: tasks that one job may have (default 100000)")
 	f.IntVar(&s.maxOpenJobs, "max-open-jobs", 0, "there: jobs of one person that have not ended (default 1000)")
 	f.IntVar(&s.maxOpenTasks, "max-open-tasks", 0, "there: tasks in such jobs of one person (default 1000000)")
+	f.DurationVar(&s.voteAfter, "vote-after", 0, "how long a coordinator must be up before it votes (default 1m)")
+	_ = f.MarkHidden("vote-after") // for tests
 	return f
 }
 

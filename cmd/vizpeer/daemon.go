@@ -282,6 +282,7 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		MinFree:    int64(s.minFree),
 		Limits:     lease.Limits{Tasks: s.maxTasks, OpenJobs: s.maxOpenJobs, OpenTasks: s.maxOpenTasks},
 		Caps:       caps,
+		Stable:     s.voteAfter,
 
 		TrustedProxies: proxies,
 		NoPortMapping:  s.noPortMap,

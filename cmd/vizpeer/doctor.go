@@ -49,7 +49,7 @@ type finding struct {
 func (c *cli) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, other networks, certificate, clock",
+		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, versions, other networks, certificate, clock",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := c.folder()
@@ -63,7 +63,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			visit, found := &peerVisit{cli: c}, &blenderCheck{extra: s.blender, dir: dir}
 			findings, failed := diagnose(cmd.Context(), []check{
 				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, recoveryCheck{dir}, diskCheck{dir},
-				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, reachCheck{visit}, certificateCheck{visit}, clockCheck{visit},
+				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, versionsCheck{visit}, reachCheck{visit}, certificateCheck{visit}, clockCheck{visit},
 			})
 			if err := c.print(findings, func() {
 				rows := make([][]any, len(findings))

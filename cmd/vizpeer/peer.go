@@ -54,9 +54,9 @@ func (c *cli) peerLs() *cobra.Command {
 					if p.Drained != "" && p.State == "offline" {
 						state += ", drained"
 					}
-					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, strings.Join(labelsOf(p), ", "), seen}
+					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, strings.Join(labelsOf(p), ", "), versionText(p), seen}
 				}
-				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "SEEN"}, rows)
+				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "VERSION", "SEEN"}, rows)
 				for _, p := range peers {
 					if p.Drained != "" {
 						fmt.Fprintf(c.out, "%s is drained: %s\n", plain(p.Name), plain(p.Drained))
@@ -261,7 +261,7 @@ func (c *cli) showPeer(p httpapi.Peer, names map[authz.PeerID]string) {
 	}
 	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "drained", p.Drained, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
 		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "slots", devicesText(p.Capability), "tasks done", p.TasksDone, "system", system, "hardware", machine, "gpus", gpus,
-		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "connection", connectionText(p, names), "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
+		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "connection", connectionText(p, names), "addresses", strings.Join(p.Addrs, ", "), "version", versionText(p), "last seen", seen)
 }
 
 // connectionText says how the leader is connected with a machine, and how other networks
@@ -434,6 +434,10 @@ func (c *cli) statusCommand() *cobra.Command {
 				if s.LeaderVia != "" {
 					leader += ", through " + machineText(cl.names(cmd.Context()), s.LeaderVia)
 				}
+				var mixed, behind string
+				if s.Leader != "" {
+					mixed, behind, _ = cl.versions(cmd.Context())
+				}
 				machine, blender := capabilityText(&s.Capability)
 				if blender == "" {
 					blender = "none: this machine cannot render"
@@ -453,7 +457,8 @@ func (c *cli) statusCommand() *cobra.Command {
 					"hardware", machine, "labels", strings.Join(s.Capability.Labels, ", "), "blender", blender, "sandbox", sandbox,
 					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.TotalSlots(), strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
-					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", strings.Join(append([]string{cl.base}, s.HTTPS...), " "), "CA fingerprint", strings.Join(s.CA, ", "), "version", s.Version)
+					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", strings.Join(append([]string{cl.base}, s.HTTPS...), " "), "CA fingerprint", strings.Join(s.CA, ", "), "version", s.Version,
+					"versions differ", mixed, "farm's level", behind)
 			})
 		},
 	}

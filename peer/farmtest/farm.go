@@ -248,6 +248,9 @@ func (m *Member) Move() { m.cfg.P2PListen = m.address() }
 // TakeNoBlenders keeps a machine that is not running from taking Blenders from the farm.
 func (m *Member) TakeNoBlenders() { m.cfg.NoFetch = true }
 
+// Update gives a machine that is not running a vizpeer that knows all that this one does.
+func (m *Member) Update() { m.can.Level = 0 }
+
 // DataDir is the machine's data folder.
 func (m *Member) DataDir() string { return m.cfg.DataDir }
 

@@ -285,7 +285,9 @@ type Farm struct {
 	Peers map[string]int `json:"peers"` // by state
 	Jobs  map[string]int `json:"jobs"`  // by state, the caller's own unless an admin asks
 	Coord Coordination   `json:"coord"`
-	CA    []string       `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA: pin one of them"`
+	// Versions counts the machines that were heard from by the version of their vizpeer.
+	Versions map[string]int `json:"versions" doc:"how many machines run which version, of those that were heard from"`
+	CA       []string       `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA: pin one of them"`
 	// Limits are of what one person may submit, as the leader's settings have them.
 	Limits lease.Limits `json:"limits" doc:"the most that one person may have: tasks in one job, and open_jobs and open_tasks in jobs that have not ended"`
 }
@@ -301,6 +303,8 @@ type Status struct {
 	CA       []string     `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA"`
 	Roles    []string     `json:"roles"`
 	Leader   authz.PeerID `json:"leader"` // "" while none can be reached
+	// Epoch is the latest of the farm's that this machine has heard of.
+	Epoch uint64 `json:"epoch" doc:"the farm's epoch that this machine goes by: it grows where the farm is recovered"`
 	// LeaderVia relays to the leader; "" where no machine needs to.
 	LeaderVia authz.PeerID `json:"leader_via,omitempty" doc:"the machine through which this one is connected with the leader; absent where they are connected directly"`
 	// Leaderless tells about a time without a leader; absent while there is one.
