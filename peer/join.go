@@ -422,9 +422,8 @@ func (p *Peer) admit(ctx context.Context) {
 		defer s.Close()
 		_ = s.SetDeadline(time.Now().Add(joinTimeout))
 		out := json.NewEncoder(s)
-		var charter authz.Charter
-		p.coord.Read(func(_ *lease.State, r *authz.Roster) { charter = r.Charter() })
-		if out.Encode(charter) != nil {
+		// That of the log is still to come where this machine begins to copy it.
+		if out.Encode(p.gate.latest()) != nil {
 			return
 		}
 		in := json.NewDecoder(io.LimitReader(s, maxAsking))
@@ -445,6 +444,10 @@ func (p *Peer) admit(ctx context.Context) {
 			answer := joinAnswer{Code: codeMember}
 			p.coord.Read(func(_ *lease.State, roster *authz.Roster) {
 				answer.Version = roster.Version()
+				if at := p.gate.latest(); roster.Charter().Epoch != at.Epoch || roster.Charter().Coordinator != at.Coordinator {
+					answer.Code, answer.Reason = codeElecting, "this coordinator has not copied the farm's roster yet"
+					return
+				}
 				if why, yes := whyRemoved(roster, who); yes {
 					answer.Code, answer.Reason = codeRemoved, why
 				}
