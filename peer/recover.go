@@ -147,7 +147,9 @@ func Restore(cfg Config, backup io.Reader, r Recovering) (out Recovered, err err
 		if head.Farm != r.Key.ID() {
 			return coord.Succession{}, fmt.Errorf("%w: it is of farm %s, and the backup is of %s", ErrRecoveryFile, r.Key.ID(), head.Farm)
 		}
-		if r.Epoch == 0 && h.known.Supersedes(had.Charter) {
+		// A machine that is no member yet, and has begun an epoch, was cut off in this.
+		again := out.New && h.known.Coordinator == h.self
+		if r.Epoch == 0 && h.known.Supersedes(had.Charter) && !again {
 			return coord.Succession{}, fmt.Errorf("%w: the backup is of epoch %d, and this machine knows of epoch %d: take a later backup, or say --epoch %d to go back to this one all the same",
 				ErrEpoch, had.Charter.Epoch, h.known.Epoch, h.known.Epoch+1)
 		}
