@@ -161,6 +161,9 @@ func Restore(cfg Config, backup io.Reader, r Recovering) (out Recovered, err err
 			Deed: authz.Deed{Machine: h.self, Action: "restore", Object: string(head.Farm),
 				Detail: fmt.Sprintf("epoch %d, after epoch %d, of a backup of %s", charter.Epoch, had.Charter.Epoch, head.At.UTC().Format(time.RFC3339))},
 		}
+		if d.keeps(roster, h.self, now) {
+			token, s.KeyID, s.KeyHash = "", "", authz.Hash{}
+		}
 		// What comes of it is written to this machine's folder, too.
 		after, err := rehearse(roster, s)
 		if err != nil {
@@ -174,12 +177,16 @@ func Restore(cfg Config, backup io.Reader, r Recovering) (out Recovered, err err
 		return out, err
 	}
 	// membership.json makes the folder a farm's: it comes last.
+	if token != "" {
+		if err := d.write("token", []byte(token+"\n"), 0o600); err != nil {
+			return out, err
+		}
+	}
 	for id, at := range d.addrs() {
 		addrs[id] = at
 	}
 	err = errors.Join(
 		h.settle(charter, view.CA()),
-		d.write("token", []byte(token+"\n"), 0o600),
 		d.writeJSON("addrs.json", addrs, 0o600),
 		d.writeJSON("roster.json", view, 0o600),
 		d.writeCA(view),
@@ -188,6 +195,17 @@ func Restore(cfg Config, backup io.Reader, r Recovering) (out Recovered, err err
 		return out, err
 	}
 	return out, d.writeJSON("membership.json", membership{Farm: head.Farm, Name: m.Name, NoWork: m.NoWork}, 0o600)
+}
+
+// keeps tells whether the API key in this machine's token file is good by that roster.
+func (d dataDir) keeps(r *authz.Roster, self authz.PeerID, now time.Time) bool {
+	text, err := os.ReadFile(d.path("token"))
+	if err != nil {
+		return false
+	}
+	who, err := r.View().Authenticate(strings.TrimSpace(string(text)), now)
+	_, member := r.Member(self)
+	return err == nil && member && who.Machine == self
 }
 
 // rehearse is what a succession makes of a roster.
