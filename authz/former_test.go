@@ -11,7 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"vizpeer/level"
+	"vizpeer/authz/level"
 )
 
 // record is for the release of a level: what its code writes is kept for the code that

@@ -11,7 +11,7 @@ import (
 	"strings"
 	"time"
 
-	"vizpeer/level"
+	"vizpeer/authz/level"
 )
 
 // snapshotFormat is the version of the snapshot's JSON.

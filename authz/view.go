@@ -9,7 +9,7 @@ import (
 	"strings"
 	"time"
 
-	"vizpeer/level"
+	"vizpeer/authz/level"
 )
 
 // Limits of a roster.

@@ -15,8 +15,8 @@ import (
 	"github.com/hashicorp/raft"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // fsm applies committed entries to the queue and the roster. Raft calls Apply,

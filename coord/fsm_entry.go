@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // MaxEntry bounds one command in the log, in bytes: no message that asks for one

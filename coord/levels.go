@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // LevelError is why the log does not take a command yet: not all who hold the log know

@@ -18,8 +18,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 func TestReach(t *testing.T) {

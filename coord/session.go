@@ -14,9 +14,9 @@ import (
 	"golang.org/x/time/rate"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/coord/sched"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // session is the leader's end of one member's work stream.

@@ -23,6 +23,7 @@ type simCheck struct {
 	mu       sync.Mutex
 	faults   []string
 	digests  map[uint64]uint64 // of what each entry did, by index
+	founded  bool              // the farm is as it should be when the schedule begins
 	terms    map[uint64]*simMachine
 	leader   *simMachine // the latest
 	current  map[simFrame]string
@@ -147,9 +148,28 @@ func (c *simCheck) applied(m *simMachine, a Applied) {
 		return
 	}
 	c.digests[a.Index] = digest
+	if off := apart(a.At, time.Now()); !a.At.IsZero() && c.founded && off > clockError+time.Minute && !c.doubtful() {
+		c.wrong("entry %d is of %s, and most coordinators' clocks are right", a.Index, a.At)
+	}
+	for _, e := range a.Roster {
+		if e.Type == authz.PeerExpired {
+			c.wrong("%s lost its membership", e.Peer.Short())
+		}
+	}
 	for _, e := range a.Queue {
 		c.event(e)
 	}
+}
+
+// doubtful tells that as many coordinators' clocks are wrong as are right.
+func (c *simCheck) doubtful() bool {
+	all, wrong := c.f.coordinators(), 0
+	for _, m := range all {
+		if apart(m.now(), time.Now()) > time.Minute {
+			wrong++
+		}
+	}
+	return 2*wrong >= len(all)
 }
 
 func (c *simCheck) event(e lease.Event) {

@@ -8,7 +8,7 @@ import (
 	"strings"
 
 	"vizpeer/authz"
-	"vizpeer/level"
+	"vizpeer/authz/level"
 )
 
 // Backend is a way of rendering that a device offers, by Blender's name for it.

@@ -12,7 +12,7 @@ import (
 	"time"
 
 	"vizpeer/authz"
-	"vizpeer/level"
+	"vizpeer/authz/level"
 )
 
 // Reasons for which Apply refuses a command. A refused command changes nothing.

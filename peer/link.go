@@ -17,9 +17,9 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/coord"
 	"vizpeer/lease"
-	"vizpeer/level"
 )
 
 // link is this machine's work stream to whoever leads the queue. It is opened

@@ -25,11 +25,11 @@ import (
 	"golang.org/x/sync/semaphore"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/blobs"
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
 	"vizpeer/lease"
-	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 	"vizpeer/peer/probe"
 	"vizpeer/peer/render"

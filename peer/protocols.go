@@ -10,5 +10,5 @@ import (
 // grows where machines that know only the former could not go on at all; what is added
 // to one meanwhile is told apart by levels: see package level.
 func Protocols() []string {
-	return []string{joinProtocol, coord.WorkProtocol, coord.RaftProtocol, coord.AuditProtocol, string(httpapi.Protocol), certProtocol, string(swarm.Protocol)}
+	return []string{joinProtocol, charterProtocol, coord.WorkProtocol, coord.RaftProtocol, coord.AuditProtocol, string(httpapi.Protocol), certProtocol, string(swarm.Protocol)}
 }

@@ -11,7 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
-	"vizpeer/level"
+	"vizpeer/authz/level"
 	"vizpeer/peer"
 )
 

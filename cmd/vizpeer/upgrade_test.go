@@ -10,8 +10,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 )
 

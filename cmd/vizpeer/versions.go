@@ -9,7 +9,7 @@ import (
 	"strings"
 
 	"vizpeer/authz"
-	"vizpeer/level"
+	"vizpeer/authz/level"
 	"vizpeer/peer/httpapi"
 )
 

@@ -6,8 +6,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 )
 

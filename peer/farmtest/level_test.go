@@ -8,8 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"vizpeer/authz/level"
 	"vizpeer/lease"
-	"vizpeer/level"
 	"vizpeer/peer/httpapi"
 )
 
