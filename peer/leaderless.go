@@ -24,7 +24,7 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 		return nil
 	}
 	out := &httpapi.Leaderless{Since: since.UTC(), Tried: []string{}}
-	for _, id := range p.link.candidates("") {
+	for _, id := range p.link.candidates("", "") {
 		if id != p.host.ID() {
 			out.Tried = append(out.Tried, p.gate.name(id))
 		}
