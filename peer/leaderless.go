@@ -43,7 +43,7 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 // lead are on other local networks; "" otherwise.
 func (p *Peer) elsewhere() string {
 	var known []multiaddr.Multiaddr
-	for _, id := range p.link.candidates("") {
+	for _, id := range p.link.candidates("", "") {
 		if id != p.host.ID() {
 			known = append(known, p.host.Peerstore().Addrs(id)...)
 		}
