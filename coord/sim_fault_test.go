@@ -28,7 +28,9 @@ func (f *simFarm) fault() {
 		if m := f.leader(); m != nil {
 			f.stopped(m)
 		}
-	case k < 56:
+	case k < 50:
+		f.alone(f.some(f.machines))
+	case k < 58:
 		f.cut(f.some(f.machines), f.some(f.machines), f.dice.IntN(2) == 0)
 	case k < 64:
 		f.parted()
@@ -154,6 +156,12 @@ func (f *simFarm) cut(a, b *simMachine, both bool) {
 		}
 	}, a, b)
 	f.later(f.lasting(40 * time.Second))
+}
+
+// alone cuts a machine off from all others, for so long that its leases run out.
+func (f *simFarm) alone(m *simMachine) {
+	f.part(map[*simMachine]bool{m: true}, true)
+	f.later(LeaseTTL + f.lasting(25*time.Second))
 }
 
 // parted cuts the farm in two, one way or both.

@@ -59,12 +59,15 @@ func newSimWorker(ctx context.Context, m *simMachine) *simWorker {
 // run keeps a stream to the leader open until the process ends.
 func (w *simWorker) run() {
 	pause := 50 * time.Millisecond
-	var hint peer.ID
+	var hint, silent peer.ID
 	for w.ctx.Err() == nil {
 		served := false
-		for _, p := range w.candidates(hint) {
+		for _, p := range w.candidates(hint, silent) {
 			next, welcomed := w.session(p)
 			served = served || welcomed
+			if welcomed || next == "" {
+				silent = p
+			}
 			if w.ctx.Err() != nil {
 				return
 			}
@@ -83,7 +86,7 @@ func (w *simWorker) run() {
 	}
 }
 
-func (w *simWorker) candidates(hint peer.ID) (ids []peer.ID) {
+func (w *simWorker) candidates(hint, silent peer.ID) (ids []peer.ID) {
 	if hint != "" {
 		ids = append(ids, hint)
 	}
@@ -91,6 +94,9 @@ func (w *simWorker) candidates(hint peer.ID) (ids []peer.ID) {
 		if m.coordinates && m.peer != hint {
 			ids = append(ids, m.peer)
 		}
+	}
+	if i := slices.Index(ids, silent); i >= 0 && silent != hint {
+		ids = append(slices.Delete(ids, i, i+1), silent)
 	}
 	return ids
 }
@@ -128,6 +134,7 @@ func (w *simWorker) session(p peer.ID) (next peer.ID, welcomed bool) {
 			}
 		}()
 	}
+	conn.Patience = Silence
 	w.set(p, conn)
 	defer w.set("", nil)
 	go w.renew(ctx, conn)

@@ -293,7 +293,7 @@ func unreached(asked []peer.AddrInfo, why map[peer.ID]error, nobody error) error
 		known = append(known, p.Addrs...)
 	}
 	if onOtherNetworks(known) {
-		lines = append(lines, errors.New("These addresses are good on the coordinator's own network alone. From elsewhere: "+httpapi.OpenAPort+". Then make another ticket"))
+		lines = append(lines, errors.New("these addresses are good on the coordinator's own network alone: from elsewhere, "+httpapi.OpenAPort+", and make another ticket"))
 	}
 	return fmt.Errorf("%w: is `vizpeer up` running there, and can this machine reach it?\n%w", ErrNoFarm, errors.Join(lines...))
 }

@@ -24,7 +24,7 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 		return nil
 	}
 	out := &httpapi.Leaderless{Since: since.UTC(), Tried: []string{}}
-	for _, id := range p.link.candidates("") {
+	for _, id := range p.link.candidates("", "") {
 		if id != p.host.ID() {
 			out.Tried = append(out.Tried, p.gate.name(id))
 		}
@@ -43,7 +43,7 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 // lead are on other local networks; "" otherwise.
 func (p *Peer) elsewhere() string {
 	var known []multiaddr.Multiaddr
-	for _, id := range p.link.candidates("") {
+	for _, id := range p.link.candidates("", "") {
 		if id != p.host.ID() {
 			known = append(known, p.host.Peerstore().Addrs(id)...)
 		}
