@@ -88,7 +88,7 @@ func TestRecordsComeWithTheirCommands(t *testing.T) {
 	require.NoError(t, apply(Entry{Audit: &authz.Note{At: noon, Deed: authz.Deed{Action: "login"}, Outcome: "unauthorised"}}))
 	all := records(t, l)
 	require.Len(t, all, 3)
-	for i, outcome := range []string{"ok", "conflict", "unauthorised"} {
+	for i, outcome := range []string{"ok", "repeated", "unauthorised"} {
 		require.EqualValues(t, i+1, all[i].Seq)
 		require.Equal(t, outcome, all[i].Outcome)
 		require.True(t, noon.Equal(all[i].At))

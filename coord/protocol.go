@@ -31,6 +31,10 @@ const (
 	// separate from it.
 	LeaseTTL = 15 * time.Second
 	Renewal  = 3 * time.Second
+
+	// Silence is how long a leader that answers no renewal is waited for, by a member. It
+	// must leave time to find the next one, who gives every lease a TTL from when it leads.
+	Silence = 3 * Renewal
 )
 
 // Addr is where a member can be reached.
@@ -356,14 +360,17 @@ var ErrTooLarge = errors.New("the message is too large")
 // receive while others send.
 type Conn struct {
 	rwc io.ReadWriteCloser
-	r   msgio.Reader
-	mu  sync.Mutex
-	w   msgio.Writer
+	// Patience is how long Receive waits: [LeaseTTL] by default. It may be set where
+	// nobody receives.
+	Patience time.Duration
+	r        msgio.Reader
+	mu       sync.Mutex
+	w        msgio.Writer
 }
 
 // NewConn speaks the work protocol over rwc.
 func NewConn(rwc io.ReadWriteCloser) *Conn {
-	return &Conn{rwc: rwc, r: msgio.NewVarintReaderSize(rwc, MaxMessage), w: msgio.NewVarintWriter(rwc)}
+	return &Conn{rwc: rwc, Patience: LeaseTTL, r: msgio.NewVarintReaderSize(rwc, MaxMessage), w: msgio.NewVarintWriter(rwc)}
 }
 
 // Send writes one message.
@@ -383,11 +390,11 @@ func (c *Conn) Send(m any) error {
 	return c.w.WriteMsg(b)
 }
 
-// Receive reads one message into m, waiting for it at most a lease's TTL: both
-// sides speak at least once every [Renewal].
+// Receive reads one message into m, waiting for it as long as Patience says: both sides
+// speak at least once every [Renewal].
 func (c *Conn) Receive(m any) error {
 	if d, ok := c.rwc.(interface{ SetReadDeadline(time.Time) error }); ok {
-		_ = d.SetReadDeadline(time.Now().Add(LeaseTTL))
+		_ = d.SetReadDeadline(time.Now().Add(c.Patience))
 	}
 	b, err := c.r.ReadMsg()
 	if err != nil {

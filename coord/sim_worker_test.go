@@ -14,6 +14,7 @@ import (
 	"github.com/multiformats/go-multihash"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
 )
 
@@ -58,12 +59,15 @@ func newSimWorker(ctx context.Context, m *simMachine) *simWorker {
 // run keeps a stream to the leader open until the process ends.
 func (w *simWorker) run() {
 	pause := 50 * time.Millisecond
-	var hint peer.ID
+	var hint, silent peer.ID
 	for w.ctx.Err() == nil {
 		served := false
-		for _, p := range w.candidates(hint) {
+		for _, p := range w.candidates(hint, silent) {
 			next, welcomed := w.session(p)
 			served = served || welcomed
+			if welcomed || next == "" {
+				silent = p
+			}
 			if w.ctx.Err() != nil {
 				return
 			}
@@ -82,7 +86,7 @@ func (w *simWorker) run() {
 	}
 }
 
-func (w *simWorker) candidates(hint peer.ID) (ids []peer.ID) {
+func (w *simWorker) candidates(hint, silent peer.ID) (ids []peer.ID) {
 	if hint != "" {
 		ids = append(ids, hint)
 	}
@@ -90,6 +94,9 @@ func (w *simWorker) candidates(hint peer.ID) (ids []peer.ID) {
 		if m.coordinates && m.peer != hint {
 			ids = append(ids, m.peer)
 		}
+	}
+	if i := slices.Index(ids, silent); i >= 0 && silent != hint {
+		ids = append(slices.Delete(ids, i, i+1), silent)
 	}
 	return ids
 }
@@ -127,6 +134,7 @@ func (w *simWorker) session(p peer.ID) (next peer.ID, welcomed bool) {
 			}
 		}()
 	}
+	conn.Patience = Silence
 	w.set(p, conn)
 	defer w.set("", nil)
 	go w.renew(ctx, conn)
@@ -562,7 +570,7 @@ type simMachine struct {
 
 func (m *simMachine) can() lease.Capability {
 	c := machine(m.slots)
-	c.OS, c.Arch = "linux", "amd64"
+	c.OS, c.Arch, c.Level = "linux", "amd64", level.Known
 	return c
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
 	"github.com/multiformats/go-multiaddr"
-	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
@@ -289,9 +288,11 @@ func unreached(asked []peer.AddrInfo, why map[peer.ID]error, nobody error) error
 			delete(why, p.ID) // mDNS may find one twice
 		}
 	}
-	if !slices.ContainsFunc(asked, func(p peer.AddrInfo) bool {
-		return slices.ContainsFunc(p.Addrs, func(m multiaddr.Multiaddr) bool { return circuit(m) || manet.IsPublicAddr(m) })
-	}) {
+	var known []multiaddr.Multiaddr
+	for _, p := range asked {
+		known = append(known, p.Addrs...)
+	}
+	if onOtherNetworks(known) {
 		lines = append(lines, errors.New("these addresses are good on the coordinator's own network alone: from elsewhere, "+httpapi.OpenAPort+", and make another ticket"))
 	}
 	return fmt.Errorf("%w: is `vizpeer up` running there, and can this machine reach it?\n%w", ErrNoFarm, errors.Join(lines...))

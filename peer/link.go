@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -133,11 +134,11 @@ func (l *link) try(p peer.ID, cancel context.CancelCauseFunc) {
 func (l *link) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
-	var hint peer.ID
+	var hint, silent peer.ID
 	l.gate.lost.Store(true)
 	for ctx.Err() == nil {
 		served := false
-		for _, p := range l.candidates(cmp.Or(l.claimant(), hint)) {
+		for _, p := range l.candidates(cmp.Or(l.claimant(), hint), silent) {
 			next, welcomed, err := l.session(ctx, p)
 			served = served || welcomed
 			if ctx.Err() != nil {
@@ -145,7 +146,9 @@ func (l *link) Run(ctx context.Context) error {
 			}
 			if err != nil {
 				l.slog.Debug("no work stream", "peer", l.gate.name(p), "err", err)
-				l.hangUp(p, err)
+				if l.hangUp(p, err) {
+					silent = p
+				}
 				if next == "" && !welcomed && p != l.host.ID() {
 					if why, yes := l.removed(ctx, p); yes {
 						return &goneError{why}
@@ -183,18 +186,26 @@ func (l *link) Run(ctx context.Context) error {
 
 // hangUp drops the connection to a peer that has gone silent, so that the next
 // try dials it anew, perhaps at another address, instead of waiting for the dead
-// connection to be noticed.
-func (l *link) hangUp(p peer.ID, err error) {
+// connection to be noticed. It tells whether it was so.
+func (l *link) hangUp(p peer.ID, err error) bool {
 	var timeout interface{ Timeout() bool }
-	if p != l.host.ID() && errors.As(err, &timeout) && timeout.Timeout() {
-		_ = l.host.Network().ClosePeer(p)
+	if p == l.host.ID() || !errors.As(err, &timeout) || !timeout.Timeout() {
+		return false
 	}
+	_ = l.host.Network().ClosePeer(p)
+	return true
 }
 
 // candidates lists whom to ask: whoever was named as the leader, this machine
 // itself, and every coordinator of the roster, or everybody it remembers where the
 // roster is lost.
-func (l *link) candidates(hint peer.ID) []peer.ID {
+//
+// silent, the one that did not answer last, comes at the end, unless it is named again: to
+// find that out once more takes long, and leases run out meanwhile.
+func (l *link) candidates(hint, silent peer.ID) []peer.ID {
+	if silent == hint {
+		silent = ""
+	}
 	var ids []peer.ID
 	seen := map[peer.ID]bool{"": true}
 	add := func(p peer.ID) {
@@ -217,12 +228,20 @@ func (l *link) candidates(hint peer.ID) []peer.ID {
 		for _, p := range l.host.Peerstore().PeersWithAddrs() {
 			add(p)
 		}
-		return ids
+		return last(ids, silent)
 	}
 	for _, c := range v.Coordinators() {
 		if p, err := peer.Decode(string(c)); err == nil {
 			add(p)
 		}
+	}
+	return last(ids, silent)
+}
+
+// last moves p to the end of the list, where it is in it.
+func last(ids []peer.ID, p peer.ID) []peer.ID {
+	if i := slices.Index(ids, p); i >= 0 {
+		ids = append(slices.Delete(ids, i, i+1), p)
 	}
 	return ids
 }
@@ -294,6 +313,7 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 	l.mu.Unlock()
 	l.slog.Info("joined the queue", "leader", l.gate.name(p), "term", down.Welcome.Term)
 	l.orders.welcome(*down.Welcome)
+	conn.Patience = coord.Silence
 	l.set(p, conn)
 	defer l.set("", nil)
 	go l.renew(ctx, conn)

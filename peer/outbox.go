@@ -221,6 +221,9 @@ func (o *outbox) Keep(ctx context.Context, in httpapi.Posted) (out httpapi.Submi
 		Job: in.Job, Posted: time.Now().UTC(), Spec: in.Spec, Once: in.Once, Key: in.By.Key, Session: in.By.Session, Address: in.Address,
 		Tasks: tasks, Tried: in.Tried, State: lease.JobQueued, token: in.Token,
 	}
+	if p.Once == nil { // for a leader of an earlier version, which takes no notice of the ID
+		p.Once = &lease.Once{User: p.Spec.Owner, Key: "job:" + string(p.Job), Request: string(p.Job)}
+	}
 	if err := o.store.Pin(ctx, root, waitingPin(p.Job)); err != nil {
 		return out, err
 	}

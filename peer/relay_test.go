@@ -6,6 +6,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"testing"
 	"time"
 
@@ -20,6 +21,8 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	"github.com/multiformats/go-multiaddr"
 	"github.com/stretchr/testify/require"
+
+	"vizpeer/authz"
 )
 
 // relayed is a farm of hosts of which one relays; nobody dials another directly.
@@ -198,6 +201,45 @@ func TestRelayIsBounded(t *testing.T) {
 	require.False(t, f.hub.serving.AllowConnect(f.hosts["a"].ID(), nil, f.hosts["b"].ID()))
 	f.hub.serving.circuits.Add(-maxCircuits)
 	require.True(t, f.hub.serving.AllowConnect(f.hosts["a"].ID(), nil, f.hosts["b"].ID()))
+}
+
+// A machine that is not reached keeps a place with the relay, asks for it anew when the
+// relay was away, and gives it up once it is reached itself.
+func TestPlaces(t *testing.T) {
+	f := relayedFarm(t, noTurn)
+	r := newReach(f.gates["a"], RelayOff, nil, slog.New(slog.DiscardHandler))
+	require.NoError(t, r.open(f.hosts["a"], f.keys["a"]))
+	t.Cleanup(r.close)
+	ctx, stop := context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- r.Run(ctx) }()
+	defer func() { stop(); require.NoError(t, <-ended) }()
+	hub := f.hosts["hub"].ID()
+	through := func(want ...authz.PeerID) func() bool {
+		return func() bool { return slices.Equal(r.state().Through, want) }
+	}
+	require.Empty(t, r.state().Through)
+	r.offered(hub, true)
+	require.Eventually(t, through(peerOf(hub)), 5*time.Second, 10*time.Millisecond)
+	_, err := f.through("b", "hub", "a")
+	require.NoError(t, err)
+	require.Eventually(t, func() bool {
+		return r.via(peerOf(f.hosts["b"].ID())) == peerOf(hub) && r.state().Relayed == 1
+	}, 5*time.Second, 10*time.Millisecond)
+
+	// It comes back by itself: the place is asked for with every connection.
+	require.NoError(t, f.hosts["hub"].Network().ClosePeer(f.hosts["a"].ID()))
+	require.Eventually(t, func() bool {
+		_, err := f.through("b", "hub", "a")
+		return err == nil
+	}, 10*time.Second, 100*time.Millisecond)
+	require.Eventually(t, through(peerOf(hub)), 5*time.Second, 10*time.Millisecond)
+
+	r.mu.Lock()
+	r.proven = []multiaddr.Multiaddr{multiaddr.StringCast("/ip4/45.10.0.9/tcp/8788")}
+	r.mu.Unlock()
+	wake(r.holding)
+	require.Eventually(t, through(), 5*time.Second, 10*time.Millisecond)
 }
 
 // Members dial members back under their own names; a stranger is answered nothing, though

@@ -318,7 +318,7 @@ func (l leaderCheck) Run(ctx context.Context) (string, error) {
 	}
 	farm, err := l.visit.client.farm(ctx)
 	if err != nil {
-		return "", fmt.Errorf("the queue cannot be reached: %w", err)
+		return "", fmt.Errorf("the queue cannot be reached: %w; where the machines that hold it are gone for good: vizpeer coord recover --help", err)
 	}
 	names := l.visit.client.names(ctx)
 	names[l.visit.status.Peer] = l.visit.status.Name // known without being allowed the list

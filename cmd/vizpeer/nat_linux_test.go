@@ -146,6 +146,17 @@ func behindNATs(t *testing.T, hostile, direct bool) {
 	removed := time.Now()
 	f.within(10*time.Second, "nothing is relayed for it any more", func() bool { return circuits() == 0 })
 	say("%.1f s after it was removed nothing is relayed for the worker", time.Since(removed).Seconds())
+
+	// Where a router forwards the port, that is found out.
+	desk.kill()
+	n.forward("homeB", "192.168.1.2")
+	desk.up()
+	f.within(time.Minute, "the coordinator is reached, and relays", func() bool {
+		var s httpapi.Status
+		desk.run(&s, "status")
+		return s.Reach.From == lease.ReachPublic && s.Reach.Relays && slices.Contains(s.Reach.At, "/ip4/45.10.0.2/tcp/8788")
+	})
+	say("the coordinator's router forwards a port: it relays itself")
 }
 
 // id is the peer's ID.

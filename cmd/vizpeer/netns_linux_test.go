@@ -115,6 +115,16 @@ func (n *internet) router(name, addr string, hostile bool) {
 	require.NoError(n.t, err, "%s", out)
 }
 
+// forward has a router forward vizpeer's port to a machine inside.
+func (n *internet) forward(router, to string) {
+	n.t.Helper()
+	require.NoError(n.t, n.feed(router, `table ip forwarded {
+	chain in { type nat hook prerouting priority dstnat; iifname "eth0" tcp dport 8788 dnat to `+to+`; iifname "eth0" udp dport 8788 dnat to `+to+`; }
+}
+add rule ip home through ct status dnat accept
+`))
+}
+
 // closed checks from a namespace that nobody gets in at an address from outside.
 func (n *internet) closed(from, addr string) {
 	n.t.Helper()
