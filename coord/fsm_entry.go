@@ -116,6 +116,9 @@ func decodeEntry(data []byte) (Entry, error) {
 	if doc.Version < level.Oldest || doc.Version > level.Known {
 		return Entry{}, tooNew("its version", doc.Version)
 	}
+	if doc.Raise != nil && doc.Raise.Level > level.Known {
+		return Entry{}, tooNew("the farm's level", doc.Raise.Level)
+	}
 	return doc.Entry, doc.check()
 }
 

@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
 )
 
@@ -138,6 +139,7 @@ func TestUnreadableEntryStopsTheMachine(t *testing.T) {
 	for name, data := range map[string]string{
 		"newer version": `{"v":99,"queue":{}}`,
 		"newer command": `{"v":99,"freeze":{"at":"2026-03-01T12:00:00Z"}}`,
+		"a lie":         `{"v":3,"raise":{"at":"2026-03-01T12:00:00Z","level":99}}`,
 		"unsaid field":  `{"v":1,"queue":{"at":"2026-03-01T12:00:00Z","cancel":{"job":"j1","gently":true}}}`,
 		"one of a kind": `{"v":2,"roster":{"at":"2026-03-01T12:00:00Z","freeze":{}}}`,
 		"more behind":   `{"v":1,"queue":{"at":"2026-03-01T12:00:00Z","pause":{"job":"j1"}}}{}`,
@@ -207,6 +209,8 @@ func FuzzReadSnapshot(f *testing.F) {
 	s.Apply(submission("j1").at(f, 1))
 	f.Add(snapshotBytes(f, s))
 	f.Add([]byte("vizpeer queue 1 1 2 3\n"))
+	s.Apply(Entry{Raise: &Raise{At: noon, Level: level.Known}}.at(f, 2))
+	f.Add(snapshotBytes(f, s))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		s, err := readSnapshot(bytes.NewReader(data))
 		if err == nil && (s.queue == nil || s.roster == nil || s.trail == nil) {
@@ -218,6 +222,8 @@ func FuzzReadSnapshot(f *testing.F) {
 func FuzzDecodeEntry(f *testing.F) {
 	f.Add(submission("j1").at(f, 1).Data)
 	f.Add([]byte(`{"v":1,"roster":{"at":"2026-03-01T12:00:00Z","redeem":{}}}`))
+	f.Add(Entry{Raise: &Raise{At: noon, Level: level.Known}}.at(f, 2).Data)
+	f.Add([]byte(`{"v":3,"raise":{"at":"2026-03-01T12:00:00Z","level":-1,"gently":true}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if e, err := decodeEntry(data); err == nil {
 			// Whatever can be read can be applied without a panic.
