@@ -57,6 +57,8 @@ var promises = []promise{
 	{"memory_with_a_million_tasks_queued", "./coord", "LargeQueue", "peak-B", "", "", "bytes resident at most", 1536 * mib, 512 * mib, "less"},
 	{"snapshot_of_a_million_tasks", "./coord", "LargeQueue", "snapshot-s", "", "", "s", 5, 2, "less"},
 	{"grants_wait_for_that_snapshot", "./coord", "LargeQueue", "stall-ms", "", "grant-ms", "ms longer than usual", 100, 20, "less"},
+	{"next_grant", "./cmd/vizpeer", "NextGrant", "median-s", "", "worst-s", "s after the leader's death, the median of 20", 2, 1, "less"},
+	{"next_grant_at_the_worst", "./cmd/vizpeer", "NextGrant", "worst-s", "", "median-s", "s after the leader's death, the worst of 20", 5, 2, "less"},
 	{"submit_10000_tasks_over_http", "./peer", "Submit", "submit-ms", "", "", "ms", 100, 20, "less"},
 	{"four_workers_tasks", "./peer", "Workers", "rendered/s", "", "done/s", "tasks a second", 300, 400, "more"},
 	{"four_workers_idle_between_two_tasks", "./peer", "Workers", "gap-ms", "", "cpu-ms/task", "ms, the median", 5, 3, "less"},

@@ -83,12 +83,12 @@ func TestRecordsComeWithTheirCommands(t *testing.T) {
 	}
 	require.NoError(t, apply(foundation(t, idOf(h))))
 	require.NoError(t, apply(audited(submission("j1"), "submit-job")))
-	require.ErrorIs(t, apply(audited(submission("j1"), "submit-job")), lease.ErrExists)
+	require.ErrorAs(t, apply(audited(submission("j1"), "submit-job")), new(*lease.Repeated))
 	require.NoError(t, apply(submission("j2")), "nobody is behind it")
 	require.NoError(t, apply(Entry{Audit: &authz.Note{At: noon, Deed: authz.Deed{Action: "login"}, Outcome: "unauthorised"}}))
 	all := records(t, l)
 	require.Len(t, all, 3)
-	for i, outcome := range []string{"ok", "conflict", "unauthorised"} {
+	for i, outcome := range []string{"ok", "repeated", "unauthorised"} {
 		require.EqualValues(t, i+1, all[i].Seq)
 		require.Equal(t, outcome, all[i].Outcome)
 		require.True(t, noon.Equal(all[i].At))

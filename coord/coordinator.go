@@ -37,6 +37,7 @@ type Coordinator struct {
 	lacking chan struct{} // older records of the audit may be missing
 	leaving atomic.Bool   // this machine is being stopped
 
+	raising   sync.Mutex // held while the farm's level is raised, or a machine enlisted to hold the log
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
 
@@ -239,6 +240,21 @@ func (c *Coordinator) Roster() (v *authz.View) {
 // Read calls f with the committed state, which f must neither change nor keep.
 func (c *Coordinator) Read(f func(*lease.State, *authz.Roster)) { c.log().Read(f) }
 
+// Sure makes sure that this machine leads: what it reads from then on has all that anybody
+// was told is done. One that was stopped for a while, or cut off, takes itself for the
+// leader until it looks.
+func (c *Coordinator) Sure(ctx context.Context) error {
+	err := c.log().VerifyLeader(ctx)
+	if err != nil && ctx.Err() == nil {
+		leader, _ := c.log().Leader()
+		if leader == c.self { // it has just been elected anew, or does not know better yet
+			leader = ""
+		}
+		return ErrNotLeader{Leader: leader}
+	}
+	return err
+}
+
 // Watch follows the farm's events: see [Hub.Watch].
 func (c *Coordinator) Watch(after uint64) *Watch { return c.hub.Watch(after) }
 
@@ -358,7 +374,7 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 	}
 	e.Audit = c.note(ctx, e)
 	_, err := c.log().Apply(ctx, e)
-	return err
+	return c.explained(err)
 }
 
 // applied is the feed of the log: it runs on the state machine's goroutine and

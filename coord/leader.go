@@ -441,6 +441,7 @@ func (l *leader) turn() {
 	fresh, ended, submitted, roster := l.fresh, l.ended, l.submitted, l.roster
 	l.fresh, l.ended, l.submitted, l.roster = nil, nil, nil, false
 	l.mu.Unlock()
+	l.raise()
 	if roster {
 		l.revised()
 	}

@@ -126,7 +126,7 @@ func TestSoleVoterRestarts(t *testing.T) {
 		applied = a
 	}
 	_, err = l.Apply(t.Context(), submission("j0"))
-	require.ErrorIs(t, err, lease.ErrExists)
+	require.ErrorAs(t, err, new(*lease.Repeated))
 	_, err = l.Apply(t.Context(), Entry{})
 	require.ErrorContains(t, err, "one command")
 	before := snapshotBytes(t, l.fsm)
@@ -247,7 +247,7 @@ func TestApplyAllAnswersEach(t *testing.T) {
 	require.NoError(t, l.Barrier(t.Context()))
 	stop()
 	require.NoError(t, errs[0])
-	require.ErrorIs(t, errs[1], lease.ErrExists)
+	require.ErrorAs(t, errs[1], new(*lease.Repeated))
 	require.ErrorContains(t, errs[2], "one command")
 	require.NoError(t, errs[3])
 	require.Equal(t, []uint64{applied[0].Index, applied[3].Index}, order)
@@ -290,7 +290,7 @@ func TestNewerEntryStopsTheLog(t *testing.T) {
 	_, err := l.Apply(t.Context(), submission("j1"))
 	require.NoError(t, err)
 	require.NoError(t, l.Err())
-	require.NoError(t, l.raft.Apply([]byte(`{"v":3}`), 0).Error())
+	require.NoError(t, l.raft.Apply([]byte(`{"v":99}`), 0).Error())
 	<-l.Failed()
 	require.ErrorContains(t, l.Err(), "update vizpeer")
 	_, err = l.Apply(t.Context(), submission("j2"))
@@ -353,7 +353,7 @@ func BenchmarkApply(b *testing.B) {
 			for range 64 {
 				callers.Go(func() error {
 					for range next {
-						if _, err := l.Apply(b.Context(), submission("j1")); !errors.Is(err, lease.ErrExists) {
+						if _, err := l.Apply(b.Context(), submission("j1")); !errors.As(err, new(*lease.Repeated)) {
 							return err
 						}
 					}
@@ -395,7 +395,7 @@ func TestStartedInOrder(t *testing.T) {
 		pending = append(pending, start(submission(fmt.Sprint("j", i))))
 	}
 	_, errs := l.ApplyAll(t.Context(), []Entry{submission("j299"), submission("j300")})
-	require.ErrorIs(t, errs[0], lease.ErrExists, "it came behind the others")
+	require.ErrorAs(t, errs[0], new(*lease.Repeated), "it came behind the others")
 	require.NoError(t, errs[1])
 	last := uint64(0)
 	for _, p := range pending {

@@ -14,6 +14,7 @@ import (
 	"github.com/multiformats/go-multihash"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
 )
 
@@ -569,7 +570,7 @@ type simMachine struct {
 
 func (m *simMachine) can() lease.Capability {
 	c := machine(m.slots)
-	c.OS, c.Arch = "linux", "amd64"
+	c.OS, c.Arch, c.Level = "linux", "amd64", level.Known
 	return c
 }
 

@@ -23,11 +23,11 @@ func (q queue) mayInvite(p authz.Principal) error {
 	return q.mustLead()
 }
 
-func (q queue) Tickets(_ context.Context, p authz.Principal) (out []httpapi.OpenTicket, err error) {
+func (q queue) Tickets(ctx context.Context, p authz.Principal) (out []httpapi.OpenTicket, err error) {
 	if err := q.mayInvite(p); err != nil {
 		return nil, err
 	}
-	err = q.read(func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
 		for _, t := range r.OpenTickets(time.Now()) {
 			out = append(out, ticketDocument(t))
 		}
@@ -45,7 +45,7 @@ func (q queue) RevokeTicket(ctx context.Context, p authz.Principal, id string) (
 		return out, err
 	}
 	var found []authz.TicketRecord
-	err = q.read(func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
 		for _, t := range r.OpenTickets(time.Now()) {
 			if t.ID() == id {
 				found = append(found, t)
@@ -69,18 +69,18 @@ func (q queue) RevokeTicket(ctx context.Context, p authz.Principal, id string) (
 }
 
 func (q queue) Revoke(ctx context.Context, p authz.Principal, id, from authz.PeerID) (out httpapi.Revoked, err error) {
-	if err := q.mayManage(p, id); err != nil {
+	if err := q.mayManage(ctx, p, id); err != nil {
 		return out, err
 	}
 	if id == from {
 		return out, fmt.Errorf("%w: this is the machine that you ask from, and it would cut itself off: do it from another machine, or stop vizpeer here and delete its data folder", httpapi.ErrConflict)
 	}
-	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		m, ok := r.Member(id)
 		if !ok {
 			return httpapi.ErrNotFound
 		}
-		out.Peer = member(s, r, m, known.Members[id])
+		out.Peer = q.member(s, r, m, known.Members[id])
 		for _, t := range r.OpenTickets(time.Now()) {
 			if slices.Contains(t.Redeemed, id) {
 				out.Tickets = append(out.Tickets, ticketDocument(t))
@@ -131,7 +131,7 @@ func (q queue) Approve(ctx context.Context, p authz.Principal, id authz.PeerID, 
 	}
 	v.settle(nil)
 	q.slog.Info("a machine was admitted", "peer", id.Short(), "name", v.Name, "role", c.Role, "user", p.User)
-	return q.peer(id)
+	return q.peer(ctx, id)
 }
 
 func (q queue) Deny(_ context.Context, p authz.Principal, id authz.PeerID) (out httpapi.Applicant, err error) {

@@ -36,15 +36,19 @@ type ads struct {
 	slog  *slog.Logger
 	heard func(authz.PeerID, ad)
 	nudge chan struct{} // something changed that others should hear of
+	now   chan struct{} // likewise, and that cannot wait
 
 	mu   sync.Mutex
 	mine ad // written by send alone
 }
 
-// ad is what a peer says of itself: what it can do, and what it holds.
+// ad is what a peer says of itself: what it can do, what it holds, and that it leads.
 type ad struct {
 	lease.Capability
 	Holds lease.Holdings `json:"holds,omitempty"`
+	// Leads is the term in which the machine leads the queue; 0 where it does not. That
+	// somebody leads anew, others may hear from nobody else.
+	Leads uint64 `json:"leads,omitempty"`
 }
 
 func (a ad) validate() error { return errors.Join(a.Capability.Validate(), a.Holds.Validate()) }
@@ -108,7 +112,7 @@ func openAds(ctx context.Context, h host.Host, g *gate, farm authz.FarmID, can l
 	if err != nil {
 		return nil, fmt.Errorf("join the farm's gossip: %w", err)
 	}
-	return &ads{topic: topic, sub: sub, self: h.ID(), slog: log, heard: heard, nudge: make(chan struct{}, 1), mine: ad{Capability: can}}, nil
+	return &ads{topic: topic, sub: sub, self: h.ID(), slog: log, heard: heard, nudge: make(chan struct{}, 1), now: make(chan struct{}, 1), mine: ad{Capability: can}}, nil
 }
 
 // One member may say so much of itself in a second, and in a burst: twice what an
@@ -197,13 +201,21 @@ func (a *ads) Nudge() {
 	}
 }
 
+// Now asks for an ad at once.
+func (a *ads) Now() {
+	select {
+	case a.now <- struct{}{}:
+	default:
+	}
+}
+
 // Run sends and hears ads until ctx ends. refresh updates what changes by itself,
-// before each is sent.
-func (a *ads) Run(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings) error {
+// before each is sent; leads is the term that this machine leads.
+func (a *ads) Run(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() uint64) error {
 	defer a.topic.Close()
 	defer a.sub.Cancel()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return a.send(ctx, refresh, holds) })
+	g.Go(func() error { return a.send(ctx, refresh, holds, leads) })
 	g.Go(func() error { return a.hear(ctx) })
 	return g.Wait()
 }
@@ -213,11 +225,11 @@ const adPause = time.Second
 
 // send says what this machine can do and what it holds, every [adPeriod] and soon
 // after a change.
-func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings) error {
+func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() uint64) error {
 	tick := time.NewTicker(adPeriod)
 	defer tick.Stop()
 	for {
-		mine := ad{Capability: a.Can(), Holds: holds(ctx)}
+		mine := ad{Capability: a.Can(), Holds: holds(ctx), Leads: leads()}
 		refresh(&mine.Capability) // it may ask the disk: not under the lock
 		a.mu.Lock()
 		a.mine = mine
@@ -233,12 +245,15 @@ func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds f
 		select {
 		case <-tick.C:
 			continue
+		case <-a.now:
+			continue
 		case <-a.nudge:
 		case <-ctx.Done():
 			return nil
 		}
 		select {
 		case <-time.After(adPause):
+		case <-a.now:
 		case <-ctx.Done():
 			return nil
 		}

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/coord"
 	"vizpeer/lease"
 )
@@ -38,10 +40,27 @@ type link struct {
 	lost    time.Time     // when the last stream ended, or this machine's first try began
 	leader  peer.ID       // "" while there is no stream
 	conn    *coord.Conn
+	knows   int                     // the level of the leader's vizpeer
+	term    uint64                  // that the last stream was of
+	tried   peer.ID                 // whom a stream is with, or is being opened to; "" while there is none
+	giveUp  context.CancelCauseFunc // ends that
+	claim   claim                   // of the latest term that was heard of
 	clock   clock
 	seq     uint64
 	waiting map[uint64]chan coord.Ack
 }
+
+// claim is what a coordinator says, or is said, to be: the leader of a term.
+type claim struct {
+	leader peer.ID
+	term   uint64
+}
+
+// errSuperseded ends a stream with somebody who leads no more, or does not answer.
+var errSuperseded = errors.New("another machine leads a later term")
+
+// errNobody is the answer of a machine that does not lead, or does not yet.
+var errNobody = errors.New("not leader, and it does not know who is")
 
 // orders is what the stream needs of the rest of the peer. Its methods are
 // called from the stream's goroutine and must not block.
@@ -75,6 +94,41 @@ func (l *link) Nudge() {
 	}
 }
 
+// Claim says that a coordinator leads a term. Of a leader that was killed nobody hears
+// that it is gone, where no operating system hangs up for it: the word of the next one
+// ends the stream with it. It is the word of a member with the right to lead, and costs no
+// more than a try where it is wrong.
+func (l *link) Claim(leader peer.ID, term uint64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if term <= l.term || term < l.claim.term {
+		return
+	}
+	l.claim = claim{leader, term}
+	if l.tried != "" && l.tried != leader {
+		l.giveUp(errSuperseded)
+	}
+	l.Nudge()
+}
+
+// claimant is who says to lead a later term than any that there was a stream of; "" where
+// nobody does.
+func (l *link) claimant() peer.ID {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.claim.term > l.term {
+		return l.claim.leader
+	}
+	return ""
+}
+
+// try notes whom a stream is being opened to, which cancel gives up.
+func (l *link) try(p peer.ID, cancel context.CancelCauseFunc) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.tried, l.giveUp = p, cancel
+}
+
 // Run keeps the stream open until ctx ends. It fails with a [goneError] once it hears
 // that this machine is no member any more.
 func (l *link) Run(ctx context.Context) error {
@@ -84,7 +138,7 @@ func (l *link) Run(ctx context.Context) error {
 	l.gate.lost.Store(true)
 	for ctx.Err() == nil {
 		served := false
-		for _, p := range l.candidates(hint, silent) {
+		for _, p := range l.candidates(cmp.Or(l.claimant(), hint), silent) {
 			next, welcomed, err := l.session(ctx, p)
 			served = served || welcomed
 			if ctx.Err() != nil {
@@ -103,17 +157,23 @@ func (l *link) Run(ctx context.Context) error {
 			}
 			switch {
 			case !welcomed:
+			case errors.Is(err, errSuperseded):
+				l.slog.Info("another machine leads the queue", "before", l.gate.name(p), "now", l.gate.name(next))
 			case p == l.host.ID():
 				l.slog.Warn("this machine does not lead any more, looking for who does")
 			default:
 				l.slog.Warn("the leader is out of reach, trying again", "leader", l.gate.name(p))
 			}
-			if hint = next; welcomed || next != "" {
+			// One that has just been elected may need a moment: nobody else leads.
+			if hint = next; welcomed || next != "" || p == l.claimant() && errors.Is(err, errNobody) {
 				break
 			}
 		}
 		if served {
 			pause.Reset()
+		}
+		if l.claimant() != "" && served {
+			continue
 		}
 		select {
 		case <-time.After(pause.NextBackOff()):
@@ -196,7 +256,7 @@ func (l *link) open(ctx context.Context, p peer.ID) (io.ReadWriteCloser, error) 
 		return l.host.NewStream(ctx, p, coord.WorkProtocol)
 	}
 	if l.coord == nil || !l.coord.Leading() {
-		return nil, errors.New("this machine does not lead")
+		return nil, errNobody
 	}
 	here, there := net.Pipe()
 	go func() { _ = l.coord.ServeMember(ctx, there, l.self) }()
@@ -206,8 +266,15 @@ func (l *link) open(ctx context.Context, p peer.ID) (io.ReadWriteCloser, error) 
 // session holds one stream with p for as long as it lasts. It answers who leads
 // instead where p does not.
 func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed bool, err error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	l.try(p, cancel)
+	defer l.try("", nil)
+	defer func() {
+		if errors.Is(context.Cause(ctx), errSuperseded) {
+			next, err = l.claimant(), errSuperseded
+		}
+	}()
 	rwc, err := l.open(ctx, p)
 	if err != nil {
 		return "", false, err
@@ -227,7 +294,7 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 	case down.Redirect != nil:
 		next, err := peer.Decode(string(down.Redirect.Leader.Peer))
 		if err != nil || next == p {
-			return "", false, errors.New("not leader, and it does not know who is")
+			return "", false, errNobody
 		}
 		return next, false, fmt.Errorf("not leader, try %s", l.gate.name(next))
 	case down.Welcome == nil:
@@ -241,7 +308,8 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 	}
 	l.orders.roster(down.Welcome.Roster)
 	l.mu.Lock()
-	l.clock = clockAt(time.Now(), down.Welcome.At)
+	l.clock, l.knows = clockAt(time.Now(), down.Welcome.At), level.Said(down.Welcome.Level)
+	l.term = max(l.term, down.Welcome.Term)
 	l.mu.Unlock()
 	l.slog.Info("joined the queue", "leader", l.gate.name(p), "term", down.Welcome.Term)
 	l.orders.welcome(*down.Welcome)
@@ -286,6 +354,8 @@ func (l *link) obey(d coord.Down) {
 		l.orders.equip(*d.Equip)
 	case d.Roster != nil:
 		l.orders.roster(d.Roster)
+	default: // the leader is to send nothing that this machine does not know: see package level
+		l.slog.Debug("the leader said something that this machine's vizpeer does not know")
 	}
 }
 
@@ -354,7 +424,11 @@ func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
 	for {
 		l.mu.Lock()
 		conn, changed := l.conn, l.changed
-		if conn != nil {
+		if conn != nil && level.Needed(&up) > l.knows {
+			l.mu.Unlock()
+			l.slog.Warn("the leader's vizpeer is too old for what this machine has to report: it waits until that is updated")
+			conn = nil // until another one leads, or this one has restarted
+		} else if conn != nil {
 			l.seq++
 			up.Seq = l.seq
 			ack := make(chan coord.Ack, 1)
@@ -367,7 +441,7 @@ func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
 			}
 			select {
 			case a, ok := <-ack:
-				if ok && a.Code != coord.CodeLeader {
+				if ok && a.Code != coord.CodeLeader && a.Code != coord.CodeUpdate {
 					return a, nil
 				}
 			case <-ctx.Done():
@@ -405,6 +479,10 @@ func (l *link) Ask(ctx context.Context, up coord.Up) (coord.Ack, error) {
 	if conn == nil {
 		l.mu.Unlock()
 		return coord.Ack{}, errNoLeader
+	}
+	if level.Needed(&up) > l.knows {
+		l.mu.Unlock()
+		return coord.Ack{Code: coord.CodeUpdate, Reason: "the machine that leads the queue runs an older vizpeer, which does not know this: update it there"}, nil
 	}
 	l.seq++
 	up.Seq = l.seq
@@ -475,6 +553,9 @@ func (l *link) Parting(ctx context.Context) (p lease.Parting, drained string, er
 func (l *link) Tell(up coord.Up) {
 	l.mu.Lock()
 	conn := l.conn
+	if level.Needed(&up) > l.knows {
+		conn = nil
+	}
 	l.mu.Unlock()
 	if conn != nil {
 		_ = conn.Send(up)

@@ -286,6 +286,8 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		Connected: len(l.members()), Addrs: texts(l.host.Addrs()), Running: []httpapi.RunningTask{}, Capability: l.can(),
 		Unkept: l.worker.results.frames(), Waiting: l.outbox.Count(),
 	}
+	s.Epoch = l.Epoch()
+	s.Reach = l.reach.state()
 	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
 	if leaf := l.certs.listener.Leaf(); leaf != nil {
 		s.CertificateUntil = leaf.Until()
@@ -301,6 +303,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	}
 	if leader := l.link.Current(); leader != "" {
 		s.Leader = authz.PeerID(leader.String())
+		s.LeaderVia = l.reach.via(s.Leader)
 	}
 	s.Leaderless = l.leaderless()
 	l.worker.mu.Lock()
@@ -350,4 +353,24 @@ func (f finder) Find(ctx context.Context) (peer.ID, bool, error) {
 		return "", false, fmt.Errorf("%w: try again", httpapi.ErrNoLeader) // one has just been found
 	}
 	return id, id == f.host.ID(), nil
+}
+
+func (f finder) While(ctx context.Context, id peer.ID) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	// What id itself said may be newer than what this machine knows.
+	first := f.link.Current()
+	go func() {
+		for {
+			leader, changed := f.link.Watch()
+			if leader != "" && leader != id && leader != first {
+				cancel(errSuperseded)
+			}
+			select {
+			case <-changed:
+			case <-ctx.Done():
+				return
+			}
+		}
+	}()
+	return ctx, func() { cancel(nil) }
 }

@@ -17,8 +17,8 @@ import (
 
 // Blenders lists the farm's Blenders: those that its machines have, and those that it
 // offers to them.
-func (q queue) Blenders(_ context.Context, p authz.Principal) (out []httpapi.Blender, err error) {
-	err = q.read(func(_ *lease.State, r *authz.Roster, known coord.Knowledge) error {
+func (q queue) Blenders(ctx context.Context, p authz.Principal) (out []httpapi.Blender, err error) {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		out = blendersOf(r, known, func(m authz.Member) bool { return p.MaySeeMachines() || m.User == p.User })
 		return nil
 	})

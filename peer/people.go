@@ -70,7 +70,7 @@ func (p *passwords) derive(ctx context.Context, password string) (out authz.Pass
 
 func (q queue) Login(ctx context.Context, in httpapi.Credentials) (httpapi.Session, error) {
 	asked := time.Now()
-	account, err := q.account(in.Username)
+	account, err := q.account(ctx, in.Username)
 	if err != nil {
 		return httpapi.Session{}, err
 	}
@@ -88,8 +88,8 @@ func (q queue) Login(ctx context.Context, in httpapi.Credentials) (httpapi.Sessi
 }
 
 // account is the account of a user; the zero account where there is none.
-func (q queue) account(user string) (out authz.Account, err error) {
-	err = q.read(func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
+func (q queue) account(ctx context.Context, user string) (out authz.Account, err error) {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
 		out = r.Account(user)
 		return nil
 	})
@@ -135,7 +135,7 @@ func (q queue) change(ctx context.Context, c authz.Command) error {
 }
 
 func (q queue) ChangePassword(ctx context.Context, p authz.Principal, in httpapi.PasswordChange) (none httpapi.Session, err error) {
-	account, err := q.account(p.User)
+	account, err := q.account(ctx, p.User)
 	switch {
 	case err != nil:
 		return none, err
@@ -159,7 +159,7 @@ func (q queue) ChangePassword(ctx context.Context, p authz.Principal, in httpapi
 	}
 	q.slog.Info("a password was changed", "user", p.User)
 	asked := time.Now()
-	if account, err = q.account(p.User); err != nil {
+	if account, err = q.account(ctx, p.User); err != nil {
 		return none, err
 	}
 	if account.Hash != password.Hash {
@@ -176,11 +176,11 @@ func (q queue) mayManagePeople(p authz.Principal) error {
 	return q.mustLead()
 }
 
-func (q queue) Users(_ context.Context, p authz.Principal) (out []httpapi.User, err error) {
+func (q queue) Users(ctx context.Context, p authz.Principal) (out []httpapi.User, err error) {
 	if err := q.mayManagePeople(p); err != nil {
 		return nil, err
 	}
-	err = q.read(func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
 		for _, person := range r.People() {
 			out = append(out, user(person))
 		}
@@ -194,8 +194,8 @@ func user(p authz.Person) httpapi.User {
 }
 
 // user is what is known of an account now.
-func (q queue) user(name string) (httpapi.User, error) {
-	account, err := q.account(name)
+func (q queue) user(ctx context.Context, name string) (httpapi.User, error) {
+	account, err := q.account(ctx, name)
 	if err == nil && account.User == "" {
 		err = authz.ErrUserUnknown
 	}
@@ -219,7 +219,7 @@ func (q queue) AddUser(ctx context.Context, p authz.Principal, in httpapi.NewUse
 	if err := authz.CheckUser(in.Username); err != nil {
 		return out, fmt.Errorf("%w: %w", httpapi.ErrInvalid, err)
 	}
-	if _, err := q.user(in.Username); err == nil {
+	if _, err := q.user(ctx, in.Username); err == nil {
 		return out, authz.ErrUserExists // without the work for a password
 	}
 	account := authz.Account{Person: authz.Person{User: in.Username, Role: in.Role, MustChange: true}}
@@ -240,7 +240,7 @@ func (q queue) ResetPassword(ctx context.Context, p authz.Principal, name, given
 	if err := q.mayManagePeople(p); err != nil {
 		return out, err
 	}
-	if _, err := q.user(name); err != nil {
+	if _, err := q.user(ctx, name); err != nil {
 		return out, err
 	}
 	password, drawn, err := q.oneTime(ctx, given)
@@ -251,7 +251,7 @@ func (q queue) ResetPassword(ctx context.Context, p authz.Principal, name, given
 		return out, err
 	}
 	q.slog.Info("a password was reset", "user", name, "by", p.User)
-	out, err = q.user(name)
+	out, err = q.user(ctx, name)
 	out.Password = drawn
 	return out, err
 }
@@ -264,7 +264,7 @@ func (q queue) DisableUser(ctx context.Context, p authz.Principal, name string, 
 		return out, err
 	}
 	q.slog.Info("an account was disabled or enabled", "user", name, "disabled", on, "by", p.User)
-	return q.user(name)
+	return q.user(ctx, name)
 }
 
 func (q queue) SetRole(ctx context.Context, p authz.Principal, name string, role authz.Role) (out httpapi.User, err error) {
@@ -275,14 +275,14 @@ func (q queue) SetRole(ctx context.Context, p authz.Principal, name string, role
 		return out, err
 	}
 	q.slog.Info("an account has another role", "user", name, "role", role, "by", p.User)
-	return q.user(name)
+	return q.user(ctx, name)
 }
 
-func (q queue) Keys(_ context.Context, p authz.Principal) (out []httpapi.APIKey, err error) {
+func (q queue) Keys(ctx context.Context, p authz.Principal) (out []httpapi.APIKey, err error) {
 	if err := q.mayManagePeople(p); err != nil {
 		return nil, err
 	}
-	err = q.read(func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
 		for _, k := range r.Keys() {
 			out = append(out, apiKey(r, k))
 		}
@@ -301,8 +301,8 @@ func apiKey(r *authz.Roster, k authz.Key) httpapi.APIKey {
 }
 
 // key is what is known of an API key.
-func (q queue) key(id string) (out httpapi.APIKey, err error) {
-	err = q.read(func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
+func (q queue) key(ctx context.Context, id string) (out httpapi.APIKey, err error) {
+	err = q.read(ctx, func(_ *lease.State, r *authz.Roster, _ coord.Knowledge) error {
 		k, ok := r.Key(id)
 		if !ok {
 			return authz.ErrKeyUnknown
@@ -326,7 +326,7 @@ func (q queue) CreateKey(ctx context.Context, p authz.Principal, in httpapi.NewK
 		return out, err
 	}
 	q.slog.Info("an API key was made", "key", key.ID, "user", key.User, "role", key.Role, "by", p.User)
-	out, err = q.key(key.ID)
+	out, err = q.key(ctx, key.ID)
 	out.Key = token
 	return out, err
 }
@@ -335,7 +335,7 @@ func (q queue) RevokeKey(ctx context.Context, p authz.Principal, id string) (out
 	if err := q.mayManagePeople(p); err != nil {
 		return out, err
 	}
-	if out, err = q.key(id); err != nil {
+	if out, err = q.key(ctx, id); err != nil {
 		return out, err
 	}
 	if err := q.change(ctx, authz.Command{RevokeKey: &authz.RevokeKey{ID: id, By: p}}); err != nil {

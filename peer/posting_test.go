@@ -17,6 +17,7 @@ import (
 	"vizpeer/authz"
 	"vizpeer/blobs"
 	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
 )
 
 func aPosting() posting {
@@ -134,4 +135,68 @@ func TestPostingGoesWith(t *testing.T) {
 	require.Contains(t, p.hopeless(r.View()), "the account of ann is disabled")
 	p.Key, p.Session, p.Spec.Owner = "k", "", "nobody"
 	require.Contains(t, p.hopeless(r.View()), "was revoked")
+}
+
+// What cannot be written is not kept, and the error says why.
+func TestOutboxThatCannotWrite(t *testing.T) {
+	store, err := blobs.Open(filepath.Join(t.TempDir(), "store"), blobs.Config{})
+	require.NoError(t, err)
+	t.Cleanup(func() { require.NoError(t, store.Close()) })
+	dir := filepath.Join(t.TempDir(), "outbox")
+	o, err := openOutbox(dir, store, slog.New(slog.DiscardHandler))
+	require.NoError(t, err)
+	p := aPosting()
+	in := httpapi.Posted{Submit: lease.Submit{Job: p.Job, Spec: p.Spec}, By: authz.Principal{User: "ann", Role: authz.Operator, Key: "k"}, Token: "secret"}
+	pins := func() (n int) {
+		for _, err := range store.Pins(t.Context()) {
+			require.NoError(t, err)
+			n++
+		}
+		return n
+	}
+	require.NoError(t, os.Remove(dir))
+	_, err = o.Keep(t.Context(), in)
+	require.ErrorContains(t, err, "jabcdefghijklmno.json")
+	require.False(t, o.Holds(p.Job))
+	require.Zero(t, o.Count())
+	require.Zero(t, pins())
+
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	large := in
+	large.Spec.After = make([]lease.JobID, 64)
+	for i := range large.Spec.After {
+		large.Spec.After[i] = lease.JobID(strings.Repeat("x", maxPosting/64))
+	}
+	_, err = o.Keep(t.Context(), large)
+	require.ErrorIs(t, err, httpapi.ErrTooLarge)
+	require.Zero(t, pins())
+
+	out, err := o.Keep(t.Context(), in)
+	require.NoError(t, err)
+	require.Equal(t, p.Job, out.Job)
+	require.Equal(t, 1, pins(), "its project stays here")
+	entries, err := os.ReadDir(dir)
+	require.NoError(t, err)
+	require.Len(t, entries, 1)
+	text, err := os.ReadFile(filepath.Join(dir, entries[0].Name()))
+	require.NoError(t, err)
+	require.NotContains(t, string(text), "secret")
+
+	// That it is cancelled is on the disk as well, before anybody hears of it.
+	require.NoError(t, os.RemoveAll(dir))
+	who := authz.Principal{User: "ann", Role: authz.Operator}
+	_, err = o.Withdraw(who, p.Job)
+	require.Error(t, err)
+	require.Equal(t, 1, o.Count())
+	require.NoError(t, os.Mkdir(dir, 0o700))
+	for _, other := range []authz.Principal{{User: "bob", Role: authz.Operator}, {User: "ann", Role: authz.Node}} {
+		_, err = o.Withdraw(other, p.Job)
+		require.ErrorIs(t, err, httpapi.ErrNotFound)
+	}
+	_, err = o.Withdraw(authz.Principal{User: "ann", Role: authz.Viewer}, p.Job)
+	require.ErrorIs(t, err, httpapi.ErrDenied)
+	_, err = o.Withdraw(who, p.Job)
+	require.NoError(t, err)
+	require.Zero(t, o.Count())
+	require.Zero(t, pins())
 }

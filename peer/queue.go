@@ -42,20 +42,27 @@ func (q queue) mustLead() error {
 // answer turns an error of the log into one of the API.
 func answer(err error) error {
 	var elsewhere coord.ErrNotLeader
+	var later *coord.LevelError
 	switch {
 	case errors.As(err, &elsewhere):
 		id, _ := peer.Decode(string(elsewhere.Leader)) // "" where it is not known
 		return &httpapi.NotLeaderError{Leader: id}
+	case errors.As(err, &later):
+		return fmt.Errorf("%w: %w", httpapi.ErrUpdate, err)
 	case err != nil && !coord.Refused(err):
 		return fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
 	}
 	return err
 }
 
-// read looks at the state of the queue and at what its leader knows beside it.
-func (q queue) read(see func(*lease.State, *authz.Roster, coord.Knowledge) error) (err error) {
+// read looks at the state of the queue and at what its leader knows beside it. It shows
+// all that anybody was told is done.
+func (q queue) read(ctx context.Context, see func(*lease.State, *authz.Roster, coord.Knowledge) error) (err error) {
 	if err := q.mustLead(); err != nil {
 		return err
+	}
+	if err := q.coord.Sure(ctx); err != nil {
+		return answer(err)
 	}
 	known := q.coord.Knowledge()
 	q.coord.Read(func(s *lease.State, r *authz.Roster) { err = see(s, r, known) })
@@ -82,7 +89,7 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, in lease.Submit) (
 	if free := q.ads.Can().FreeDisk; free < minFree {
 		return httpapi.Submitted{}, fmt.Errorf("%w: the coordinator %s has %d MiB left for the queue; make room there and submit again", blobs.ErrDiskFull, q.name, free>>20)
 	}
-	err := q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+	err := q.read(ctx, func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
 		for _, id := range spec.After {
 			if _, err := visible(s, p, id); err != nil {
 				return fmt.Errorf("%w: the job %s, after which this one is to come, does not exist", httpapi.ErrInvalid, id)
@@ -105,7 +112,7 @@ func (q queue) Submit(ctx context.Context, p authz.Principal, in lease.Submit) (
 	return httpapi.Submitted{Job: id, Project: spec.Project, Tasks: tasks, Split: spec.Split}, nil
 }
 
-func (q queue) Jobs(_ context.Context, p authz.Principal, in httpapi.JobQuery) (out httpapi.JobList, err error) {
+func (q queue) Jobs(ctx context.Context, p authz.Principal, in httpapi.JobQuery) (out httpapi.JobList, err error) {
 	before := uint64(math.MaxUint64)
 	if in.After != "" {
 		if before, err = strconv.ParseUint(in.After, 10, 64); err != nil {
@@ -113,7 +120,7 @@ func (q queue) Jobs(_ context.Context, p authz.Principal, in httpapi.JobQuery) (
 		}
 	}
 	name := strings.ToLower(in.Name)
-	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
 		for _, j := range slices.Backward(s.Jobs()) {
 			switch {
 			case j.Seq >= before || !p.MaySee(j.Spec.Owner):
@@ -161,8 +168,8 @@ func units(j *lease.Job) (done, total int) {
 	return total - j.Uncovered(), total
 }
 
-func (q queue) Job(_ context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (out httpapi.Job, err error) {
-	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+func (q queue) Job(ctx context.Context, p authz.Principal, id lease.JobID, from authz.PeerID) (out httpapi.Job, err error) {
+	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err != nil {
 			return err
@@ -234,8 +241,8 @@ func frame(j *lease.Job, t *lease.Task, place int) httpapi.Frame {
 	return out
 }
 
-func (q queue) Frame(_ context.Context, p authz.Principal, id lease.JobID, number int32) (out httpapi.Frame, err error) {
-	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+func (q queue) Frame(ctx context.Context, p authz.Principal, id lease.JobID, number int32) (out httpapi.Frame, err error) {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err != nil {
 			return err
@@ -256,8 +263,8 @@ func (q queue) Frame(_ context.Context, p authz.Principal, id lease.JobID, numbe
 	return out, err
 }
 
-func (q queue) Tasks(_ context.Context, p authz.Principal, id lease.JobID) (out []httpapi.Task, err error) {
-	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+func (q queue) Tasks(ctx context.Context, p authz.Principal, id lease.JobID) (out []httpapi.Task, err error) {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err != nil {
 			return err
@@ -270,8 +277,8 @@ func (q queue) Tasks(_ context.Context, p authz.Principal, id lease.JobID) (out 
 	return out, err
 }
 
-func (q queue) TasksOf(_ context.Context, p authz.Principal, id lease.JobID, number int32) (out []httpapi.Task, err error) {
-	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+func (q queue) TasksOf(ctx context.Context, p authz.Principal, id lease.JobID, number int32) (out []httpapi.Task, err error) {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err != nil {
 			return err
@@ -290,8 +297,8 @@ func (q queue) TasksOf(_ context.Context, p authz.Principal, id lease.JobID, num
 	return out, err
 }
 
-func (q queue) Task(_ context.Context, p authz.Principal, id lease.JobID, i int32) (out httpapi.Task, err error) {
-	err = q.read(func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
+func (q queue) Task(ctx context.Context, p authz.Principal, id lease.JobID, i int32) (out httpapi.Task, err error) {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, known coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err != nil {
 			return err
@@ -364,7 +371,7 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 	default:
 		return out, fmt.Errorf("%w: a job cannot be told to %q", httpapi.ErrInvalid, c.Do)
 	}
-	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		switch {
 		case err != nil:
@@ -383,7 +390,7 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 		return out, answer(err)
 	}
 	q.slog.Info("a job was told what to do", "job", id, "user", p.User, "do", c.Do)
-	err = q.read(func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
+	err = q.read(ctx, func(s *lease.State, _ *authz.Roster, _ coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err == nil {
 			out = summary(j)
@@ -394,13 +401,13 @@ func (q queue) Control(ctx context.Context, p authz.Principal, id lease.JobID, c
 	return out, err
 }
 
-func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, err error) {
+func (q queue) Peers(ctx context.Context, p authz.Principal) (out []httpapi.Peer, err error) {
 	// Everybody may see the farm's counts, in Farm; names and hardware are for
 	// admins, and for each machine's owner.
-	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		for _, m := range r.Members() {
 			if p.MaySeeMachines() || m.User == p.User {
-				out = append(out, member(s, r, m, known.Members[m.ID]))
+				out = append(out, q.member(s, r, m, known.Members[m.ID]))
 			}
 		}
 		return nil
@@ -408,7 +415,7 @@ func (q queue) Peers(_ context.Context, p authz.Principal) (out []httpapi.Peer, 
 	return out, err
 }
 
-func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
+func (p *Peer) member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
 	out := httpapi.Peer{
 		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Machine(m.ID).Finished,
 		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
@@ -416,6 +423,7 @@ func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member)
 	if known.Can != nil {
 		out.Slots = known.Can.TotalSlots()
 	}
+	out.Via = p.reach.via(m.ID)
 	if known.Seen.IsZero() {
 		known.Seen = r.LastSeen(m.ID)
 	}
@@ -427,18 +435,18 @@ func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member)
 }
 
 func (q queue) Drain(ctx context.Context, p authz.Principal, id authz.PeerID, on bool) (out httpapi.Peer, err error) {
-	if err := q.mayManage(p, id); err != nil {
+	if err := q.mayManage(ctx, p, id); err != nil {
 		return out, err
 	}
 	if err := q.coord.Control(ctx, lease.Command{Drain: &lease.Drain{Peer: id, On: on, Reason: "drained by " + p.User}}); err != nil {
 		return out, answer(err)
 	}
 	q.slog.Info("a machine was drained, or not any more", "peer", id.Short(), "user", p.User, "drained", on)
-	return q.peer(id)
+	return q.peer(ctx, id)
 }
 
 func (q queue) Label(ctx context.Context, p authz.Principal, id authz.PeerID, labels []string) (out httpapi.Peer, err error) {
-	if err := q.mayManage(p, id); err != nil {
+	if err := q.mayManage(ctx, p, id); err != nil {
 		return out, err
 	}
 	if err := authz.CheckLabels(labels); err != nil {
@@ -448,26 +456,26 @@ func (q queue) Label(ctx context.Context, p authz.Principal, id authz.PeerID, la
 		return out, answer(err)
 	}
 	q.slog.Info("a machine was labelled", "peer", id.Short(), "user", p.User, "labels", labels)
-	return q.peer(id)
+	return q.peer(ctx, id)
 }
 
 // mayManage refuses who may not decide about machines, and what is no member.
-func (q queue) mayManage(p authz.Principal, id authz.PeerID) error {
+func (q queue) mayManage(ctx context.Context, p authz.Principal, id authz.PeerID) error {
 	if !p.MayManageMachines() {
 		return fmt.Errorf("%w: only an admin may decide about machines", httpapi.ErrDenied)
 	}
-	_, err := q.peer(id)
+	_, err := q.peer(ctx, id)
 	return err
 }
 
 // peer is what is known of one member.
-func (q queue) peer(id authz.PeerID) (out httpapi.Peer, err error) {
-	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+func (q queue) peer(ctx context.Context, id authz.PeerID) (out httpapi.Peer, err error) {
+	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		m, ok := r.Member(id)
 		if !ok {
 			return httpapi.ErrNotFound
 		}
-		out = member(s, r, m, known.Members[id])
+		out = q.member(s, r, m, known.Members[id])
 		return nil
 	})
 	return out, err
@@ -485,11 +493,14 @@ func state(m coord.Member) string {
 	return "idle"
 }
 
-func (q queue) Farm(_ context.Context, p authz.Principal) (out httpapi.Farm, err error) {
-	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
-		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
+func (q queue) Farm(ctx context.Context, p authz.Principal) (out httpapi.Farm, err error) {
+	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Versions: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
 		for _, m := range r.Members() {
 			out.Peers[state(known.Members[m.ID])]++
+			if can := known.Members[m.ID].Can; can != nil && can.Version != "" {
+				out.Versions[can.Version]++
+			}
 		}
 		for _, j := range s.Jobs() {
 			if p.MaySee(j.Spec.Owner) {

@@ -23,8 +23,8 @@ type outlook struct {
 	known   coord.Knowledge
 }
 
-func (q queue) Why(_ context.Context, p authz.Principal, id lease.JobID, task int32) (out httpapi.Why, err error) {
-	err = q.read(func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
+func (q queue) Why(ctx context.Context, p authz.Principal, id lease.JobID, task int32) (out httpapi.Why, err error) {
+	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		j, err := visible(s, p, id)
 		if err != nil {
 			return err

@@ -64,6 +64,9 @@ type Queue interface {
 	// admin's.
 	Audit(context.Context, authz.Principal, AuditQuery) (AuditPage, error)
 	VerifyAudit(ctx context.Context, p authz.Principal, progress func(done, total int64)) (AuditVerified, error)
+	// Backup writes the farm's state to w, while it goes on, and puts on record that it
+	// did. It is an admin's.
+	Backup(ctx context.Context, p authz.Principal, w io.Writer) (BackupMade, error)
 	// Note puts on record what was done where no other method did: see
 	// [authz.WithDoing]. Refused puts there, soon, that something was refused, and
 	// counts what comes often. On a peer that does not lead it does nothing.
@@ -185,4 +188,6 @@ type Leader interface {
 	// election goes on it waits for its end or for ctx; where nobody can be
 	// found the error wraps [ErrNoLeader] and says what was tried.
 	Find(ctx context.Context) (id peer.ID, local bool, err error)
+	// While is ctx for as long as nobody but id is known to lead. Release it.
+	While(ctx context.Context, id peer.ID) (_ context.Context, release func())
 }

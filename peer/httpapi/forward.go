@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -44,6 +45,9 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 			stateClient(pr.Out.Header, c)
 		},
 		ModifyResponse: func(resp *http.Response) error {
+			if err := olderThan(resp, leader); err != nil {
+				return err
+			}
 			// The answer is the leader's, the browser's trust in it this machine's.
 			answered := resp.Header
 			resp.Header = http.Header{}
@@ -62,6 +66,41 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 		},
 	}
 	proxy.ServeHTTP(w, r)
+}
+
+// unexpectedProperty is what huma says of a field that it does not know.
+const unexpectedProperty = "unexpected property"
+
+// olderThan reports that the leader knows no such route as this machine passed on to it.
+// The body of any other answer is left to be read.
+func olderThan(resp *http.Response, leader peer.ID) error {
+	if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Content-Type") != problemType {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return err
+	}
+	_ = resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(text))
+	p := Problem{Status: resp.StatusCode}
+	if json.Unmarshal(text, &p) != nil {
+		return nil
+	}
+	return p.older(leader)
+}
+
+// older tells, of an answer to what this machine passed on, that the leader has no such
+// route: it is not for the caller's mistakes, which this machine finds first.
+func (p *Problem) older(leader peer.ID) error {
+	if len(p.Routes) == 0 && p.Status != http.StatusMethodNotAllowed {
+		return nil
+	}
+	return tooOld(leader)
+}
+
+func tooOld(leader peer.ID) error {
+	return fmt.Errorf("%w: %s, which leads the queue, runs an older vizpeer that cannot do this yet: update it there", ErrUpdate, short(leader))
 }
 
 // endWith makes a stream of events end, rather than break, when ctx does, when
@@ -100,11 +139,12 @@ func (b *endingBody) Close() error {
 // leads, it asks that one, once.
 type farmTransport struct {
 	*http.Transport
-	self peer.ID
+	self   peer.ID
+	leader Leader
 }
 
-func newFarmTransport(h host.Host, member func(peer.ID) bool) *farmTransport {
-	return &farmTransport{self: h.ID(), Transport: &http.Transport{
+func newFarmTransport(h host.Host, member func(peer.ID) bool, leader Leader) *farmTransport {
+	return &farmTransport{self: h.ID(), leader: leader, Transport: &http.Transport{
 		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 			name, _, err := net.SplitHostPort(addr)
 			if err != nil {
@@ -166,8 +206,36 @@ func (t *farmTransport) RoundTrip(r *http.Request) (*http.Response, error) {
 	return t.try(again)
 }
 
+// roundTrip gives up once another machine is known to lead: one that was killed does not
+// hang up, and its stream of events would be silent for long.
+func (t *farmTransport) roundTrip(r *http.Request) (*http.Response, error) {
+	id, err := peer.Decode(r.URL.Host)
+	if err != nil {
+		return t.Transport.RoundTrip(r)
+	}
+	ctx, release := t.leader.While(r.Context(), id)
+	resp, err := t.Transport.RoundTrip(r.WithContext(ctx))
+	if err != nil {
+		release()
+		return resp, err
+	}
+	resp.Body = &releasedBody{resp.Body, release}
+	return resp, nil
+}
+
+// releasedBody lets something go when it is closed.
+type releasedBody struct {
+	io.ReadCloser
+	release func()
+}
+
+func (b *releasedBody) Close() error {
+	defer b.release()
+	return b.ReadCloser.Close()
+}
+
 func (t *farmTransport) try(r *http.Request) (*http.Response, error) {
-	resp, err := t.Transport.RoundTrip(r)
+	resp, err := t.roundTrip(r)
 	who := authz.PeerID(r.URL.Host).Short()
 	var dial *dialError
 	switch {
@@ -293,6 +361,12 @@ func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path 
 		return fmt.Errorf("%s, who leads the queue, answered %s", short(q.leader), resp.Status)
 	}
 	p.Status = resp.StatusCode
+	if err := p.older(q.leader); err != nil {
+		return err
+	}
+	if strings.Contains(p.Detail, unexpectedProperty) { // this machine has read what it passes on
+		return tooOld(q.leader)
+	}
 	for _, name := range []string{"Retry-After", "Www-Authenticate"} {
 		if v := resp.Header.Get(name); v != "" {
 			p.header.Set(name, v)

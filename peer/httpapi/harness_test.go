@@ -244,6 +244,11 @@ func (f *farm) Farm(ctx context.Context, p authz.Principal) (Farm, error) {
 	return Farm{Name: "attic"}, f.call("farm", p)
 }
 
+func (f *farm) Backup(_ context.Context, p authz.Principal, w io.Writer) (BackupMade, error) {
+	_, err := io.WriteString(w, "the farm's state")
+	return BackupMade{}, err
+}
+
 func (f *farm) Coordinate(_ context.Context, p authz.Principal, _ authz.PeerID, what CoordinatorChange) (Coordination, error) {
 	return Coordination{}, f.call(string(what), p)
 }
@@ -401,6 +406,10 @@ type machine struct {
 	withdrawn chan struct{}
 	cancelled bool
 	shown     string
+}
+
+func (m *machine) While(ctx context.Context, _ peer.ID) (context.Context, func()) {
+	return ctx, func() {}
 }
 
 func (m *machine) Find(ctx context.Context) (peer.ID, bool, error) {

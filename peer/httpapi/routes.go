@@ -143,6 +143,7 @@ func routes() []*route {
 		{post, "/v1/tickets", atLeader, inviters, "invite", "Mint a ticket that admits a machine; it is shown this once", http.StatusCreated, "", bind((*Server).invite)},
 		{get, "/v1/audit", atLeader, auditors, "audit", "Who did what, from where and with what result, the latest first", 0, "", bind((*Server).audit)},
 		{get, "/v1/audit/verify", atLeader, auditors, "verify-audit", "Check the chain of all records and their signatures; a Step a line, counted in records, the last with an AuditVerified", 0, linesType, bind((*Server).verifyAudit)},
+		{get, "/v1/backup", atLeader, registrars, "backup", "The farm's state as it is now: its queue, its members and its audit, for `vizpeer restore`. It holds the hashes of passwords", 0, backupType, bind((*Server).backup)},
 		{post, "/v1/auth/login", atLeader, guests, authz.ActionLogin, "Begin a session with a user name and a password", 0, "", bind((*Server).login)},
 		{post, "/v1/auth/logout", atLeader, selves, "logout", "End the session that is shown", 0, "", bind((*Server).logout)},
 		{post, "/v1/auth/password", atLeader, owners, "change-password", "Change the caller's own password, which ends all its sessions and begins another", 0, "", bind((*Server).changePassword)},

@@ -122,7 +122,7 @@ func New(cfg Config, local Local, queue Queue, leader Leader, host host.Host) *S
 	s.passed = newMeter(float64(peerShare*cfg.Requests), 2*peerShare*cfg.Requests, false)
 	s.tries = newMeter(float64(cfg.Logins)/60, cfg.Logins, true)
 	s.passedTries = newMeter(float64(peerShare*cfg.Logins)/60, peerShare*cfg.Logins, false)
-	s.farm = newFarmTransport(host, cfg.Member)
+	s.farm = newFarmTransport(host, cfg.Member, leader)
 	s.conns = newConnLimit(cfg.MaxConns, cfg.MaxConnsEach, s.proxy)
 	s.measure(cfg.Metrics)
 	s.loopback = s.handler(loopback)
