@@ -43,6 +43,9 @@ type leader struct {
 
 	clocks *clocks
 
+	applying   map[authz.PeerID]uint64 // what coordinators had applied when last looked at
+	applyingTo uint64                  // and this machine
+
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
 
@@ -129,6 +132,7 @@ func (c *Coordinator) lead(ctx context.Context) error {
 			l.forget()
 		case <-barred.C:
 			l.forgive()
+			l.unstick()
 		case <-equip.C:
 			looks = false
 			l.equip()

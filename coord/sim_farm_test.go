@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"os"
@@ -338,6 +339,7 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 func simConfig(m *simMachine, folder string) Config {
 	return Config{
 		Dir: folder, NoSync: true, storage: m.disk.begin(), Now: m.now,
+		Logger:    simLogger(m),
 		Heartbeat: 1200 * time.Millisecond, LeaderLease: 800 * time.Millisecond, CommitTimeout: 250 * time.Millisecond,
 		SnapshotInterval: 10 * time.Second, SnapshotThreshold: 40, TrailingLogs: 20,
 		Stable: 2 * time.Second, Replace: 20 * time.Second,
@@ -483,4 +485,12 @@ func (f *simFarm) healAll() {
 			m.start()
 		}
 	}
+}
+
+// simLogger is what a machine's coordinator logs to: nowhere, unless somebody looks into it.
+func simLogger(m *simMachine) *slog.Logger {
+	if os.Getenv("SIM_LOG") != "all" {
+		return nil
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, nil)).With("machine", m.n)
 }

@@ -103,8 +103,8 @@ func (f *simFarm) settle() {
 		}
 		return !slices.ContainsFunc(f.machines, func(m *simMachine) bool { return !m.worker.idle() })
 	})
-	time.Sleep(LeaseTTL + Renewal) // whatever is still under way would end a lease or start one
-	f.within(time.Minute, "all coordinators know the same", f.level)
+	time.Sleep(LeaseTTL + Renewal)                                     // whatever is still under way would end a lease or start one
+	f.within(4*time.Minute, "all coordinators know the same", f.level) // see unstick
 }
 
 // simTally is what all schedules came to.
