@@ -5,12 +5,15 @@ LDFLAGS   := -s -w -X main.version=$(VERSION)
 FUZZTIME  ?= 60s
 CHAOS_TIME ?= 20m
 # What the tests run beside Go; without them, tests that need them say so and skip.
-NEEDS     := blender bubblewrap xvfb xauth python3 iproute2 curl jq
+NEEDS     := blender bubblewrap xvfb xauth python3 iproute2 nftables curl jq
 # The race detector needs a C compiler. The tests with real Blender gain nothing
 # from it and are left out by -short.
 RACE      := ./authz/... ./lease/... ./blobs/... ./coord/... ./peer/... ./cmd/...
 
-.PHONY: build demo test lint bench chaos cross fuzz clean
+# What `make upgrade` updates a farm from: a tag or commit, the latest tag if none is given.
+PREVIOUS  ?= $(shell git describe --tags --abbrev=0 2>/dev/null)
+
+.PHONY: build demo test lint bench chaos cross fuzz upgrade clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)" -o bin/vizpeer ./cmd/vizpeer
@@ -59,6 +62,16 @@ fuzz:
 			echo "$$package $$f"; go test -run '^$$' -fuzz "^$$f\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 100x $$package || exit 1; \
 		done; \
 	done
+
+# Builds the version before from the history, and updates a farm of it machine by machine
+# while it renders.
+upgrade:
+	@[ -n "$(PREVIOUS)" ] || { echo "Say which version to update from: make upgrade PREVIOUS=a tag or commit"; exit 1; }
+	@sh .ci/install.sh blender bubblewrap
+	@tree=$$(mktemp -d) && trap 'git worktree remove --force "$$tree/vizpeer" 2>/dev/null; rm -rf "$$tree"' EXIT && \
+		git worktree add --detach "$$tree/vizpeer" "$(PREVIOUS)" >/dev/null && \
+		(cd "$$tree/vizpeer" && CGO_ENABLED=0 go build -trimpath -ldflags "-X main.version=$(PREVIOUS)" -o "$$tree/previous" ./cmd/vizpeer) && \
+		VIZPEER_PREVIOUS="$$tree/previous" go test -count 1 -timeout 15m -v -run 'TestRollingUpgrade' ./cmd/vizpeer
 
 clean:
 	rm -rf bin bench.json vizpeer-demo

@@ -12,6 +12,7 @@ command_of() {
 	bubblewrap) echo bwrap ;;
 	xvfb) echo Xvfb ;;
 	iproute2) echo ip ;;
+	nftables) echo nft ;;
 	*) echo "$1" ;;
 	esac
 }

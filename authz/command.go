@@ -45,7 +45,7 @@ type Command struct {
 	Seen         *Seen         `json:"seen,omitempty"`
 	Expire       *Expire       `json:"expire,omitempty"`
 	RevokeTicket *RevokeTicket `json:"revoke_ticket,omitempty"`
-	Standby      *Standby      `json:"standby,omitempty"`
+	Standby      *Standby      `json:"standby,omitempty" since:"3"`
 }
 
 // Found makes the farm: the first command of its log. Repeating it for the same

@@ -12,6 +12,9 @@
 // So is the [Trail], the end of the audit: a chain of [Record]s, each of which names the
 // one before it by its hash. A [Verifier] finds whatever was done to one.
 //
+// A [Charter] of a later epoch supersedes those before: by a [Succession] the farm goes on
+// without the coordinators that it had.
+//
 // It promises that the roster holds no secret that could be used if it leaked:
 // tickets and API keys are stored as SHA-256 of at least 128 random bits,
 // passwords as PBKDF2. What is not granted is denied.

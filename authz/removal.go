@@ -101,7 +101,7 @@ func (r *Roster) note(at time.Time, c Seen) error {
 		return fmt.Errorf("%d members are more than a farm has", len(c.Peers))
 	}
 	for _, id := range c.Peers {
-		if _, ok := r.Member(id); !ok || !at.After(r.seen[id]) {
+		if _, ok := r.Member(id); !ok || !at.After(r.seen[id]) && !ahead(r.seen[id], at) {
 			continue
 		}
 		if r.seen == nil {
@@ -111,6 +111,10 @@ func (r *Roster) note(at time.Time, c Seen) error {
 	}
 	return nil
 }
+
+// ahead tells that a member was noted later than now, by a clock that was wrong: it is
+// noted anew, or it would be a member for as long as that clock was ahead.
+func ahead(seen, now time.Time) bool { return seen.After(now.Add(SeenPause)) }
 
 func (r *Roster) lastCoordinator(m Member) bool {
 	return m.Coordinator && len(r.Coordinators()) == 1
@@ -156,13 +160,14 @@ func (r *Roster) LastSeen(id PeerID) time.Time { return r.seen[id] }
 // again: of which members to note that they are, and which have stayed away for too
 // long. It changes nothing.
 //
-// Members without a date are noted: they are counted from now on. So is everybody
+// Members without a date, or with one that is still to come, are noted: they are counted
+// from now on. So is everybody
 // where nobody was noted for half of [AwayLimit]: it was the farm that was away, or
 // its roster comes from a version that noted nobody.
 func (r *Roster) Roll(now time.Time, here func(PeerID) bool) (seen *Seen, expire *Expire, next time.Time) {
 	var latest time.Time
 	for _, at := range r.seen {
-		if at.After(latest) {
+		if at.After(latest) && !ahead(at, now) {
 			latest = at
 		}
 	}
@@ -175,7 +180,7 @@ func (r *Roster) Roll(now time.Time, here func(PeerID) bool) (seen *Seen, expire
 			lasts = SeenPause
 		}
 		switch due := last.Add(lasts); {
-		case anew, last.IsZero():
+		case anew, last.IsZero(), ahead(last, now):
 			there = append(there, m.ID)
 		case due.After(now):
 			if due.Before(next) {

@@ -241,3 +241,25 @@ func TestRestoreRefusesWhatCannotBe(t *testing.T) {
 		require.Error(t, err, name)
 	}
 }
+
+// Whoever was noted by a clock that was years ahead is noted anew, and expires in its time.
+func TestSeenByAClockThatWasAhead(t *testing.T) {
+	r, _ := founded(t)
+	_, err := join(t, r, mint(t, r, Node, false, 1), "gone", "gone")
+	require.NoError(t, err)
+	apply := func(at time.Time, seen *Seen) {
+		t.Helper()
+		_, err := r.Apply(Command{At: at, Seen: seen})
+		require.NoError(t, err)
+	}
+	founder := func(p PeerID) bool { return p == "founder" }
+	apply(noon.Add(1000*24*time.Hour), &Seen{Peers: []PeerID{"founder", "gone"}})
+	seen, expire, _ := r.Roll(noon, founder)
+	require.Nil(t, expire)
+	require.ElementsMatch(t, []PeerID{"founder", "gone"}, seen.Peers)
+	apply(noon, seen)
+	require.True(t, noon.Equal(r.LastSeen("gone")))
+	apply(noon.Add(20*24*time.Hour), &Seen{Peers: []PeerID{"founder"}})
+	_, expire, _ = r.Roll(noon.Add(AwayLimit+SeenPause), founder)
+	require.Equal(t, []PeerID{"gone"}, expire.Peers)
+}

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"vizpeer/authz/level"
 )
 
 // snapshotFormat is the version of the snapshot's JSON.
@@ -36,7 +38,7 @@ type Roster struct {
 func NewRoster() *Roster { return &Roster{} }
 
 // View is a copy of what every peer may hold.
-func (r *Roster) View() *View { return &View{r.clone()} }
+func (r *Roster) View() *View { return &View{directory: r.clone(), level: level.Known} }
 
 // Account returns the account of that user. The zero Account stands for an
 // unknown user: check the password all the same, so that both take as long.
@@ -367,7 +369,9 @@ func Restore(in io.Reader) (*Roster, error) {
 
 func restore(in io.Reader) (*Roster, error) {
 	var doc rosterJSON
-	if err := json.NewDecoder(io.LimitReader(in, maxSnapshot)).Decode(&doc); err != nil {
+	d := json.NewDecoder(io.LimitReader(in, maxSnapshot))
+	d.DisallowUnknownFields() // what is not read is lost: see package level
+	if err := d.Decode(&doc); err != nil {
 		return nil, err
 	}
 	if doc.Format != snapshotFormat {

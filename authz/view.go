@@ -1,12 +1,15 @@
 package authz
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
+
+	"vizpeer/authz/level"
 )
 
 // Limits of a roster.
@@ -83,7 +86,13 @@ func (m Member) validate() error {
 //
 // Views are exchanged as JSON. A view that came from outside goes through
 // [ParseView]. Reading a view is safe for concurrent use: nothing changes it.
-type View struct{ directory }
+//
+// A program that reads a view of a higher level keeps what it knows of it: the view's
+// level tells later programs, which know more, that it lacks something.
+type View struct {
+	directory
+	level int
+}
 
 // directory is what a [Roster] and a [View] share. Its slices are sorted by ID,
 // so that lookups are binary searches and the JSON is the same on every machine.
@@ -109,6 +118,11 @@ type directoryJSON struct {
 	CA      [][]byte `json:"ca,omitempty"`
 	People  []Person `json:"people,omitempty"`
 	Ended   []Ended  `json:"ended,omitempty"`
+}
+
+type viewJSON struct {
+	directoryJSON
+	Level int `json:"level,omitempty"`
 }
 
 // Version counts the changes to the roster; it never goes back within an epoch.
@@ -298,7 +312,8 @@ func ParseView(data []byte, farm FarmID) (*View, error) {
 }
 
 // Replaces tells whether v is newer than old, so that it takes its place: a later
-// charter (see [Charter.Supersedes]), or more changes under the same one. old may be nil.
+// charter (see [Charter.Supersedes]), more changes under the same one, or as many and
+// written by a program that knows more. old may be nil.
 func (v *View) Replaces(old *View) bool {
 	if old == nil {
 		return true
@@ -306,17 +321,20 @@ func (v *View) Replaces(old *View) bool {
 	if v.charter.Supersedes(old.charter) || old.charter.Supersedes(v.charter) {
 		return v.charter.Supersedes(old.charter)
 	}
-	return v.version > old.version
+	return cmp.Or(cmp.Compare(v.version, old.version), cmp.Compare(v.level, old.level)) > 0
 }
 
 // MarshalJSON writes the view.
-func (v *View) MarshalJSON() ([]byte, error) { return json.Marshal(v.document()) }
+func (v *View) MarshalJSON() ([]byte, error) {
+	return json.Marshal(viewJSON{directoryJSON: v.document(), Level: v.level})
+}
 
 // UnmarshalJSON reads and checks what MarshalJSON wrote.
 func (v *View) UnmarshalJSON(data []byte) error {
-	var doc directoryJSON
+	var doc viewJSON
 	if err := json.Unmarshal(data, &doc); err != nil {
 		return err
 	}
-	return v.load(doc)
+	v.level = min(max(doc.Level, 0), level.Known)
+	return v.load(doc.directoryJSON)
 }

@@ -1,8 +1,6 @@
 package coord
 
 import (
-	"time"
-
 	"vizpeer/authz"
 	"vizpeer/coord/sched"
 	"vizpeer/lease"
@@ -24,7 +22,7 @@ func (l *leader) lookAhead() {
 	}
 	renders := make(map[authz.PeerID]map[string]bool)
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
-		waiting := q.Waiting(time.Now(), nil)
+		waiting := q.Waiting(l.now(), nil)
 		for p, jobs := range tasks {
 			for _, id := range jobs {
 				if j, ok := q.Job(id); ok {

@@ -155,7 +155,7 @@ func (c *Coordinator) Note(ctx context.Context, d authz.Deed, outcome string) er
 		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
-	_, err := c.log().Apply(ctx, Entry{Audit: &authz.Note{Deed: d, At: time.Now(), Outcome: outcome}})
+	_, err := c.log().Apply(ctx, Entry{Audit: &authz.Note{Deed: d, At: c.now(), Outcome: outcome}})
 	return err
 }
 
@@ -163,7 +163,7 @@ func (c *Coordinator) Note(ctx context.Context, d authz.Deed, outcome string) er
 // record that counts them. On a machine that does not lead it does nothing.
 func (c *Coordinator) Refused(d authz.Deed, outcome string) {
 	if l := c.leading.Load(); l != nil {
-		l.audit.refused(time.Now(), d, outcome)
+		l.audit.refused(l.now(), d, outcome)
 	}
 }
 

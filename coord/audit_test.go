@@ -88,7 +88,7 @@ func TestRecordsComeWithTheirCommands(t *testing.T) {
 	require.NoError(t, apply(Entry{Audit: &authz.Note{At: noon, Deed: authz.Deed{Action: "login"}, Outcome: "unauthorised"}}))
 	all := records(t, l)
 	require.Len(t, all, 3)
-	for i, outcome := range []string{"ok", "conflict", "unauthorised"} {
+	for i, outcome := range []string{"ok", "repeated", "unauthorised"} {
 		require.EqualValues(t, i+1, all[i].Seq)
 		require.Equal(t, outcome, all[i].Outcome)
 		require.True(t, noon.Equal(all[i].At))
@@ -600,7 +600,7 @@ func FuzzOpenLedger(f *testing.F) {
 func TestRefusedSignaturesAreRare(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		log := &countingLog{}
-		a := newAuditor(log, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
+		a := newAuditor(log, time.Now, func([]byte) (authz.PeerID, []byte, error) { return "m1", []byte("no"), nil }, slog.New(slog.DiscardHandler))
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() {

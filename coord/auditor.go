@@ -16,6 +16,7 @@ import (
 type auditor struct {
 	log  auditLog
 	slog *slog.Logger
+	now  func() time.Time // the farm's time
 	sign func(statement []byte) (authz.PeerID, []byte, error)
 	wake chan struct{}
 
@@ -54,8 +55,8 @@ const (
 	maxRefusals   = 32
 )
 
-func newAuditor(log auditLog, sign func([]byte) (authz.PeerID, []byte, error), slog *slog.Logger) *auditor {
-	return &auditor{log: log, sign: sign, slog: slog, wake: make(chan struct{}, 1), seen: make(map[refusal]*authz.Note)}
+func newAuditor(log auditLog, now func() time.Time, sign func([]byte) (authz.PeerID, []byte, error), slog *slog.Logger) *auditor {
+	return &auditor{log: log, now: now, sign: sign, slog: slog, wake: make(chan struct{}, 1), seen: make(map[refusal]*authz.Note)}
 }
 
 // signal says that there is something to do.
@@ -134,7 +135,7 @@ func (a *auditor) run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		entries := a.due(time.Now(), over)
+		entries := a.due(a.now(), over)
 		if len(entries) > 0 {
 			a.log.ApplyAll(ctx, entries) // what the log cannot take is lost: it was refused
 			if !over && !counting {

@@ -41,7 +41,7 @@ func (l *leader) autopilot(ctx context.Context) {
 			err := l.handed(ctx, func() error { return l.c.move(ctx, m) })
 			if err == nil {
 				l.c.slog.Info("who holds the queue has changed", "change", m.kind, "peer", m.who.Short())
-				l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: m.who, State: string(m.kind)}})
+				l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: m.who, State: string(m.kind)}})
 				continue
 			}
 			if ctx.Err() == nil {
@@ -115,6 +115,7 @@ func (l *leader) standings() []standing {
 	for id, s := range all {
 		s.id, s.since, s.trusted = id, l.began, l.trusted[id]
 		at := l.sessions[id]
+		s.old = at != nil && id != l.c.self && mayHold(l.c.log().Level(), Behind{Knows: at.knows}) != nil
 		switch {
 		case id == l.c.self:
 			s.up, s.current, s.applied = true, true, st.AppliedIndex
@@ -138,6 +139,7 @@ const (
 	StandingReady  StandingState = "ready"  // it has the queue, as good as up to date
 	StandingBehind StandingState = "behind" // it is connected, and has not copied all of the queue
 	StandingAway   StandingState = "away"
+	StandingOld    StandingState = "old" // its vizpeer does not know the farm's level: it cannot hold the queue
 )
 
 // Standing is what the leader knows of a coordinator.
@@ -161,6 +163,8 @@ func (c *Coordinator) Standings() (all []Standing) {
 		switch {
 		case s.id == c.self:
 			out.State = StandingLeader
+		case s.old:
+			out.State = StandingOld
 		case s.up && s.current:
 			out.State = StandingReady
 		case s.up:
@@ -188,7 +192,7 @@ func (c *Coordinator) move(ctx context.Context, m move) error {
 	}
 	switch m.kind {
 	case moveAdd:
-		return c.log().AddStandby(ctx, id)
+		return c.enlist(ctx, m.who, func(ctx context.Context) error { return c.log().AddStandby(ctx, id) })
 	case moveRemove:
 		return c.log().Remove(ctx, id)
 	case movePromote:

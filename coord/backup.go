@@ -345,7 +345,8 @@ func (r *backupReader) load(f *fsm) (addrs map[authz.PeerID][]string, err error)
 			if err != nil {
 				return err
 			}
-			f.index, f.queue, f.roster, f.trail, end = s.index, s.queue, s.roster, s.trail, s.trail.Stored()
+			f.become(s)
+			end = s.trail.Stored()
 			return nil
 		case name == backupAddrs:
 			return decodeWhole(name, body, &addrs)

@@ -37,6 +37,7 @@ type Coordinator struct {
 	lacking chan struct{} // older records of the audit may be missing
 	leaving atomic.Bool   // this machine is being stopped
 
+	raising   sync.Mutex // held while the farm's level is raised, or a machine enlisted to hold the log
 	verifying sync.Mutex // held while the audit is verified
 	counts    counts
 
@@ -283,7 +284,7 @@ func (c *Coordinator) Submit(ctx context.Context, in lease.Submit) (lease.JobID,
 		in.Job = NewJobID()
 	}
 	in.Limits = c.limits
-	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: time.Now(), Submit: &in}}); err != nil {
+	if err := c.commit(ctx, Entry{Queue: &lease.Command{At: c.now(), Submit: &in}}); err != nil {
 		return "", 0, err
 	}
 	tasks := 0
@@ -298,7 +299,7 @@ func (c *Coordinator) Submit(ctx context.Context, in lease.Submit) (lease.JobID,
 // Control commits what somebody with the right to it wants of a job or a machine:
 // one of Cancel, Pause, Resume, Prioritise, Retry, More and Drain.
 func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
-	cmd.At = time.Now()
+	cmd.At = c.now()
 	if cmd.Retry != nil {
 		cmd.Retry.Limits = c.limits
 	}
@@ -310,8 +311,9 @@ func (c *Coordinator) Control(ctx context.Context, cmd lease.Command) error {
 
 // MayJoin reports why a ticket would not admit its machine, before anything is
 // committed. Where this machine does not lead, it says nothing.
-func (c *Coordinator) MayJoin(ctx context.Context, at time.Time, redeem authz.Redeem) (err error) {
+func (c *Coordinator) MayJoin(ctx context.Context, redeem authz.Redeem) (err error) {
 	if c.Leading() {
+		at := c.now()
 		c.Read(func(_ *lease.State, r *authz.Roster) { err = r.CheckTicket(at, redeem) })
 	}
 	if err != nil {
@@ -365,9 +367,14 @@ func (c *Coordinator) commit(ctx context.Context, e Entry) error {
 		leader, _ := c.log().Leader()
 		return ErrNotLeader{Leader: leader}
 	}
+	if e.Roster != nil { // whatever the clock of the machine shows where it was asked for
+		cmd := *e.Roster
+		cmd.At = l.now()
+		e.Roster = &cmd
+	}
 	e.Audit = c.note(ctx, e)
 	_, err := c.log().Apply(ctx, e)
-	return err
+	return c.explained(err)
 }
 
 // applied is the feed of the log: it runs on the state machine's goroutine and

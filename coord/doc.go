@@ -10,6 +10,12 @@
 // is on record: the audit gets its record with the change itself, whoever leads signs
 // it, and every coordinator keeps it on its disk.
 //
+// A farm whose voters are gone for good goes on in its next epoch, which the farm key signs:
+// [Succeed] makes its queue of a copy that a machine holds, [Restore] of a backup. Each epoch
+// has a folder and a protocol of its own, so that nothing of a log that was given up
+// can come into the one that took its place; a coordinator of an earlier epoch keeps its
+// queue aside, and follows, as soon as its machine hears of a later one.
+//
 // It does not decide: package lease holds the rules of the queue, package sched
 // the placement, package authz who is a member. It does not render, fetch or
 // store frames: package peer does, at the other end of the work stream.

@@ -37,7 +37,7 @@ func (l *leader) equip() {
 	var wants []lease.Requirements
 	l.c.Read(func(q *lease.State, _ *authz.Roster) {
 		known := make(map[want]bool)
-		for _, j := range q.Waiting(time.Now(), nil) {
+		for _, j := range q.Waiting(l.now(), nil) {
 			w := wantOf(j.Spec.Needs)
 			if !known[w] && len(wants) < maxEquipped {
 				known[w] = true

@@ -9,10 +9,13 @@ import (
 	"io"
 	"slices"
 	"sync"
+	"sync/atomic"
+	"time"
 
 	"github.com/hashicorp/raft"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
 )
 
@@ -20,11 +23,13 @@ import (
 // Snapshot and Restore from one goroutine; readers come from any.
 type fsm struct {
 	mu     sync.RWMutex
-	index  uint64 // of the last entry applied
+	index  uint64    // of the last entry applied
+	at     time.Time // its own time; zero after a restart
 	queue  *lease.State
 	roster *authz.Roster
 	trail  *authz.Trail
-	ledger *ledger // where the trail's records go; nil in tests alone
+	level  atomic.Int64 // the farm's; written under mu
+	ledger *ledger      // where the trail's records go; nil in tests alone
 
 	feed struct {
 		mu   sync.Mutex
@@ -51,7 +56,9 @@ type outcome struct {
 var _ raft.ConfigurationStore = (*fsm)(nil)
 
 func newFSM(onBreak func(error)) *fsm {
-	return &fsm{queue: lease.NewState(), roster: authz.NewRoster(), trail: new(authz.Trail), onBreak: onBreak}
+	f := &fsm{queue: lease.NewState(), roster: authz.NewRoster(), trail: new(authz.Trail), onBreak: onBreak}
+	f.level.Store(level.Unsaid)
+	return f
 }
 
 // Apply carries out one committed entry.
@@ -93,8 +100,17 @@ func (f *fsm) apply(l *raft.Log) outcome {
 		o.applied.Roster, o.err = f.roster.Apply(*e.Roster)
 	case e.Seal != nil:
 		o.err = f.seal(*e.Seal)
+	case e.Raise != nil:
+		o.applied.At = e.Raise.At
+		if to := int64(e.Raise.Level); to > f.level.Load() { // else it was proposed twice
+			f.level.Store(to)
+			o.applied.Level = e.Raise.Level
+		}
 	default:
 		o.applied.At = e.Audit.At
+	}
+	if !o.applied.At.IsZero() {
+		f.at = o.applied.At
 	}
 	if e.Audit != nil {
 		// With the change that it is about: there is never one without the other.
@@ -110,6 +126,30 @@ func (f *fsm) apply(l *raft.Log) outcome {
 		o.applied.Audited = true
 	}
 	return o
+}
+
+// latest is the farm's time when the last entry was made, as far as is known: after a
+// restart, when something of what is remembered happened last. It is zero in a new farm.
+func (f *fsm) latest() (at time.Time) {
+	f.mu.RLock()
+	defer f.mu.RUnlock()
+	if !f.at.IsZero() {
+		return f.at
+	}
+	later := func(t time.Time) {
+		if t.After(at) {
+			at = t
+		}
+	}
+	for _, m := range f.roster.Members() {
+		later(m.JoinedAt)
+		later(f.roster.LastSeen(m.ID))
+	}
+	for _, j := range f.queue.Jobs() {
+		later(j.Served)
+		later(j.Ended)
+	}
+	return at
 }
 
 // seal puts a leader's signatures to records and moves those to the disk. Where that
@@ -170,6 +210,7 @@ func (f *fsm) read(see func(*lease.State, *authz.Roster)) uint64 {
 
 // snapshot is the whole state at one moment.
 type snapshot struct {
+	level  int
 	index  uint64
 	queue  *lease.Frozen
 	roster []byte
@@ -177,11 +218,14 @@ type snapshot struct {
 	ledger *ledger
 }
 
-// snapshotHeader precedes the roster, the end of the audit and the queue: format, index
-// of the last entry applied, sizes of the roster and of the audit in bytes. Format 2
-// knew no audit.
+// snapshotHeader precedes the roster, the end of the audit and the queue: format, the
+// farm's level, index of the last entry applied, sizes of the roster and of the audit in
+// bytes. Format 3 has no level, which is [level.Unsaid], and is written as long as that
+// is the farm's; format 2 knew no audit either. A level that is not known tells that there
+// may be more in the snapshot than this program would see.
 const (
-	snapshotHeader  = "vizpeer queue 3 %d %d %d\n"
+	snapshotHeader  = "vizpeer queue 4 %d %d %d %d\n"
+	snapshotHeader3 = "vizpeer queue 3 %d %d %d\n"
 	snapshotHeader2 = "vizpeer queue 2 %d %d\n"
 )
 
@@ -205,7 +249,7 @@ func (f *fsm) Snapshot() (raft.FSMSnapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("writing the audit's snapshot: %w", err)
 	}
-	return &snapshot{index: f.index, queue: f.queue.Freeze(), roster: roster.Bytes(), trail: trail, ledger: f.ledger}, nil
+	return &snapshot{level: int(f.level.Load()), index: f.index, queue: f.queue.Freeze(), roster: roster.Bytes(), trail: trail, ledger: f.ledger}, nil
 }
 
 // Persist writes the snapshot to sink. The log is cut behind it: records that came of
@@ -224,7 +268,11 @@ func (s *snapshot) Persist(sink raft.SnapshotSink) error {
 
 func (s *snapshot) write(to io.Writer) error {
 	w := bufio.NewWriterSize(to, 1<<20)
-	if _, err := fmt.Fprintf(w, snapshotHeader, s.index, len(s.roster), len(s.trail)); err != nil {
+	header := fmt.Sprintf(snapshotHeader, s.level, s.index, len(s.roster), len(s.trail))
+	if s.level <= level.Unsaid {
+		header = fmt.Sprintf(snapshotHeader3, s.index, len(s.roster), len(s.trail))
+	}
+	if _, err := w.WriteString(header); err != nil {
 		return err
 	}
 	for _, part := range [][]byte{s.roster, s.trail} {
@@ -245,18 +293,32 @@ func (*snapshot) Release() {}
 func (f *fsm) Restore(in io.ReadCloser) error {
 	s, err := readSnapshot(in)
 	if err != nil {
-		return fmt.Errorf("restoring the queue from a snapshot: %w", err)
+		err = fmt.Errorf("restoring the queue from a snapshot: %w", err)
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if errors.Is(err, errTooNew) && f.broken == nil && f.onBreak != nil {
+			f.broken = err // the leader would send it again and again
+			f.onBreak(err)
+		}
+		return err
 	}
 	f.mu.Lock()
-	f.index, f.queue, f.roster, f.trail = s.index, s.queue, s.roster, s.trail
+	f.become(s)
 	f.write()
 	f.mu.Unlock()
 	f.tell(Applied{Index: s.index, Restored: true})
 	return nil
 }
 
+// become takes over what a snapshot holds.
+func (f *fsm) become(s restored) {
+	f.index, f.queue, f.roster, f.trail = s.index, s.queue, s.roster, s.trail
+	f.level.Store(int64(s.level))
+}
+
 // restored is what a snapshot holds.
 type restored struct {
+	level  int
 	index  uint64
 	queue  *lease.State
 	roster *authz.Roster
@@ -265,8 +327,8 @@ type restored struct {
 
 func readSnapshot(in io.Reader) (s restored, err error) {
 	r := bufio.NewReader(in)
-	var end authz.TrailState
-	if s.index, s.roster, end, err = readFront(r); err != nil {
+	s, end, err := readFront(r)
+	if err != nil {
 		return s, err
 	}
 	if s.trail, err = authz.RestoreTrail(end); err != nil {
@@ -278,25 +340,22 @@ func readSnapshot(in io.Reader) (s restored, err error) {
 
 // readEnd reads of a snapshot where its audit ends.
 func readEnd(r *bufio.Reader) (end authz.TrailState, err error) {
-	_, _, end, err = readFront(r)
+	_, end, err = readFront(r)
 	return end, err
 }
 
 // readFront reads what of a snapshot stands before the queue.
-func readFront(r *bufio.Reader) (index uint64, roster *authz.Roster, end authz.TrailState, err error) {
+func readFront(r *bufio.Reader) (s restored, end authz.TrailState, err error) {
 	header, err := r.ReadSlice('\n') // at most the reader's buffer
 	if err != nil {
-		return 0, nil, end, fmt.Errorf("reading its header: %w", err)
+		return s, end, fmt.Errorf("reading its header: %w", err)
 	}
-	var size, trail int64
-	if _, err := fmt.Sscanf(string(header), snapshotHeader, &index, &size, &trail); err != nil {
-		trail = 0
-		if _, err := fmt.Sscanf(string(header), snapshotHeader2, &index, &size); err != nil {
-			return 0, nil, end, fmt.Errorf("its header %.64q is not one that this vizpeer writes: update vizpeer", header)
-		}
+	size, trail, err := s.readHeader(string(header))
+	if err != nil {
+		return s, end, err
 	}
 	if size < 0 || size > maxRoster || trail < 0 || trail > maxRoster {
-		return 0, nil, end, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", size, trail)
+		return s, end, fmt.Errorf("a roster of %d bytes and an audit of %d are not possible", size, trail)
 	}
 	// The buffer grows with what really comes, not with what the header says.
 	var part bytes.Buffer
@@ -308,18 +367,40 @@ func readFront(r *bufio.Reader) (index uint64, roster *authz.Roster, end authz.T
 		return nil
 	}
 	if err := take(size); err != nil {
-		return 0, nil, end, err
+		return s, end, err
 	}
-	if roster, err = authz.Restore(&part); err != nil {
-		return 0, nil, end, err
+	if s.roster, err = authz.Restore(&part); err != nil {
+		return s, end, err
 	}
 	if err := take(trail); err != nil {
-		return 0, nil, end, err
+		return s, end, err
 	}
 	if trail > 0 {
-		if err := json.Unmarshal(part.Bytes(), &end); err != nil {
-			return 0, nil, end, fmt.Errorf("reading the end of the audit: %w", err)
+		d := json.NewDecoder(&part)
+		d.DisallowUnknownFields()
+		if err := d.Decode(&end); err != nil {
+			return s, end, fmt.Errorf("reading the end of the audit: %w", err)
 		}
 	}
-	return index, roster, end, nil
+	return s, end, nil
+}
+
+// readHeader reads a header of any format, and returns the sizes of the roster and of the
+// audit.
+func (s *restored) readHeader(header string) (roster, trail int64, err error) {
+	s.level = level.Unsaid
+	if _, err := fmt.Sscanf(header, snapshotHeader, &s.level, &s.index, &roster, &trail); err == nil {
+		if s.level <= level.Unsaid || s.level > level.Known {
+			return 0, 0, tooNew("its level", s.level)
+		}
+		return roster, trail, nil
+	}
+	s.level = level.Unsaid
+	if _, err := fmt.Sscanf(header, snapshotHeader3, &s.index, &roster, &trail); err == nil {
+		return roster, trail, nil
+	}
+	if _, err := fmt.Sscanf(header, snapshotHeader2, &s.index, &roster); err == nil {
+		return roster, 0, nil
+	}
+	return 0, 0, fmt.Errorf("its header %.64q is not one that this vizpeer reads: %w", header, errTooNew)
 }

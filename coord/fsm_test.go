@@ -136,7 +136,11 @@ func TestRefusalsAreTheQueuesOwn(t *testing.T) {
 // queue differ from the others'.
 func TestUnreadableEntryStopsTheMachine(t *testing.T) {
 	for name, data := range map[string]string{
-		"newer version": `{"v":3,"queue":{}}`,
+		"newer version": `{"v":99,"queue":{}}`,
+		"newer command": `{"v":99,"freeze":{"at":"2026-03-01T12:00:00Z"}}`,
+		"unsaid field":  `{"v":1,"queue":{"at":"2026-03-01T12:00:00Z","cancel":{"job":"j1","gently":true}}}`,
+		"one of a kind": `{"v":2,"roster":{"at":"2026-03-01T12:00:00Z","freeze":{}}}`,
+		"more behind":   `{"v":1,"queue":{"at":"2026-03-01T12:00:00Z","pause":{"job":"j1"}}}{}`,
 		"no version":    `{"queue":{}}`,
 		"no command":    `{"v":1}`,
 		"two commands":  `{"v":1,"queue":{},"roster":{}}`,
@@ -179,7 +183,9 @@ func TestRestoreRefuses(t *testing.T) {
 	for name, bad := range map[string][]byte{
 		"empty":         nil,
 		"no header":     []byte("hello\n"),
-		"other format":  bytes.Replace(good, []byte("queue 3 "), []byte("queue 4 "), 1),
+		"other format":  bytes.Replace(good, []byte("queue 3 "), []byte("queue 5 "), 1),
+		"higher level":  bytes.Replace(good, []byte("queue 3 "), []byte("queue 4 99 "), 1),
+		"unknown field": bytes.Replace(good, []byte(`"tier":"normal"`), []byte(`"tear":"normal"`), 1),
 		"cut":           good[:len(good)-2],
 		"too long":      append(bytes.Clone(good), 'x'),
 		"negative size": []byte("vizpeer queue 3 1 -1 0\n"),

@@ -41,6 +41,8 @@ type leader struct {
 	shown shown // pictures of what is being rendered
 	audit *auditor
 
+	clocks *clocks
+
 	speeds map[authz.PeerID]map[lease.Device]float64 // see [sched.Machine]
 	stuck  *time.Timer                               // the next attempt may be stuck
 
@@ -87,10 +89,10 @@ func (c *Coordinator) lead(ctx context.Context) error {
 		sessions: make(map[authz.PeerID]*session), leases: make(map[lease.ID]*timedLease),
 		awaited: make(map[authz.PeerID]*time.Timer), trouble: make(map[lease.JobID]Difficulty), seen: make(map[authz.PeerID]time.Time),
 		absent: make(map[authz.PeerID]*time.Timer), gone: make(map[authz.PeerID]bool), plan: plan{again: true, ended: true},
-		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown), began: time.Now(), coordinators: make(chan struct{}, 1), trusted: make(map[authz.PeerID]bool), handing: make(chan struct{}, 1),
+		speeds: make(map[authz.PeerID]map[lease.Device]float64), shown: make(shown), clocks: c.newClocks(), began: time.Now(), coordinators: make(chan struct{}, 1), trusted: make(map[authz.PeerID]bool), handing: make(chan struct{}, 1),
 	}
 	l.stuck = time.AfterFunc(time.Hour, l.signal)
-	l.audit = newAuditor(c.log(), c.sign, c.slog)
+	l.audit = newAuditor(c.log(), l.now, c.sign, c.slog)
 	audited := make(chan struct{})
 	go func() {
 		defer close(audited)
@@ -143,7 +145,10 @@ const keepJobs = 30 * 24 * time.Hour
 
 // forget drops the jobs that ended long ago, if there are any.
 func (l *leader) forget() {
-	before := time.Now().Add(-keepJobs)
+	before := l.now().Add(-keepJobs)
+	if !l.clocks.steady(time.Now()) {
+		return
+	}
 	due := false
 	l.c.Read(func(s *lease.State, _ *authz.Roster) {
 		due = slices.ContainsFunc(s.Jobs(), func(j *lease.Job) bool { return j.State.Ended() && j.Ended.Before(before) })
@@ -178,7 +183,7 @@ func (l *leader) establish() {
 			for i := range j.Tasks {
 				for _, a := range j.Tasks[i].Lives() {
 					l.arm(a.Lease, lease.TaskID{Job: j.ID, Index: int32(i)}, a.Peer)
-					l.leases[a.Lease].until = longest(j, &j.Tasks[i], a.Granted)
+					l.leases[a.Lease].until = l.longest(j, &j.Tasks[i], a.Granted)
 				}
 			}
 		}
@@ -319,13 +324,14 @@ func (l *leader) applied(a Applied) {
 const fetchTime = 24 * time.Hour
 
 // longest is until when an attempt may last: its worker, which knows what Blender does,
-// ends it long before.
-func longest(j *lease.Job, t *lease.Task, granted time.Time) time.Time {
+// ends it long before. It was granted when the farm's time was what is said, which may
+// have been another leader's and wrong: at least what is for fetching is left.
+func (l *leader) longest(j *lease.Job, t *lease.Task, granted time.Time) time.Time {
 	limit := j.Spec.TaskTimeout
 	if limit <= 0 {
 		limit = 24 * time.Hour * time.Duration(t.Hi-t.Lo)
 	}
-	return granted.Add(limit + fetchTime)
+	return time.Now().Add(limit + fetchTime - min(max(l.now().Sub(granted), 0), limit))
 }
 
 // arm starts or restarts a lease's time to live. l.mu is held.
@@ -412,7 +418,7 @@ func (l *leader) await(p authz.PeerID) {
 // propose commits a command of the leader's own. The error says that the log
 // could not take it; a command that the state refuses came too late to matter.
 func (l *leader) propose(cmd lease.Command) error {
-	cmd.At = time.Now()
+	cmd.At = l.now()
 	_, err := l.c.log().Apply(l.ctx, Entry{Queue: &cmd})
 	if err != nil && l.ctx.Err() == nil {
 		l.c.slog.Debug("a command was not carried out", "err", err)
@@ -431,6 +437,7 @@ func (l *leader) turn() {
 	fresh, ended, submitted, roster := l.fresh, l.ended, l.submitted, l.roster
 	l.fresh, l.ended, l.submitted, l.roster = nil, nil, nil, false
 	l.mu.Unlock()
+	l.raise()
 	if roster {
 		l.revised()
 	}

@@ -30,7 +30,7 @@ func TestTheLargestOrdersFit(t *testing.T) {
 	}
 	fits()
 	addr := Addr{Peer: "12D3KooWBC8ryoi9c8HVUvrn1tQEx4VV47hD5Simj34wdN3QpZNX"}
-	for range maxAddrs {
+	for range MaxAddrs {
 		addr.Addrs = append(addr.Addrs, "/ip6/2001:db8:ffff:ffff:ffff:ffff:ffff:ffff/udp/65535/quic-v1/webtransport")
 	}
 	o.Pieces = o.Pieces[:maxWithSources]

@@ -18,7 +18,8 @@ import (
 // The work protocol: one long-lived stream from every member to the leader. The
 // member sends a [Hello] and then reports; the leader answers with a [Welcome]
 // or a [Redirect] and then sends orders. Messages are JSON documents, each
-// behind its length as a varint.
+// behind its length as a varint. A side sends nothing that the other does not know,
+// and passes over what it does not know itself: see package level.
 const (
 	WorkProtocol = "/vizpeer/work/1"
 
@@ -30,6 +31,10 @@ const (
 	// separate from it.
 	LeaseTTL = 15 * time.Second
 	Renewal  = 3 * time.Second
+
+	// Silence is how long a leader that answers no renewal is waited for, by a member. It
+	// must leave time to find the next one, who gives every lease a TTL from when it leads.
+	Silence = 3 * Renewal
 )
 
 // Addr is where a member can be reached.
@@ -65,7 +70,7 @@ type Up struct {
 	Trouble *Trouble `json:"trouble,omitempty"`
 	// Offered says that all is reported that Hello's Offers spoke of, to a leader that
 	// waits for it; it is not answered.
-	Offered bool `json:"offered,omitempty"`
+	Offered bool `json:"offered,omitempty" since:"3"`
 }
 
 // Hello opens the stream: what the member can do and what it is doing.
@@ -77,12 +82,14 @@ type Hello struct {
 	// Store names its content store: where it is not the one that it had before, what
 	// it held counts no more. "" does not say.
 	Store string `json:"store,omitempty"`
+	// At is what the member's clock shows; zero of an earlier version.
+	At time.Time `json:"at,omitzero" since:"3,ignored"`
 	// Coordinating is what a coordinator says of itself; nil for any other member.
-	Coordinating *Coordinating `json:"coordinating,omitempty"`
+	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"`
 	// Offers tells that the member has results of attempts that do not run any more, and
 	// is about to report them: it should be granted nothing before, or it may be granted
 	// what it has rendered.
-	Offers bool `json:"offers,omitempty"`
+	Offers bool `json:"offers,omitempty" since:"3,ignored"`
 }
 
 // May asks whether another member, which asks the sender for content, has a right
@@ -112,8 +119,11 @@ type Recall struct {
 
 // Renew keeps leases alive and tells how the attempts go.
 type Renew struct {
-	Leases       []Running     `json:"leases"`
-	Coordinating *Coordinating `json:"coordinating,omitempty"` // as in Hello
+	Leases []Running `json:"leases"`
+	// Addrs are where the member listens where that has changed since it said so last.
+	Addrs        []string      `json:"addrs,omitempty" since:"3,ignored"`
+	Coordinating *Coordinating `json:"coordinating,omitempty" since:"3,ignored"` // as in Hello
+	At           time.Time     `json:"at,omitzero" since:"3,ignored"`            // likewise
 }
 
 // Running is an attempt under way.
@@ -164,13 +174,16 @@ type Down struct {
 // Welcome says that the sender leads.
 type Welcome struct {
 	Term   uint64      `json:"term"`
-	At     time.Time   `json:"at,omitzero"` // by the leader's clock
+	At     time.Time   `json:"at,omitzero"` // the farm's time
 	Roster *authz.View `json:"roster"`
+	// Level is the highest that the leader's vizpeer knows; 0 where it does not say. The
+	// member's own is in its capability.
+	Level int `json:"level,omitempty" since:"3,ignored"`
 	// Open lists the jobs that have not ended: whatever the member holds for
 	// others it may let go.
 	Open []lease.JobID `json:"open"`
 	// Awaits tells that the leader waits for Offered.
-	Awaits bool `json:"awaits,omitempty"`
+	Awaits bool `json:"awaits,omitempty" since:"3,ignored"`
 }
 
 // Redirect says who leads instead, as far as the sender knows.
@@ -306,6 +319,7 @@ const (
 	CodeEnded   = "ended"   // the job has ended
 	CodeUnknown = "unknown" // no such job or task
 	CodeDenied  = "denied"  // no right to that content, or there is none
+	CodeUpdate  = "update"  // the leader's vizpeer is older and does not know that: report again when it was updated
 	CodeLeader  = "leader"  // leadership was lost before the command was committed: report again to the new leader
 )
 
@@ -334,7 +348,8 @@ func ackOf(seq uint64, err error) *Ack {
 // same answer. Any other error is the log's, and may pass.
 func Refused(err error) bool {
 	var elsewhere ErrNotLeader
-	return err != nil && !errors.As(err, &elsewhere) && !errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) &&
+	var later *LevelError
+	return err != nil && !errors.As(err, &elsewhere) && !errors.As(err, &later) && !errors.Is(err, ErrOutcomeUnknown) && !errors.Is(err, ErrBusy) && !errors.Is(err, ErrClosed) &&
 		!errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded)
 }
 
@@ -345,14 +360,17 @@ var ErrTooLarge = errors.New("the message is too large")
 // receive while others send.
 type Conn struct {
 	rwc io.ReadWriteCloser
-	r   msgio.Reader
-	mu  sync.Mutex
-	w   msgio.Writer
+	// Patience is how long Receive waits: [LeaseTTL] by default. It may be set where
+	// nobody receives.
+	Patience time.Duration
+	r        msgio.Reader
+	mu       sync.Mutex
+	w        msgio.Writer
 }
 
 // NewConn speaks the work protocol over rwc.
 func NewConn(rwc io.ReadWriteCloser) *Conn {
-	return &Conn{rwc: rwc, r: msgio.NewVarintReaderSize(rwc, MaxMessage), w: msgio.NewVarintWriter(rwc)}
+	return &Conn{rwc: rwc, Patience: LeaseTTL, r: msgio.NewVarintReaderSize(rwc, MaxMessage), w: msgio.NewVarintWriter(rwc)}
 }
 
 // Send writes one message.
@@ -372,11 +390,11 @@ func (c *Conn) Send(m any) error {
 	return c.w.WriteMsg(b)
 }
 
-// Receive reads one message into m, waiting for it at most a lease's TTL: both
-// sides speak at least once every [Renewal].
+// Receive reads one message into m, waiting for it as long as Patience says: both sides
+// speak at least once every [Renewal].
 func (c *Conn) Receive(m any) error {
 	if d, ok := c.rwc.(interface{ SetReadDeadline(time.Time) error }); ok {
-		_ = d.SetReadDeadline(time.Now().Add(LeaseTTL))
+		_ = d.SetReadDeadline(time.Now().Add(c.Patience))
 	}
 	b, err := c.r.ReadMsg()
 	if err != nil {

@@ -206,6 +206,9 @@ func OpenLog(h Host, allow func(peer.ID) bool, cfg Config) (_ *Log, err error) {
 	l.raft, err = raft.NewRaft(l.raftConfig(logger), l.fsm, cached, l.storage.log, l.storage.snapshots, l.transport)
 	if err != nil {
 		_ = l.transport.Close()
+		if why := l.Err(); why != nil { // raft itself says only that no snapshot could be read
+			err = why
+		}
 		return nil, fmt.Errorf("starting the queue's log in %s: %w", cfg.Dir, err)
 	}
 	l.stopRaft = sync.OnceValue(func() error { return l.raft.Shutdown().Error() }) // closes the transport, too

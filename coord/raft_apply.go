@@ -36,7 +36,7 @@ func (l *Log) ApplyAll(ctx context.Context, entries []Entry) ([]Applied, []error
 	}
 	data := make([][]byte, len(entries))
 	for i, e := range entries {
-		data[i], errs[i] = e.encode()
+		data[i], errs[i] = l.encode(e)
 	}
 	if err := l.enter(); err != nil {
 		return all(err)
@@ -126,7 +126,7 @@ func (l *Log) startWaiting() {
 
 // prepare counts a command in. Where that fails it is refused at once.
 func (l *Log) prepare(e Entry) *Pending {
-	data, err := e.encode()
+	data, err := l.encode(e)
 	if err == nil {
 		err = l.enter()
 	}

@@ -290,7 +290,7 @@ func TestNewerEntryStopsTheLog(t *testing.T) {
 	_, err := l.Apply(t.Context(), submission("j1"))
 	require.NoError(t, err)
 	require.NoError(t, l.Err())
-	require.NoError(t, l.raft.Apply([]byte(`{"v":3}`), 0).Error())
+	require.NoError(t, l.raft.Apply([]byte(`{"v":99}`), 0).Error())
 	<-l.Failed()
 	require.ErrorContains(t, l.Err(), "update vizpeer")
 	_, err = l.Apply(t.Context(), submission("j2"))

@@ -12,6 +12,10 @@ import (
 // who is: at the beginning of its term, and after one has come that was away.
 const rollPause = time.Minute
 
+// rollAgain is how long after nobody could be found to confirm the time the roll is called
+// again.
+const rollAgain = time.Hour
+
 // rollSoon has the roll called within a [rollPause]. l.mu is held.
 func (l *leader) rollSoon() {
 	if soon := time.Now().Add(rollPause); soon.Before(l.rollAt) {
@@ -21,10 +25,10 @@ func (l *leader) rollSoon() {
 }
 
 // rollCall notes who is there and removes who has stayed away for too long, as
-// [authz.Roster.Roll] says. Whoever keeps the log counts as there: the log must lose
-// it first.
+// [authz.Roster.Roll] says, if others' clocks agree that it is so late. Whoever keeps the
+// log counts as there: the log must lose it first.
 func (l *leader) rollCall() {
-	now := time.Now()
+	now := l.now()
 	keeps := make(map[authz.PeerID]bool)
 	st := l.c.Status()
 	for _, p := range append(st.Voters, st.Standbys...) {
@@ -39,9 +43,13 @@ func (l *leader) rollCall() {
 	l.c.Read(func(_ *lease.State, r *authz.Roster) {
 		seen, expire, next = r.Roll(now, func(p authz.PeerID) bool { return l.sessions[p] != nil || keeps[p] })
 	})
+	if expire != nil && !l.clocks.agreed() {
+		// Nobody loses a membership by one clock alone.
+		expire, next = nil, now.Add(rollAgain)
+	}
 	wait := max(next.Sub(now), rollPause)
 	l.roll.Reset(wait)
-	l.rollAt = now.Add(wait)
+	l.rollAt = time.Now().Add(wait)
 	l.mu.Unlock()
 	if seen != nil {
 		l.change(authz.Command{Seen: seen})
@@ -56,7 +64,7 @@ func (l *leader) rollCall() {
 // change commits a change of the roster of the leader's own. One that could not be
 // made is due at the next roll call.
 func (l *leader) change(cmd authz.Command) {
-	cmd.At = time.Now()
+	cmd.At = l.now()
 	ctx, cancel := context.WithTimeout(l.ctx, rollPause)
 	defer cancel()
 	e := Entry{Roster: &cmd}

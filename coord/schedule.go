@@ -28,14 +28,14 @@ func (l *leader) schedule() {
 	if len(machines) > 0 {
 		l.c.Read(func(s *lease.State, _ *authz.Roster) {
 			stuck := l.stuckTasks(s)
-			jobs := s.Waiting(time.Now(), func(j *lease.Job) bool { return len(stuck[j.ID]) > 0 })
+			jobs := s.Waiting(l.now(), func(j *lease.Job) bool { return len(stuck[j.ID]) > 0 })
 			// Nobody can render what nobody who is there holds.
 			jobs = slices.DeleteFunc(jobs, func(j *lease.Job) bool {
 				return !slices.ContainsFunc(j.Holders, func(p authz.PeerID) bool { return here[p] })
 			})
 			for _, p := range sched.Place(jobs, machines, stuck) {
 				g := &lease.Grant{Lease: newLeaseID(), Task: p.Task, Peer: p.Peer, Device: p.Device, Frames: p.Frames, Units: p.Units, Second: p.Second}
-				grants = append(grants, lease.Command{At: time.Now(), Grant: g})
+				grants = append(grants, lease.Command{At: l.now(), Grant: g})
 			}
 		})
 	}
@@ -119,7 +119,7 @@ func (l *leader) order(g lease.Grant, a Applied) (o Order, live bool) {
 		}
 		var at lease.Attempt
 		at, live = t.Live(g.Lease)
-		o.until = longest(j, t, at.Granted)
+		o.until = l.longest(j, t, at.Granted)
 		o.Spec, o.Frames, o.Stocked = j.Spec, j.Remaining(t), slices.Contains(j.Holders, g.Peer)
 		switch {
 		case j.Makes(t):
@@ -258,9 +258,10 @@ func (l *leader) forgive() {
 		machines = append(machines, s.machine())
 	}
 	l.c.Read(func(s *lease.State, _ *authz.Roster) {
-		now := time.Now()
+		now := l.now()
 		for _, j := range s.Waiting(now, nil) {
-			if now.Sub(j.Served) >= forgiveAfter && sched.Barred(j, machines) {
+			// One that was served later than now was so by a clock that was ahead.
+			if apart(now, j.Served) >= forgiveAfter && sched.Barred(j, machines) {
 				jobs = append(jobs, j.ID)
 			}
 		}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/coord/sched"
 	"vizpeer/lease"
 )
@@ -20,6 +22,7 @@ import (
 // session is the leader's end of one member's work stream.
 type session struct {
 	peer  authz.PeerID
+	slog  *slog.Logger
 	conn  *Conn
 	out   chan Down
 	done  chan struct{}
@@ -27,6 +30,7 @@ type session struct {
 	addrs []string
 	limit *rate.Limiter // of what it says
 	seed  uint64        // a number that is its own
+	knows int           // the highest level that it knows
 	since time.Time     // it was opened
 	// reports are under way to the log, in the order in which they came.
 	reports chan report
@@ -118,6 +122,10 @@ var errSlow = errors.New("the member does not read its orders")
 
 // send queues an order and never waits.
 func (s *session) send(d Down) {
+	if level.Needed(&d) > s.knows {
+		s.slog.Debug("a member's vizpeer is too old for what it was to be told", "peer", s.peer.Short())
+		return
+	}
 	if n := asks(d); n > 0 && s.due.Load() < maxDue {
 		s.due.Add(n)
 	}
@@ -284,7 +292,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 		return err
 	}
 	s := &session{
-		peer: who, seed: hash(string(who)), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
+		peer: who, slog: l.c.slog, seed: hash(string(who)), knows: hello.Can.Knows(), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
 		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
 		reports: make(chan report, maxReports), equipped: make(map[string]bool), since: time.Now(),
@@ -339,7 +347,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		if _, member := r.Member(s.peer); !member { // it was one when its stream was opened
 			err = authz.ErrNotMember
 		}
-		if time.Since(r.LastSeen(s.peer)) >= authz.SeenPause {
+		if l.now().Sub(r.LastSeen(s.peer)) >= authz.SeenPause {
 			l.rollSoon()
 		}
 	})
@@ -350,6 +358,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 		old.close()
 	}
 	l.sessions[s.peer] = s
+	l.shows(s.peer, hello.At)
 	l.coordinates(s, hello.Coordinating)
 	if t := l.awaited[s.peer]; t != nil {
 		t.Stop()
@@ -359,7 +368,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	for _, r := range hello.Leases {
 		known[r.Lease] = true
 	}
-	w := Welcome{Term: l.term, At: time.Now(), Awaits: hello.Offers}
+	w := Welcome{Term: l.term, At: l.now(), Level: level.Known, Awaits: hello.Offers}
 	if hello.Offers {
 		s.offering = time.AfterFunc(offerTime, func() { l.offered(s) })
 	}
@@ -402,7 +411,7 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 	}
 	s.look = true
 	l.returned(s.peer)
-	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
+	l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "online"}})
 	return unknown, nil
 }
 
@@ -413,6 +422,7 @@ func (l *leader) leave(s *session) {
 		return // it has a newer stream
 	}
 	delete(l.sessions, s.peer)
+	l.clocks.gone(s.peer)
 	if s.coordinating != nil {
 		l.recount()
 	}
@@ -423,7 +433,15 @@ func (l *leader) leave(s *session) {
 			l.await(s.peer)
 		}
 	}
-	l.c.hub.publish(Event{At: time.Now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+	l.c.hub.publish(Event{At: l.now(), Event: lease.Event{Type: lease.PeerChanged, Task: -1, Peer: s.peer, State: "offline"}})
+}
+
+// shows notes what a member's clock shows. l.mu is held.
+func (l *leader) shows(p authz.PeerID, at time.Time) {
+	m, _ := l.members.Member(p)
+	if p != l.c.self {
+		l.clocks.heard(p, at, time.Now(), m.Coordinator)
+	}
 }
 
 // offerTime is how long a member that comes may take to report what it has rendered
@@ -445,6 +463,10 @@ func (l *leader) offered(s *session) {
 func (l *leader) renew(s *session, r Renew) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if len(r.Addrs) > 0 {
+		s.addrs = r.Addrs
+	}
+	l.shows(s.peer, r.At)
 	l.coordinates(s, r.Coordinating)
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
@@ -467,7 +489,7 @@ func (l *leader) renew(s *session, r Renew) {
 			if n := len(run.Previews); n > 0 {
 				shown = run.Previews[n-1]
 			}
-			l.c.hub.publish(Event{At: time.Now(), Progress: run.Progress, Preview: shown,
+			l.c.hub.publish(Event{At: l.now(), Progress: run.Progress, Preview: shown,
 				Event: lease.Event{Type: lease.TaskProgress, Job: t.task.Job, Task: t.task.Index, Lease: run.Lease, Peer: s.peer}})
 		}
 	}
@@ -510,16 +532,26 @@ func (h Hello) validate() error {
 	if len(h.Store) > lease.MaxStoreID {
 		return fmt.Errorf("a hello with a store's ID of %d bytes", len(h.Store))
 	}
-	if len(h.Addrs) > maxAddrs || len(h.Leases) > lease.MaxTotalSlots {
-		return fmt.Errorf("a hello with %d addresses and %d leases", len(h.Addrs), len(h.Leases))
+	if len(h.Leases) > lease.MaxTotalSlots {
+		return fmt.Errorf("a hello with %d leases", len(h.Leases))
 	}
-	for _, a := range h.Addrs {
-		if len(a) > 256 {
-			return fmt.Errorf("a hello with an address of %d bytes", len(a))
-		}
+	if err := validAddrs(h.Addrs); err != nil {
+		return fmt.Errorf("a hello with %w", err)
 	}
 	return nil
 }
 
-// maxAddrs bounds the addresses of one member: they go into every order.
-const maxAddrs = 32
+// MaxAddrs bounds the addresses of one member: they go into every order.
+const MaxAddrs = 32
+
+func validAddrs(addrs []string) error {
+	if len(addrs) > MaxAddrs {
+		return fmt.Errorf("%d addresses", len(addrs))
+	}
+	for _, a := range addrs {
+		if len(a) > 256 {
+			return fmt.Errorf("an address of %d bytes", len(a))
+		}
+	}
+	return nil
+}

@@ -2,6 +2,7 @@ package coord
 
 import (
 	"fmt"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,5 +90,53 @@ func TestSlotIsFreeWhenTheAttemptIsOver(t *testing.T) {
 		time.Sleep(LeaseTTL)
 		require.Len(t, bob.orders(), 4)
 		require.Equal(t, 2, busy())
+	})
+}
+
+// What one side does not know costs nobody the stream: it is answered, where an answer is
+// waited for, or passed over.
+func TestUnknownMessages(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		ann := d.join("ann", machine(1))
+		ack := ann.says(Up{})
+		require.Equal(t, CodeUpdate, ack.Code)
+		require.Contains(t, ack.Reason, "update it there")
+		require.NoError(t, ann.conn.Send(map[string]any{"dance": map[string]any{"to": "music"}}))
+		require.NoError(t, ann.conn.Send(map[string]any{"renew": map[string]any{"leases": []any{}, "mood": "good"}, "dance": 1}))
+		require.NotNil(t, ann.says(Up{Part: &Part{}}).Parting, "the stream goes on")
+	})
+}
+
+// A member is told nothing, and is given no work, that its vizpeer does not know.
+func TestOldMemberIsSpared(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDesk(t)
+		d.join("ann", machine(0))
+		old := machine(1)
+		old.Level = 1 // knew no frames that are split
+		bob := d.join("bob", old)
+		split := d.submit("ann", aCID(0), 1, func(s *lease.Spec) {
+			s.Chunk, s.Split = 0, lease.Split{By: lease.BySamples, Units: 100}
+		})
+		plain := d.submit("ann", aCID(0), 1)
+		d.within(time.Second, "bob renders what he knows", func() bool { return len(bob.orders()) == 1 })
+		require.Equal(t, plain, bob.orders()[0].Task.Job)
+
+		l := d.leading.Load()
+		l.mu.Lock()
+		s := l.sessions["bob"]
+		sent := len(s.out)
+		s.send(Down{Grant: &Order{Spec: lease.Spec{Movie: "mp4"}}})
+		require.Len(t, s.out, sent)
+		l.mu.Unlock()
+
+		bob.leave()
+		young := machine(2)
+		young.Level = 3
+		bob = d.join("bob", young) // updated
+		d.within(time.Minute, "bob renders the other too", func() bool {
+			return slices.ContainsFunc(bob.orders(), func(o Order) bool { return o.Task.Job == split })
+		})
 	})
 }

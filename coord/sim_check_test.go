@@ -23,6 +23,7 @@ type simCheck struct {
 	mu       sync.Mutex
 	faults   []string
 	digests  map[uint64]uint64 // of what each entry did, by index
+	founded  bool              // the farm is as it should be when the schedule begins
 	terms    map[uint64]*simMachine
 	leader   *simMachine // the latest
 	current  map[simFrame]string
@@ -147,9 +148,31 @@ func (c *simCheck) applied(m *simMachine, a Applied) {
 		return
 	}
 	c.digests[a.Index] = digest
+	if off := apart(a.At, time.Now()); !a.At.IsZero() && c.founded && off > clockError+time.Minute && !c.doubtful() {
+		c.wrong("entry %d is of %s, and most coordinators' clocks are right", a.Index, a.At)
+	}
+	for _, e := range a.Roster {
+		if e.Type == authz.PeerExpired {
+			c.wrong("%s lost its membership", e.Peer.Short())
+		}
+	}
 	for _, e := range a.Queue {
 		c.event(e)
 	}
+}
+
+// doubtful tells that of the coordinators that are there as many clocks may be wrong as
+// are right. c.mu is held.
+func (c *simCheck) doubtful() bool {
+	right, wrong := 0, 0
+	for _, m := range c.f.coordinators() {
+		if apart(m.now(), time.Now()) > time.Minute {
+			wrong++
+		} else if !c.troubled(m) {
+			right++
+		}
+	}
+	return wrong >= right
 }
 
 func (c *simCheck) event(e lease.Event) {
@@ -189,6 +212,9 @@ func (c *simCheck) event(e lease.Event) {
 			c.wrong("frame %v is done with a result that was not accepted", at)
 		}
 		c.done[at] = e.Result.CID
+		if n := c.copies(e.Result.CID); c.quiet() && n < c.replicas(e.Job) {
+			c.wrong("frame %v is done with %d copies, and all machines are there", at, n)
+		}
 	case lease.TaskEnded:
 		if e.State == string(lease.TaskDone) {
 			if c.tasks[task]++; c.tasks[task] > 1 {
@@ -206,6 +232,33 @@ func (c *simCheck) event(e lease.Event) {
 		}
 		c.f.logf("the lease of %s on machine %d expired", task, m.n)
 	}
+}
+
+// quiet tells that nothing has been wrong with any machine for a while. c.mu is held.
+func (c *simCheck) quiet() bool {
+	return !slices.ContainsFunc(c.f.machines, c.troubled)
+}
+
+// copies counts the machines that have some content.
+func (c *simCheck) copies(root string) (n int) {
+	for _, m := range c.f.machines {
+		if m.has(root) {
+			n++
+		}
+	}
+	return n
+}
+
+// replicas is how many the job wants of each frame; 0 where its client has not heard of it.
+func (c *simCheck) replicas(id lease.JobID) int {
+	c.history.mu.Lock()
+	defer c.history.mu.Unlock()
+	for _, j := range c.history.jobs {
+		if j.id == id {
+			return j.spec.Replicas
+		}
+	}
+	return 0
 }
 
 // stalled tells whether it was the leader itself that could hear nobody. c.mu is held.
@@ -282,13 +335,7 @@ func (c *simCheck) job(j *lease.Job) {
 		if !frame.Done {
 			continue
 		}
-		copies := 0
-		for _, m := range c.f.machines {
-			if m.has(frame.CID) {
-				copies++
-			}
-		}
-		if copies < j.Spec.Replicas {
+		if copies := c.copies(frame.CID); copies < j.Spec.Replicas {
 			c.wrong("frame %v is done, and %d machines hold it, not %d", id, copies, j.Spec.Replicas)
 		}
 		for _, p := range frame.Holders {

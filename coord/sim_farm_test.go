@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -110,7 +111,9 @@ func newSimFarm(t *testing.T, seed uint64, coordinators, workers int) *simFarm {
 	}
 	founder := f.machines[0]
 	simGenesis.once.Do(func() { simGenesis.entry = foundation(t, founder.id) })
-	f.genesis = simGenesis.entry.Roster
+	genesis := *simGenesis.entry.Roster
+	genesis.At = time.Now()
+	f.genesis = &genesis
 	t.Cleanup(f.close)
 	founder.start()
 	f.within(10*time.Second, "the founder leads", founder.coord.Leading)
@@ -118,23 +121,37 @@ func newSimFarm(t *testing.T, seed uint64, coordinators, workers int) *simFarm {
 	for _, m := range f.machines[1:] {
 		m.start()
 	}
-	for _, m := range f.machines[1:coordinators] {
-		require.NoError(t, founder.coord.log().AddVoter(t.Context(), m.peer))
-	}
-	f.within(10*time.Second, "all machines are there", func() bool { return f.connected(founder) == len(f.machines) })
+	f.within(time.Minute, "all machines are there, and all coordinators vote", func() bool {
+		return f.connected(founder) == len(f.machines) && len(founder.coord.Status().Voters) == coordinators
+	})
+	f.begun = time.Now()
+	f.check.mu.Lock()
+	defer f.check.mu.Unlock()
+	f.check.founded = true
 	return f
 }
 
-// admit makes all machines members.
+// simAway is the machine that never comes.
+func simAway() authz.PeerID { return authz.PeerID(simIdentities()[simMachines-1].id.String()) }
+
+// admit makes all machines members, and one more that has been away for half a month
+// and never comes.
 func (f *simFarm) admit() {
 	c, soon := f.machines[0].coord, time.Now().Add(24*time.Hour)
 	farm := f.genesis.Found.Farm
-	for i, m := range f.machines[1:] {
-		ticket, err := authz.NewTicket(rngOf(fmt.Sprint("ticket ", i)), farm, authz.Node, m.coordinates, nil)
+	add := func(id authz.PeerID, coordinates bool) {
+		ticket, err := authz.NewTicket(rngOf("ticket "+string(id)), farm, authz.Node, coordinates, nil)
 		require.NoError(f.t, err)
-		require.NoError(f.t, c.Admit(f.t.Context(), authz.Command{At: time.Now(), Mint: &authz.Mint{Ticket: ticket.Record(1, soon, "admin")}}))
-		require.NoError(f.t, c.Admit(f.t.Context(), authz.Command{At: time.Now(), Redeem: &authz.Redeem{Ticket: ticket.Hash(), Peer: m.id, Name: fmt.Sprint("box-", m.n+1), Worker: true}}))
+		require.NoError(f.t, c.Admit(f.t.Context(), authz.Command{Mint: &authz.Mint{Ticket: ticket.Record(1, soon, "admin")}}))
+		require.NoError(f.t, c.Admit(f.t.Context(), authz.Command{Redeem: &authz.Redeem{Ticket: ticket.Hash(), Peer: id, Name: "box", Worker: true}}))
 	}
+	for _, m := range f.machines[1:] {
+		add(m.id, m.coordinates)
+	}
+	away := simAway()
+	add(away, false)
+	_, err := c.log().Apply(f.t.Context(), Entry{Roster: &authz.Command{At: time.Now().Add(-17 * 24 * time.Hour), Seen: &authz.Seen{Peers: []authz.PeerID{away}}}})
+	require.NoError(f.t, err)
 }
 
 // connected counts the machines whose stream a leader has.
@@ -156,6 +173,10 @@ func (f *simFarm) within(limit time.Duration, what string, holds func() bool) {
 	f.t.Helper()
 	for end := time.Now().Add(limit); !holds(); {
 		if time.Now().After(end) {
+			if dir := os.Getenv("SIM_STACKS"); dir != "" { // where everybody is, for whoever looks into it
+				stacks := make([]byte, 16<<20)
+				_ = os.WriteFile(filepath.Join(dir, fmt.Sprint("seed-", f.seed)), stacks[:runtime.Stack(stacks, true)], 0o600)
+			}
 			f.t.Fatalf("it did not happen within %s: %s\n%s\n%s", limit, what, f.describe(), strings.Join(f.check.faults, "\n"))
 		}
 		time.Sleep(100 * time.Millisecond)
@@ -269,6 +290,7 @@ func (m *simMachine) start() {
 	}
 	w := newSimWorker(ctx, m)
 	m.worker = w
+	m.host.onMove(w.wake)
 	running.Go(w.run)
 	c, ended := m.coord, m.ended
 	go func() {
@@ -297,8 +319,8 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 	c, err := Open(m.host, genesis, Machine{
 		Coordinates: func(p authz.PeerID) bool { o := f.machine(p); return o != nil && o.coordinates },
 		Roster:      func(*authz.View) {},
+		Moved:       func() { m.host.moved() },
 		Leads:       func() { f.check.leads(m, c.leading.Load().term) },
-		Moved:       func() {},
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
 	m.coord = c
@@ -318,6 +340,7 @@ func simConfig(m *simMachine, folder string) Config {
 		Dir: folder, NoSync: true, storage: m.disk.begin(), Now: m.now,
 		Heartbeat: 1200 * time.Millisecond, LeaderLease: 800 * time.Millisecond, CommitTimeout: 250 * time.Millisecond,
 		SnapshotInterval: 10 * time.Second, SnapshotThreshold: 40, TrailingLogs: 20,
+		Stable: 2 * time.Second, Replace: 20 * time.Second,
 	}
 }
 

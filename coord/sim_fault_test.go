@@ -28,7 +28,9 @@ func (f *simFarm) fault() {
 		if m := f.leader(); m != nil {
 			f.stopped(m)
 		}
-	case k < 56:
+	case k < 50:
+		f.alone(f.some(f.machines))
+	case k < 58:
 		f.cut(f.some(f.machines), f.some(f.machines), f.dice.IntN(2) == 0)
 	case k < 64:
 		f.parted()
@@ -89,7 +91,7 @@ func (f *simFarm) killed(m *simMachine) {
 	}
 	m.kill(f.dice.IntN(2) == 0)
 	f.trouble("kill", m.start, m)
-	f.later(f.lasting(20 * time.Second))
+	f.later(f.lasting(40 * time.Second))
 }
 
 // blackout kills all processes at once; each is started again by itself.
@@ -98,7 +100,7 @@ func (f *simFarm) blackout() {
 		if m.runs() {
 			m.kill(true)
 			f.trouble("blackout", m.start, m)
-			f.later(f.lasting(8 * time.Second))
+			f.later(f.lasting(20 * time.Second))
 		}
 	}
 }
@@ -134,7 +136,7 @@ func (f *simFarm) stopped(m *simMachine) {
 		}
 		m.mu.Unlock()
 	}, m)
-	f.later(f.lasting(25 * time.Second))
+	f.later(f.lasting(40 * time.Second))
 }
 
 // cut cuts the link between two machines, one way or both.
@@ -154,6 +156,12 @@ func (f *simFarm) cut(a, b *simMachine, both bool) {
 		}
 	}, a, b)
 	f.later(f.lasting(40 * time.Second))
+}
+
+// alone cuts a machine off from all others, for so long that its leases run out.
+func (f *simFarm) alone(m *simMachine) {
+	f.part(map[*simMachine]bool{m: true}, true)
+	f.later(LeaseTTL + f.lasting(25*time.Second))
 }
 
 // parted cuts the farm in two, one way or both.
@@ -228,16 +236,11 @@ func (f *simFarm) filled(m *simMachine) {
 
 // clock sets a machine's clock to another time, minutes to days away.
 func (f *simFarm) clock(m *simMachine) {
-	skew := []time.Duration{time.Minute, time.Hour, 25 * time.Hour, 20 * 24 * time.Hour}[f.dice.IntN(4)]
+	skew := []time.Duration{2 * time.Minute, 3 * time.Hour, 25 * time.Hour, 20 * 24 * time.Hour}[f.dice.IntN(4)]
 	if f.dice.IntN(2) == 0 {
 		skew = -skew
 	}
-	set := func(d time.Duration) {
-		m.mu.Lock()
-		m.skew = d
-		m.mu.Unlock()
-	}
-	set(skew)
+	m.setClock(skew)
 	f.tally["clock"]++
 	f.logf("the clock of %d is off by %s", m.n, skew)
 }

@@ -130,6 +130,7 @@ type simHost struct {
 	keys simKeys
 
 	// Guarded by net.mu.
+	move     func() // told when another machine may lead; nil at first
 	down     bool
 	handlers map[protocol.ID]network.StreamHandler
 }
@@ -179,6 +180,22 @@ func (h *simHost) kill(loud bool) {
 		}
 	}
 	h.net.change()
+}
+
+// onMove sets who is told when another machine may lead.
+func (h *simHost) onMove(told func()) {
+	h.net.mu.Lock()
+	defer h.net.mu.Unlock()
+	h.move = told
+}
+
+func (h *simHost) moved() {
+	h.net.mu.Lock()
+	told := h.move
+	h.net.mu.Unlock()
+	if told != nil {
+		told()
+	}
 }
 
 func (h *simHost) ID() peer.ID                    { return h.id }

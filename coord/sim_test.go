@@ -75,7 +75,7 @@ func simSchedule(t *testing.T, seed uint64) *simFarm {
 		f.clients = append(f.clients, c)
 		go c.run(ctx)
 	}
-	for range 4 + f.dice.IntN(6) {
+	for range 5 + f.dice.IntN(8) {
 		f.pause(f.lasting(8 * time.Second))
 		f.fault()
 	}

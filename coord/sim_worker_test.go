@@ -14,6 +14,7 @@ import (
 	"github.com/multiformats/go-multihash"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/lease"
 )
 
@@ -21,8 +22,9 @@ import (
 // peer/worker.go and peer/keeper.go play it, without Blender and without content: a
 // frame is its CID, and to fetch it takes a moment and a link to one who has it.
 type simWorker struct {
-	m   *simMachine
-	ctx context.Context // the process's
+	m     *simMachine
+	coord *Coordinator    // the process's, too; nil where it has none
+	ctx   context.Context // the process's
 
 	mu       sync.Mutex
 	changed  chan struct{} // closed and replaced when leader or conn change
@@ -49,7 +51,7 @@ var (
 
 func newSimWorker(ctx context.Context, m *simMachine) *simWorker {
 	return &simWorker{
-		m: m, ctx: ctx, changed: make(chan struct{}), waiting: make(map[uint64]chan Ack), attempts: make(map[lease.ID]*simAttempt),
+		m: m, coord: m.coord, ctx: ctx, changed: make(chan struct{}), waiting: make(map[uint64]chan Ack), attempts: make(map[lease.ID]*simAttempt),
 		keeping: make(map[KeepID]context.CancelFunc), nudge: make(chan struct{}, 1),
 	}
 }
@@ -57,12 +59,15 @@ func newSimWorker(ctx context.Context, m *simMachine) *simWorker {
 // run keeps a stream to the leader open until the process ends.
 func (w *simWorker) run() {
 	pause := 50 * time.Millisecond
-	var hint peer.ID
+	var hint, silent peer.ID
 	for w.ctx.Err() == nil {
 		served := false
-		for _, p := range w.candidates(hint) {
+		for _, p := range w.candidates(hint, silent) {
 			next, welcomed := w.session(p)
 			served = served || welcomed
+			if welcomed || next == "" {
+				silent = p
+			}
 			if w.ctx.Err() != nil {
 				return
 			}
@@ -81,7 +86,7 @@ func (w *simWorker) run() {
 	}
 }
 
-func (w *simWorker) candidates(hint peer.ID) (ids []peer.ID) {
+func (w *simWorker) candidates(hint, silent peer.ID) (ids []peer.ID) {
 	if hint != "" {
 		ids = append(ids, hint)
 	}
@@ -89,6 +94,9 @@ func (w *simWorker) candidates(hint peer.ID) (ids []peer.ID) {
 		if m.coordinates && m.peer != hint {
 			ids = append(ids, m.peer)
 		}
+	}
+	if i := slices.Index(ids, silent); i >= 0 && silent != hint {
+		ids = append(slices.Delete(ids, i, i+1), silent)
 	}
 	return ids
 }
@@ -118,7 +126,15 @@ func (w *simWorker) session(p peer.ID) (next peer.ID, welcomed bool) {
 		return "", false
 	}
 	w.drop(func(KeepID) bool { return true }) // this leader says itself what is to be kept
-	w.offer()
+	if offered := w.offer(); down.Welcome.Awaits {
+		go func() {
+			offered.Wait()
+			if conn := w.stream(); conn != nil {
+				_ = conn.Send(Up{Offered: true})
+			}
+		}()
+	}
+	conn.Patience = Silence
 	w.set(p, conn)
 	defer w.set("", nil)
 	go w.renew(ctx, conn)
@@ -135,11 +151,21 @@ func (w *simWorker) session(p peer.ID) (next peer.ID, welcomed bool) {
 func (w *simWorker) hello() *Hello {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	h := &Hello{Can: w.m.can(), Addrs: []string{"/ip4/10.0.0.1/tcp/1"}, Store: string(w.m.id)}
+	h := &Hello{Can: w.m.can(), Addrs: []string{"/ip4/10.0.0.1/tcp/1"}, Store: string(w.m.id), At: w.m.now()}
 	for _, a := range w.attempts {
 		h.Leases = append(h.Leases, a.order.Report)
 	}
+	h.Offers = len(w.m.orphans(func(id lease.ID) bool { return w.attempts[id] != nil })) > 0
+	h.Coordinating = w.coordinating()
 	return h
+}
+
+// coordinating is what a coordinator says of itself; nil for any other machine.
+func (w *simWorker) coordinating() *Coordinating {
+	if w.coord == nil {
+		return nil
+	}
+	return w.coord.Coordinating()
 }
 
 func (w *simWorker) obey(d Down) {
@@ -182,7 +208,7 @@ func (w *simWorker) renew(ctx context.Context, conn *Conn) {
 	for {
 		w.m.passing()
 		w.mu.Lock()
-		r := Renew{Leases: []Running{}}
+		r := Renew{Leases: []Running{}, Coordinating: w.coordinating(), At: w.m.now()}
 		for id, a := range w.attempts {
 			r.Leases = append(r.Leases, Running{Lease: id, Over: a.over})
 		}
@@ -197,6 +223,14 @@ func (w *simWorker) renew(ctx context.Context, conn *Conn) {
 		case <-ctx.Done():
 			return
 		}
+	}
+}
+
+// wake has it try, or renew its leases, without waiting.
+func (w *simWorker) wake() {
+	select {
+	case w.nudge <- struct{}{}:
+	default:
 	}
 }
 
@@ -255,17 +289,19 @@ func (w *simWorker) report(ctx context.Context, up Up) (code string, ok bool) {
 
 // offer reports what attempts that have ended rendered, and of which it is not known that
 // others hold it.
-func (w *simWorker) offer() {
+func (w *simWorker) offer() *sync.WaitGroup {
+	var offered sync.WaitGroup
 	w.mu.Lock()
 	running := maps.Clone(w.attempts)
 	w.mu.Unlock()
 	for _, r := range w.m.orphans(func(id lease.ID) bool { return running[id] != nil }) {
-		go func() {
+		offered.Go(func() {
 			if code, ok := w.report(w.ctx, Up{Record: &r}); ok && code != "" {
 				w.m.forget(r.Lease)
 			}
-		}()
+		})
 	}
+	return &offered
 }
 
 func (w *simWorker) start(o Order) {
@@ -294,10 +330,7 @@ func (w *simWorker) start(o Order) {
 		w.mu.Lock()
 		delete(w.attempts, o.Lease)
 		w.mu.Unlock()
-		select {
-		case w.nudge <- struct{}{}:
-		default:
-		}
+		w.wake()
 		if errors.Is(context.Cause(ctx), errSimExpired) {
 			w.offer()
 		}
@@ -537,7 +570,7 @@ type simMachine struct {
 
 func (m *simMachine) can() lease.Capability {
 	c := machine(m.slots)
-	c.OS, c.Arch = "linux", "amd64"
+	c.OS, c.Arch, c.Level = "linux", "amd64", level.Known
 	return c
 }
 

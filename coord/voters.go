@@ -18,6 +18,7 @@ type standing struct {
 	id          authz.PeerID
 	coordinator bool // by the roster
 	held        bool // an admin keeps it from voting
+	old         bool // its vizpeer does not know the farm's level
 	server      bool // it holds the log
 	voter       bool // with a vote
 	up          bool
@@ -73,7 +74,7 @@ func nextMove(self authz.PeerID, now time.Time, all []standing, p patience) (m m
 		switch {
 		case s.server && !s.coordinator && s.id != self:
 			return move{moveRemove, s.id}, next
-		case s.coordinator && !s.server && s.up:
+		case s.coordinator && !s.server && s.up && !s.old:
 			return move{moveAdd, s.id}, next
 		case s.voter:
 			voters = append(voters, s)

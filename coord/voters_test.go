@@ -15,7 +15,7 @@ import (
 
 // A coordinator in words: a name; v(oter), s(tandby) or n(ot in the log); then + for up or
 // - for away, and for how many seconds; and h(eld), l(eaving), b(ehind), t(rusted) or
-// x (no coordinator any more).
+// x (no coordinator any more) or o(ld).
 func standingsOf(t *testing.T, now time.Time, text string) (all []standing) {
 	for word := range strings.FieldsSeq(text) {
 		var s standing
@@ -38,6 +38,8 @@ func standingsOf(t *testing.T, now time.Time, text string) (all []standing) {
 				s.trusted = true
 			case 'x':
 				s.coordinator = false
+			case 'o':
+				s.old = true
 			}
 		}
 		all = append(all, s)
@@ -54,6 +56,8 @@ func TestNextMove(t *testing.T) {
 		{"av+500", "", 0},
 		{"av+500 bn+0", "add b", 0},
 		{"av+500 bn-9", "", 0},
+		{"av+500 bn+9o", "", 0}, // it would stop at the first thing that it does not know
+		{"av+500 bn+9o cn+0", "add c", 0},
 		{"av+500 bs+99", "", 0}, // one alone: two voters are no better
 		{"av+500 bs+99 cs+30", "", 30 * time.Second},
 		{"av+500 bs+99 cs+60", "promote b", 0},

@@ -154,7 +154,7 @@ func (a *applying) grant(c Grant) error {
 	} else if n := j.with(t, c.Frames); 0 < c.Frames && n < t.Hi-t.Lo && len(j.Tasks) < j.MostTasks() {
 		i = j.cut(i, n)
 	}
-	at := Attempt{Lease: c.Lease, Peer: c.Peer, Device: c.Device, Granted: a.at}
+	at := Attempt{Lease: c.Lease, Peer: c.Peer, Device: c.Device, Granted: j.since(&j.Tasks[i], a.at)}
 	if j.Splits() && !j.Tasks[i].Part() {
 		at.Units = j.Units
 	}
@@ -246,7 +246,9 @@ func (a *applying) take(j *Job, r Report, results []Result, pieces []PieceResult
 			j.setFrame(at, &Frame{Result: f, Peer: r.Peer, Device: by.Device})
 			if !j.Splits() && f.Frame != MovieFrame {
 				// It cannot have taken longer than the attempt, whatever the machine says.
-				j.measured(Hand{r.Peer, by.Device}, min(f.Seconds, max(0, a.at.Sub(by.Granted).Seconds())), 1)
+				if took := a.at.Sub(by.Granted).Seconds(); took > 0 { // else another clock has been at work
+					j.measured(Hand{r.Peer, by.Device}, min(f.Seconds, took), 1)
+				}
 			}
 		case renewed: // the same to the byte
 			same := have.with()

@@ -77,7 +77,7 @@ type Report struct {
 type Record struct {
 	Report
 	Frames []Result      `json:"frames"`
-	Pieces []PieceResult `json:"pieces,omitempty"` // of its part of a frame, or all of it merged
+	Pieces []PieceResult `json:"pieces,omitempty" since:"2"` // of its part of a frame, or all of it merged
 	// Machines is how many machines there are to hold frames: a frame is done
 	// when that many, or the job's replicas if fewer, hold it.
 	Machines int `json:"machines"`
@@ -88,9 +88,9 @@ type Record struct {
 // meanwhile, or are missing, the task is queued again for those.
 type Complete struct {
 	Report
-	Frames   []Result      `json:"frames,omitempty"` // those not recorded yet
-	Pieces   []PieceResult `json:"pieces,omitempty"` // likewise
-	Log      string        `json:"log,omitempty"`    // CID of Blender's log
+	Frames   []Result      `json:"frames,omitempty"`           // those not recorded yet
+	Pieces   []PieceResult `json:"pieces,omitempty" since:"2"` // likewise
+	Log      string        `json:"log,omitempty"`              // CID of Blender's log
 	Machines int           `json:"machines"`
 }
 

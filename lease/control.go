@@ -147,10 +147,10 @@ func (a *applying) retry(c Retry) error {
 
 // again makes a frame one that is to be rendered again.
 func (a *applying) again(j *Job, at int, why string) {
-	f := j.Frames[at].with()
-	f.Again, f.Done, f.Delivered = a.at, false, false
-	j.setFrame(at, f)
 	i := j.TaskOf(at)
+	f := j.Frames[at].with()
+	f.Again, f.Done, f.Delivered = j.after(&j.Tasks[i], a.at), false, false
+	j.setFrame(at, f)
 	if t := &j.Tasks[i]; t.State == TaskRendered || t.State == TaskDone {
 		t.Fails = 0
 		j.setTask(i, TaskQueued)
@@ -160,6 +160,27 @@ func (a *applying) again(j *Job, at int, why string) {
 	if m := j.movie(); m >= 0 && at != m && j.Frames[m] != nil && !j.Frames[m].again() {
 		a.again(j, m, "its frames are rendered again")
 	}
+}
+
+// since is when an attempt at a task was granted, for what it renders to count: not before
+// its frames were wanted again, whatever the clocks of the leaders said.
+func (j *Job) since(t *Task, at time.Time) time.Time {
+	for i := t.Lo; i < t.Hi && !t.Part(); i++ {
+		if f := j.Frames[i]; f != nil && f.Again.After(at) {
+			at = f.Again
+		}
+	}
+	return at
+}
+
+// after is when frames of a task are wanted again: not before an attempt at it was granted.
+func (j *Job) after(t *Task, at time.Time) time.Time {
+	for _, attempt := range t.Attempts {
+		if !attempt.Granted.Before(at) {
+			at = attempt.Granted.Add(1)
+		}
+	}
+	return at
 }
 
 // chosen lists the places of frames that are finished among those named.

@@ -196,3 +196,30 @@ func TestNothingStarves(t *testing.T) {
 		}
 	})
 }
+
+// Frames that are to be rendered again are, whatever time the next leader says that it is:
+// by the attempt that is granted next, and not by one that was granted before.
+func TestAgainByAnotherClock(t *testing.T) {
+	for _, by := range []time.Duration{-5 * time.Hour, 5 * time.Hour} {
+		t.Run(by.String(), func(t *testing.T) {
+			f := newFarm(t)
+			j := f.small("j", 2)
+			f.later = 100 * time.Hour
+			before := f.grant("j", 0, "bob")
+			f.do(lease.Command{Record: &lease.Record{Report: before, Machines: 1, Frames: results(1)}})
+			f.later += by
+			f.do(lease.Command{Retry: &lease.Retry{Job: "j", Frames: lease.Frames{{First: 1, Last: 1, Step: 1}}}})
+			f.later -= by
+			other := results(1)
+			other[0].CID = "before"
+			f.do(lease.Command{Record: &lease.Record{Report: before, Machines: 1, Frames: other}})
+			require.Equal(t, "cid1", j.Frames[0].CID, "it was granted before")
+			f.do(lease.Command{Release: &lease.Release{Report: before}})
+			f.later += by
+			other[0].CID = "after"
+			f.do(lease.Command{Complete: &lease.Complete{Report: f.grant("j", 0, "cyd"), Machines: 1, Frames: other}})
+			require.Equal(t, "after", j.Frames[0].CID)
+			require.Equal(t, lease.TaskDone, j.Tasks[0].State)
+		})
+	}
+}

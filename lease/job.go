@@ -105,8 +105,8 @@ type Spec struct {
 	Tier     Tier         `json:"tier"`
 	Needs    Requirements `json:"needs,omitzero"`
 	Settings Settings     `json:"settings,omitzero"`
-	Split    Split        `json:"split,omitzero"`  // of each frame; the zero value: none
-	Movie    string       `json:"movie,omitempty"` // made of the frames, one of [Movies]; "": none
+	Split    Split        `json:"split,omitzero" since:"2"`  // of each frame; the zero value: none
+	Movie    string       `json:"movie,omitempty" since:"2"` // made of the frames, one of [Movies]; "": none
 	Replicas int          `json:"replicas"`
 	// Submitter is the machine whose user asked: it keeps every frame.
 	Submitter   authz.PeerID  `json:"submitter"`

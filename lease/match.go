@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 )
 
 // Backend is a way of rendering that a device offers, by Blender's name for it.
@@ -91,7 +92,23 @@ type Capability struct {
 	Draining bool      `json:"draining,omitempty"` // finishes what it has, takes no more
 	// Fetches tells that it fetches a Blender that the farm offers where a job needs it.
 	Fetches bool `json:"fetches,omitempty"`
+	// Level is the highest that its vizpeer knows; 0 where it does not say: see Knows.
+	Level int `json:"level,omitempty" since:"3,ignored"`
+	// Reach tells how machines of other networks reach it: [ReachPublic] where they dial
+	// it, [ReachNAT] where they cannot, "" where nobody elsewhere could tell. Relays tells that it
+	// passes on what such machines say.
+	Reach  string `json:"reach,omitempty" since:"3,ignored"`
+	Relays bool   `json:"relays,omitempty" since:"3,ignored"`
 }
+
+// Knows is the highest level that the machine's vizpeer knows.
+func (c Capability) Knows() int { return level.Said(c.Level) }
+
+// How machines of other networks reach a machine: see Capability.
+const (
+	ReachPublic = "public"
+	ReachNAT    = "nat"
+)
 
 // Limits of what a machine may say of itself.
 const (
@@ -108,7 +125,7 @@ func (c Capability) Validate() error {
 	if max(len(c.GPUs), len(c.Backends), len(c.Builds), len(c.Labels)) > maxList {
 		return fmt.Errorf("more than %d GPUs, Blender builds or labels", maxList)
 	}
-	texts := append([]string{c.OS, c.Arch, c.CPU, c.Sandbox, c.Version}, c.Labels...)
+	texts := append([]string{c.OS, c.Arch, c.CPU, c.Sandbox, c.Version, c.Reach}, c.Labels...)
 	backends := slices.Clone(c.Backends)
 	for _, g := range c.GPUs {
 		if len(g.Backends) > maxList {

@@ -228,7 +228,9 @@ func (a *applying) takePieces(j *Job, r Report, results []PieceResult, machines 
 		j.setPieces(place, pieces)
 		if t.Part() {
 			// It cannot have taken longer than the attempt, whatever the machine says.
-			j.measured(Hand{r.Peer, by.Device}, min(max(grown.Seconds, 0), max(0, a.at.Sub(by.Granted).Seconds())), int(grown.Len()))
+			if took := a.at.Sub(by.Granted).Seconds(); took > 0 {
+				j.measured(Hand{r.Peer, by.Device}, min(max(grown.Seconds, 0), took), int(grown.Len()))
+			}
 		}
 		a.tell(Event{Type: PieceRendered, Job: j.ID, Task: r.Task.Index, Frame: &p.Frame, Peer: r.Peer, Lease: r.Lease,
 			Result: &Result{Frame: p.Frame, CID: p.CID, Size: p.Size, Seconds: p.Seconds}, Span: p.Span})

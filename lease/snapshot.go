@@ -63,6 +63,7 @@ func (f *Frozen) Write(w io.Writer) error {
 // Restore reads what [Frozen.Write] wrote, and nothing behind it.
 func Restore(r io.Reader) (*State, error) {
 	d := json.NewDecoder(r)
+	d.DisallowUnknownFields() // what is not read is lost: see package level
 	var h head
 	if err := d.Decode(&h); err != nil {
 		return nil, fmt.Errorf("read the queue's snapshot: %w", err)

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 )
 
 // Reasons for which Apply refuses a command. A refused command changes nothing.
@@ -99,6 +100,7 @@ type Job struct {
 	// What follows is derived from the above.
 
 	kind    string            // see Kind
+	level   int               // see Level
 	numbers []int32           // the frame numbers, in order
 	tasks   []int32           // which task each frame is of
 	queued  turnHeap          // candidates for Next; may hold tasks that are no longer queued
@@ -183,6 +185,10 @@ func (j *Job) Kind() string {
 	}
 	return fmt.Sprint(j.kind, j.Above)
 }
+
+// Level is the lowest level that knows all that the job asks for: a machine of a lower one
+// would render something else.
+func (j *Job) Level() int { return j.level }
 
 // Numbers lists the job's frame numbers in order.
 func (j *Job) Numbers() []int32 { return j.numbers }
@@ -390,7 +396,8 @@ func (j *Job) tallyFrame(f *Frame, by int) {
 // derive rebuilds what is not stored.
 func (j *Job) derive() {
 	needs, _ := json.Marshal(j.Spec.Needs.Anywhere())
-	j.kind, j.numbers = string(needs), j.Spec.places()
+	j.level = level.Needed(&j.Spec)
+	j.kind, j.numbers = fmt.Sprint(string(needs), j.level), j.Spec.places()
 	j.tasks = make([]int32, len(j.Frames))
 	for s, n := range j.count {
 		j.totals.add(j.Tier, s, -n)

@@ -80,7 +80,7 @@ func (q queue) Revoke(ctx context.Context, p authz.Principal, id, from authz.Pee
 		if !ok {
 			return httpapi.ErrNotFound
 		}
-		out.Peer = member(s, r, m, known.Members[id])
+		out.Peer = q.member(s, r, m, known.Members[id])
 		for _, t := range r.OpenTickets(time.Now()) {
 			if slices.Contains(t.Redeemed, id) {
 				out.Tickets = append(out.Tickets, ticketDocument(t))

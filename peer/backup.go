@@ -33,5 +33,15 @@ func (q queue) Backup(ctx context.Context, p authz.Principal, w io.Writer) (out 
 	if err != nil {
 		return out, err
 	}
-	return httpapi.BackupMade{Farm: head.Farm, Epoch: head.Charter.Epoch, Index: head.Index, At: head.At, Records: head.Records}, nil
+	return backupOf(head), nil
+}
+
+// CheckBackup reads a backup to its end, and says what it is of or what is wrong with it.
+func CheckBackup(in io.Reader) (httpapi.BackupMade, error) {
+	head, err := coord.CheckBackup(in)
+	return backupOf(head), err
+}
+
+func backupOf(head coord.BackupHead) httpapi.BackupMade {
+	return httpapi.BackupMade{Farm: head.Farm, Epoch: head.Charter.Epoch, Index: head.Index, At: head.At, Records: head.Records}
 }

@@ -63,6 +63,17 @@ type Config struct {
 	// SpotNotice is where the word comes from that this machine will be taken away, as
 	// package spot explains; "" where it will not.
 	SpotNotice string
+	// Relay says whether this machine passes on what members behind a NAT say to each
+	// other; "" is [RelayAuto].
+	Relay Relay
+	// Announce are multiaddrs that others reach this machine by, beside those that it
+	// finds out itself: a name, or a port that a router forwards.
+	Announce []string
+	// NoPortMapping keeps it from asking its router to forward its ports (UPnP, NAT-PMP).
+	NoPortMapping bool
+	// NoNAT keeps all that reaches beyond the local network from running, for farms
+	// whose network is simulated.
+	NoNAT bool
 	// NoMDNS keeps it from finding peers, and being found, on the local network.
 	NoMDNS bool
 	// Version is the program's, for people.

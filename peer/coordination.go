@@ -17,6 +17,8 @@ import (
 func (q queue) coordination(p authz.Principal) httpapi.Coordination {
 	st := q.coord.Status()
 	out := httpapi.Coordination{Leader: st.Leader, Term: st.Term, Voters: st.Voters, Standbys: st.Standbys, AppliedIndex: st.AppliedIndex}
+	levels := q.coord.Levels()
+	out.Level = levels.Farm
 	all := q.coord.Standings()
 	q.coord.Read(func(_ *lease.State, r *authz.Roster) {
 		for _, s := range all {
@@ -24,6 +26,8 @@ func (q queue) coordination(p authz.Principal) httpapi.Coordination {
 			if m, ok := r.Member(s.Peer); ok && (p.MaySeeMachines() || m.User == p.User) {
 				info.Name = m.Name
 			}
+			is := levels.Machines[s.Peer]
+			info.Version, info.Level, info.HoldsBack = is.Version, is.Knows, levels.HoldsBack(s.Peer)
 			out.Coordinators = append(out.Coordinators, info)
 		}
 	})

@@ -22,6 +22,7 @@ import (
 //	membership.json  the farm, and what this machine is in it
 //	roster.json      the latest roster that it has seen
 //	addrs.json       where it last reached other members
+//	charter.json     the farm's latest charter, where it is of a later epoch than the first
 //	genesis.json     on the founder: the first entry of the farm's log
 //	farm.recovery    on the founder: the farm's key and its CA's
 //	ca.crt           the certificates of the farm's CA, for whoever calls over HTTPS
@@ -32,6 +33,7 @@ import (
 //	receipts.key     what proves that a receipt for an upload is this machine's
 //	api              the address of the running peer's HTTP API
 //	queue/           a coordinator's log
+//	queue.epoch-N/   one that it kept of an epoch that is over
 //	store/           the content store
 //	work/            projects and attempts under way; emptied at every start
 //	blenders/        Blenders that came from the farm, by CID

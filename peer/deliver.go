@@ -128,8 +128,8 @@ func (o *outbox) settle(ctx context.Context, p *posting, out httpapi.Submitted, 
 		if root, err := cid.Decode(p.Spec.Project); err == nil {
 			_ = o.store.Pin(context.WithoutCancel(ctx), root, uploadPin(p.Spec.Owner))
 		}
-		if out.Job != p.Job { // the same request was taken under another ID
-			return o.end(p, lease.JobCancelled, fmt.Sprintf("it was submitted before, under the same idempotency key: see job %s", out.Job)) == nil
+		if out.Job != p.Job { // the same request was taken before, or an earlier version leads, which draws IDs itself
+			return o.end(p, lease.JobCancelled, fmt.Sprintf("it was submitted under another ID: see job %s", out.Job)) == nil
 		}
 		o.drop(p)
 		o.slog.Info("a job that waited here was submitted", "job", p.Job, "user", p.Spec.Owner, "waited", time.Since(p.Posted).Round(time.Second), "cancelled", recalled)

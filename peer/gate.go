@@ -27,11 +27,13 @@ const (
 // A machine that does not hold the queue accepts connections from members only. A
 // coordinator lets strangers in for a moment, and so does a machine that has no leader,
 // which may be a stranger by now: every protocol but the join and the charter protocol
-// turns them away.
+// turns them away. A machine that relays lets them in, too: it passes them on to a
+// coordinator and does nothing else for them.
 type gate struct {
 	self   authz.PeerID
 	farm   authz.FarmID
 	roster atomic.Pointer[authz.View]
+	relays atomic.Bool // this machine relays: see [relaying]
 	// charter is the latest that was seen: the roster of its epoch may be still to come.
 	charter atomic.Pointer[authz.Charter]
 	// lost tells that this machine looks for a leader.
@@ -117,7 +119,7 @@ func (g *gate) coordinator(p authz.PeerID) bool {
 }
 
 // guests tells whether strangers may be connected for a moment.
-func (g *gate) guests() bool { return g.coordinator(g.self) || g.lost.Load() }
+func (g *gate) guests() bool { return g.coordinator(g.self) || g.lost.Load() || g.relays.Load() }
 
 // InterceptPeerDial lets this machine dial members only; one that has not joined
 // yet must be able to ask.
@@ -132,6 +134,9 @@ func (g *gate) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 // InterceptSecured keeps strangers out once the handshake has shown who they
 // are.
 func (g *gate) InterceptSecured(dir network.Direction, p peer.ID, at network.ConnMultiaddrs) bool {
+	if through, yes := relayOf(at.RemoteMultiaddr()); yes && dir == network.DirInbound && !g.member(through) {
+		return false // nobody but members relays to here
+	}
 	if dir == network.DirOutbound || g.member(p) {
 		return true
 	}

@@ -20,6 +20,8 @@ import (
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	dialler "github.com/libp2p/go-libp2p/p2p/net/swarm"
+	hops "github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/proto"
+	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	tls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
@@ -41,7 +43,8 @@ func init() {
 }
 
 // newHost builds this machine's libp2p host: TCP with TLS and QUIC, nothing that
-// talks to anyone outside the farm.
+// talks to anyone outside the farm. What reaches beyond the local network, and asks the
+// router for a port, is [reach]'s to add.
 func newHost(key crypto.PrivKey, g *gate, listen []string, more ...libp2p.Option) (host.Host, error) {
 	limits := rcmgr.DefaultLimits
 	libp2p.SetDefaultServiceLimits(&limits)
@@ -110,6 +113,14 @@ func raised() rcmgr.PartialLimitConfig {
 	for p, inbound := range perMember {
 		c.ProtocolPeer[p] = rcmgr.ResourceLimits{Streams: rcmgr.LimitVal(2 * inbound), StreamsInbound: rcmgr.LimitVal(inbound), StreamsOutbound: rcmgr.LimitVal(inbound)}
 	}
+	// A circuit is a stream at either end, and two buffers.
+	const circuitMemory = 2*circuitBuffer + 16<<10
+	c.Service = map[string]rcmgr.ResourceLimits{relay.ServiceName: {
+		Streams: 2 * maxCircuits, StreamsInbound: maxCircuits, StreamsOutbound: maxCircuits, Memory: maxCircuits * circuitMemory,
+	}}
+	c.ServicePeer = map[string]rcmgr.ResourceLimits{relay.ServiceName: {
+		Streams: 2 * maxCircuitsEach, StreamsInbound: maxCircuitsEach, StreamsOutbound: maxCircuitsEach, Memory: maxCircuitsEach * circuitMemory,
+	}}
 	// A farm that starts in the morning connects all at once.
 	c.Transient = rcmgr.ResourceLimits{
 		Conns: authz.MaxMembers, ConnsInbound: authz.MaxMembers, ConnsOutbound: authz.MaxMembers, FD: authz.MaxMembers,
@@ -120,7 +131,7 @@ func raised() rcmgr.PartialLimitConfig {
 
 // perMember is how many streams by a protocol one machine may have open at once: one for
 // each request that it passes on, for its work, for what raft says at once, while it joins,
-// and for older records of the audit. The exchange bounds its own.
+// for older records of the audit, and for circuits. The exchange bounds its own.
 var perMember = map[protocol.ID]int{
 	httpapi.Protocol:   256,
 	coord.WorkProtocol: 8,
@@ -128,6 +139,9 @@ var perMember = map[protocol.ID]int{
 	joinProtocol:       8,
 
 	coord.AuditProtocol: 4,
+
+	hops.ProtoIDv2Hop:  maxCircuitsEach,
+	hops.ProtoIDv2Stop: maxCircuitsEach,
 }
 
 // dialAnew lets the next dial of p try every address at once. libp2p itself leaves

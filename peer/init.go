@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -76,7 +77,7 @@ func Init(cfg Config, f Founding) (Founded, error) {
 		return Founded{}, err
 	}
 	found.Admin.MustChange = true
-	ticket, err := authz.NewTicket(rand.Reader, out.Farm, authz.Node, false, reachable(cfg.P2PListen, id))
+	ticket, err := authz.NewTicket(rand.Reader, out.Farm, authz.Node, false, reachable(slices.Concat(cfg.P2PListen, cfg.Announce), id))
 	if err != nil {
 		return Founded{}, err
 	}
@@ -181,7 +182,7 @@ const ticketAddrs = 4
 // bestFirst orders addresses by how likely another machine can use them, and
 // keeps what a ticket should carry. Loopback is for farms on one machine.
 func bestFirst(addrs []string) []string {
-	var lan, loop []string
+	var lan, far, loop []string
 	for _, a := range addrs {
 		m, err := multiaddr.NewMultiaddr(a)
 		if err != nil {
@@ -189,14 +190,16 @@ func bestFirst(addrs []string) []string {
 		}
 		if ip, err := manet.ToIP(m); err == nil && ip.IsLoopback() {
 			loop = append(loop, a)
+		} else if err != nil || circuit(m) || manet.IsPublicAddr(m) { // its own, a name, or one through a relay
+			far = append(far, a)
 		} else {
 			lan = append(lan, a)
 		}
 	}
-	// One place is kept for another peer on this machine.
-	if len(loop) > 0 {
-		lan = lan[:min(len(lan), ticketAddrs-1)]
-	}
-	all := append(lan, loop...)
+	// Two places are kept for machines elsewhere, and one for another peer on this machine.
+	keep := ticketAddrs - min(len(loop), 1)
+	far = far[:min(len(far), max(2, keep-len(lan)))]
+	lan = lan[:min(len(lan), keep-len(far))]
+	all := slices.Concat(lan, far, loop)
 	return all[:min(len(all), ticketAddrs)]
 }

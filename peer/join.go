@@ -7,17 +7,21 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
+	"github.com/libp2p/go-libp2p"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
+	"github.com/multiformats/go-multiaddr"
 
 	"vizpeer/authz"
 	"vizpeer/coord"
 	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
 )
 
 // The join protocol, the only one that answers a machine that is no member:
@@ -173,7 +177,11 @@ func newNewcomer(cfg Config, farm authz.FarmID, j Joining) (*newcomer, error) {
 	if !cfg.NoMDNS {
 		listen = []string{"/ip4/0.0.0.0/tcp/0"} // who does not listen cannot look around either
 	}
-	h, err := newHost(identity, newGate("", farm, nil), listen, cfg.HostOptions...)
+	options := cfg.HostOptions
+	if !cfg.NoNAT {
+		options = append(slices.Clone(options), libp2p.EnableRelay()) // the coordinator may be behind a NAT
+	}
+	h, err := newHost(identity, newGate("", farm, nil), listen, options...)
 	if err != nil {
 		return nil, err
 	}
@@ -279,6 +287,13 @@ func unreached(asked []peer.AddrInfo, why map[peer.ID]error, nobody error) error
 			lines = append(lines, err)
 			delete(why, p.ID) // mDNS may find one twice
 		}
+	}
+	var known []multiaddr.Multiaddr
+	for _, p := range asked {
+		known = append(known, p.Addrs...)
+	}
+	if onOtherNetworks(known) {
+		lines = append(lines, errors.New("these addresses are good on the coordinator's own network alone: from elsewhere, "+httpapi.OpenAPort+", and make another ticket"))
 	}
 	return fmt.Errorf("%w: is `vizpeer up` running there, and can this machine reach it?\n%w", ErrNoFarm, errors.Join(lines...))
 }
@@ -462,7 +477,7 @@ func (p *Peer) redeem(ctx context.Context, c network.Conn, r joinRequest) joinAn
 	ctx, cancel := context.WithTimeout(ctx, joinTimeout/2)
 	defer cancel()
 	// A ticket that is no good costs no place in the log.
-	if err := p.coord.MayJoin(ctx, time.Now(), redeem); err != nil {
+	if err := p.coord.MayJoin(ctx, redeem); err != nil {
 		p.lobby.tickets.may(from, 1)
 		return p.turnAway(err)
 	}

@@ -2,12 +2,15 @@ package peer
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"vizpeer/authz"
 	"vizpeer/peer/httpapi"
@@ -21,7 +24,7 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 		return nil
 	}
 	out := &httpapi.Leaderless{Since: since.UTC(), Tried: []string{}}
-	for _, id := range p.link.candidates("") {
+	for _, id := range p.link.candidates("", "") {
 		if id != p.host.ID() {
 			out.Tried = append(out.Tried, p.gate.name(id))
 		}
@@ -31,9 +34,45 @@ func (p *Peer) leaderless() *httpapi.Leaderless {
 			out.Voters, out.Reaches = len(voters), p.reaches(voters)
 		}
 	}
-	out.Text = leaderlessText(out, time.Since(since))
+	out.Text = leaderlessText(out, time.Since(since)) + p.elsewhere()
 	out.Meanwhile = meanwhile(len(p.worker.reports()), p.worker.results.frames(), p.outbox.Count())
 	return out
+}
+
+// elsewhere says what is missing where all the addresses that are known of those who may
+// lead are on other local networks; "" otherwise.
+func (p *Peer) elsewhere() string {
+	var known []multiaddr.Multiaddr
+	for _, id := range p.link.candidates("", "") {
+		if id != p.host.ID() {
+			known = append(known, p.host.Peerstore().Addrs(id)...)
+		}
+	}
+	if !onOtherNetworks(known) {
+		return ""
+	}
+	return " They are on another network, and no member relays: " + httpapi.OpenAPort
+}
+
+// onOtherNetworks tells whether all of these addresses are good on local networks alone,
+// and not on one of this machine's.
+func onOtherNetworks(addrs []multiaddr.Multiaddr) bool {
+	own, _ := net.InterfaceAddrs()
+	far := false
+	for _, m := range addrs {
+		ip, err := manet.ToIP(m)
+		if err == nil && ip.IsLoopback() {
+			continue
+		}
+		if err != nil || circuit(m) || manet.IsPublicAddr(m) || slices.ContainsFunc(own, func(a net.Addr) bool {
+			n, ok := a.(*net.IPNet)
+			return ok && n.Contains(ip)
+		}) {
+			return false
+		}
+		far = true
+	}
+	return far
 }
 
 // reaches counts the machines of a list that this one is connected with, and itself.

@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/coord"
 	"vizpeer/lease"
 )
@@ -38,6 +40,7 @@ type link struct {
 	lost    time.Time     // when the last stream ended, or this machine's first try began
 	leader  peer.ID       // "" while there is no stream
 	conn    *coord.Conn
+	knows   int                     // the level of the leader's vizpeer
 	term    uint64                  // that the last stream was of
 	tried   peer.ID                 // whom a stream is with, or is being opened to; "" while there is none
 	giveUp  context.CancelCauseFunc // ends that
@@ -131,11 +134,11 @@ func (l *link) try(p peer.ID, cancel context.CancelCauseFunc) {
 func (l *link) Run(ctx context.Context) error {
 	pause := backoff.NewExponentialBackOff()
 	pause.InitialInterval, pause.MaxInterval = 50*time.Millisecond, 5*time.Second
-	var hint peer.ID
+	var hint, silent peer.ID
 	l.gate.lost.Store(true)
 	for ctx.Err() == nil {
 		served := false
-		for _, p := range l.candidates(cmp.Or(l.claimant(), hint)) {
+		for _, p := range l.candidates(cmp.Or(l.claimant(), hint), silent) {
 			next, welcomed, err := l.session(ctx, p)
 			served = served || welcomed
 			if ctx.Err() != nil {
@@ -143,7 +146,9 @@ func (l *link) Run(ctx context.Context) error {
 			}
 			if err != nil {
 				l.slog.Debug("no work stream", "peer", l.gate.name(p), "err", err)
-				l.hangUp(p, err)
+				if l.hangUp(p, err) {
+					silent = p
+				}
 				if next == "" && !welcomed && p != l.host.ID() {
 					if why, yes := l.removed(ctx, p); yes {
 						return &goneError{why}
@@ -181,18 +186,26 @@ func (l *link) Run(ctx context.Context) error {
 
 // hangUp drops the connection to a peer that has gone silent, so that the next
 // try dials it anew, perhaps at another address, instead of waiting for the dead
-// connection to be noticed.
-func (l *link) hangUp(p peer.ID, err error) {
+// connection to be noticed. It tells whether it was so.
+func (l *link) hangUp(p peer.ID, err error) bool {
 	var timeout interface{ Timeout() bool }
-	if p != l.host.ID() && errors.As(err, &timeout) && timeout.Timeout() {
-		_ = l.host.Network().ClosePeer(p)
+	if p == l.host.ID() || !errors.As(err, &timeout) || !timeout.Timeout() {
+		return false
 	}
+	_ = l.host.Network().ClosePeer(p)
+	return true
 }
 
 // candidates lists whom to ask: whoever was named as the leader, this machine
 // itself, and every coordinator of the roster, or everybody it remembers where the
 // roster is lost.
-func (l *link) candidates(hint peer.ID) []peer.ID {
+//
+// silent, the one that did not answer last, comes at the end, unless it is named again: to
+// find that out once more takes long, and leases run out meanwhile.
+func (l *link) candidates(hint, silent peer.ID) []peer.ID {
+	if silent == hint {
+		silent = ""
+	}
 	var ids []peer.ID
 	seen := map[peer.ID]bool{"": true}
 	add := func(p peer.ID) {
@@ -215,12 +228,20 @@ func (l *link) candidates(hint peer.ID) []peer.ID {
 		for _, p := range l.host.Peerstore().PeersWithAddrs() {
 			add(p)
 		}
-		return ids
+		return last(ids, silent)
 	}
 	for _, c := range v.Coordinators() {
 		if p, err := peer.Decode(string(c)); err == nil {
 			add(p)
 		}
+	}
+	return last(ids, silent)
+}
+
+// last moves p to the end of the list, where it is in it.
+func last(ids []peer.ID, p peer.ID) []peer.ID {
+	if i := slices.Index(ids, p); i >= 0 {
+		ids = append(slices.Delete(ids, i, i+1), p)
 	}
 	return ids
 }
@@ -287,10 +308,12 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 	}
 	l.orders.roster(down.Welcome.Roster)
 	l.mu.Lock()
-	l.clock, l.term = clockAt(time.Now(), down.Welcome.At), max(l.term, down.Welcome.Term)
+	l.clock, l.knows = clockAt(time.Now(), down.Welcome.At), level.Said(down.Welcome.Level)
+	l.term = max(l.term, down.Welcome.Term)
 	l.mu.Unlock()
 	l.slog.Info("joined the queue", "leader", l.gate.name(p), "term", down.Welcome.Term)
 	l.orders.welcome(*down.Welcome)
+	conn.Patience = coord.Silence
 	l.set(p, conn)
 	defer l.set("", nil)
 	go l.renew(ctx, conn)
@@ -331,6 +354,8 @@ func (l *link) obey(d coord.Down) {
 		l.orders.equip(*d.Equip)
 	case d.Roster != nil:
 		l.orders.roster(d.Roster)
+	default: // the leader is to send nothing that this machine does not know: see package level
+		l.slog.Debug("the leader said something that this machine's vizpeer does not know")
 	}
 }
 
@@ -399,7 +424,11 @@ func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
 	for {
 		l.mu.Lock()
 		conn, changed := l.conn, l.changed
-		if conn != nil {
+		if conn != nil && level.Needed(&up) > l.knows {
+			l.mu.Unlock()
+			l.slog.Warn("the leader's vizpeer is too old for what this machine has to report: it waits until that is updated")
+			conn = nil // until another one leads, or this one has restarted
+		} else if conn != nil {
 			l.seq++
 			up.Seq = l.seq
 			ack := make(chan coord.Ack, 1)
@@ -412,7 +441,7 @@ func (l *link) Report(ctx context.Context, up coord.Up) (coord.Ack, error) {
 			}
 			select {
 			case a, ok := <-ack:
-				if ok && a.Code != coord.CodeLeader {
+				if ok && a.Code != coord.CodeLeader && a.Code != coord.CodeUpdate {
 					return a, nil
 				}
 			case <-ctx.Done():
@@ -450,6 +479,10 @@ func (l *link) Ask(ctx context.Context, up coord.Up) (coord.Ack, error) {
 	if conn == nil {
 		l.mu.Unlock()
 		return coord.Ack{}, errNoLeader
+	}
+	if level.Needed(&up) > l.knows {
+		l.mu.Unlock()
+		return coord.Ack{Code: coord.CodeUpdate, Reason: "the machine that leads the queue runs an older vizpeer, which does not know this: update it there"}, nil
 	}
 	l.seq++
 	up.Seq = l.seq
@@ -520,6 +553,9 @@ func (l *link) Parting(ctx context.Context) (p lease.Parting, drained string, er
 func (l *link) Tell(up coord.Up) {
 	l.mu.Lock()
 	conn := l.conn
+	if level.Needed(&up) > l.knows {
+		conn = nil
+	}
 	l.mu.Unlock()
 	if conn != nil {
 		_ = conn.Send(up)

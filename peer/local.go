@@ -287,6 +287,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 		Unkept: l.worker.results.frames(), Waiting: l.outbox.Count(),
 	}
 	s.Epoch = l.Epoch()
+	s.Reach = l.reach.state()
 	s.ClockSkew = l.link.Clock().skew(time.Now()).Seconds()
 	if leaf := l.certs.listener.Leaf(); leaf != nil {
 		s.CertificateUntil = leaf.Until()
@@ -302,6 +303,7 @@ func (l local) Status(ctx context.Context) httpapi.Status {
 	}
 	if leader := l.link.Current(); leader != "" {
 		s.Leader = authz.PeerID(leader.String())
+		s.LeaderVia = l.reach.via(s.Leader)
 	}
 	s.Leaderless = l.leaderless()
 	l.worker.mu.Lock()

@@ -69,6 +69,7 @@ var (
 	workers    = prometheus.NewDesc("vizpeer_workers", "Machines that render, by state; on the leader.", []string{"state"}, nil)
 	attempts   = prometheus.NewDesc("vizpeer_attempts", "Attempts that this machine makes now.", nil, nil)
 	unkept     = prometheus.NewDesc("vizpeer_unkept_frames", "Finished frames that, as far as this machine knows, only it holds.", nil, nil)
+	toSubmit   = prometheus.NewDesc("vizpeer_waiting_jobs", "Jobs that wait on this machine for somebody to lead the queue.", nil, nil)
 	connected  = prometheus.NewDesc("vizpeer_connected_peers", "Other machines of the farm that this one is connected with.", nil, nil)
 	sent       = prometheus.NewDesc("vizpeer_content_sent_bytes_total", "Bytes of content that this machine sent to others.", nil, nil)
 	certEnds   = prometheus.NewDesc("vizpeer_certificate_expiry_timestamp_seconds", "When the certificate for HTTPS ends; where there is one.", nil, nil)
@@ -90,6 +91,7 @@ func (p *Peer) Collect(out chan<- prometheus.Metric) {
 	p.worker.mu.Unlock()
 	put(attempts, gauge, float64(n))
 	put(unkept, gauge, float64(p.worker.results.frames()))
+	put(toSubmit, gauge, float64(p.outbox.Count()))
 	put(connected, gauge, float64(len(p.members())))
 	put(sent, counter, float64(p.exchange.Stats().Sent))
 	if leaf := p.certs.listener.Leaf(); leaf != nil {

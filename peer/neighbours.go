@@ -2,6 +2,7 @@ package peer
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"maps"
 	"math/rand/v2"
@@ -17,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/p2p/discovery/mdns"
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
 
 	"vizpeer/authz"
@@ -153,6 +155,18 @@ func (n *neighbours) identified(e event.EvtPeerIdentificationCompleted) {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	id := authz.PeerID(e.Peer.String())
+	var gone []multiaddr.Multiaddr
+	for _, old := range info(coord.Addr{Peer: id, Addrs: n.known[id]}).Addrs {
+		switch {
+		case slices.Contains(addrs, old.String()):
+		// Over the internet nobody is told addresses that are good on a local network.
+		case e.Conn != nil && manet.IsPublicAddr(e.Conn.RemoteMultiaddr()) && !manet.IsPublicAddr(old) && len(addrs) < coord.MaxAddrs:
+			addrs = append(addrs, old.String())
+		default: // such as by a relay that it has left
+			gone = append(gone, old)
+		}
+	}
+	n.host.Peerstore().SetAddrs(e.Peer, gone, 0)
 	if slices.Equal(n.known[id], addrs) {
 		return
 	}
@@ -267,6 +281,28 @@ func infos(addrs []coord.Addr) []peer.AddrInfo {
 		}
 	}
 	return out
+}
+
+// multiaddrs reads addresses that a person wrote.
+func multiaddrs(texts []string) ([]multiaddr.Multiaddr, error) {
+	var out []multiaddr.Multiaddr
+	for _, text := range texts {
+		m, err := multiaddr.NewMultiaddr(text)
+		if err != nil {
+			return nil, fmt.Errorf("the address to announce %q: %w", text, err)
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// loopback tells whether others than this machine's own programs cannot reach any of
+// these addresses.
+func loopback(listen []string) bool {
+	return !slices.ContainsFunc(listen, func(a string) bool {
+		m, err := multiaddr.NewMultiaddr(a)
+		return err == nil && !manet.IsIPLoopback(m)
+	})
 }
 
 func texts(addrs []multiaddr.Multiaddr) []string {

@@ -221,6 +221,9 @@ func (o *outbox) Keep(ctx context.Context, in httpapi.Posted) (out httpapi.Submi
 		Job: in.Job, Posted: time.Now().UTC(), Spec: in.Spec, Once: in.Once, Key: in.By.Key, Session: in.By.Session, Address: in.Address,
 		Tasks: tasks, Tried: in.Tried, State: lease.JobQueued, token: in.Token,
 	}
+	if p.Once == nil { // for a leader of an earlier version, which takes no notice of the ID
+		p.Once = &lease.Once{User: p.Spec.Owner, Key: "job:" + string(p.Job), Request: string(p.Job)}
+	}
 	if err := o.store.Pin(ctx, root, waitingPin(p.Job)); err != nil {
 		return out, err
 	}
@@ -263,7 +266,7 @@ func (o *outbox) take(p *posting) (httpapi.Submitted, error) {
 }
 
 func (o *outbox) answer(p *posting) httpapi.Submitted {
-	return httpapi.Submitted{Job: p.Job, Project: p.Spec.Project, Tasks: p.Tasks, Split: p.Spec.Split, Waiting: true, Reason: p.reason()}
+	return httpapi.Submitted{Job: p.Job, Project: p.Spec.Project, Tasks: p.Tasks, Split: p.Spec.Split, Waiting: !p.State.Ended(), Reason: p.reason()}
 }
 
 // Kept is what was answered to an earlier request with the same key.
@@ -283,6 +286,7 @@ func (o *outbox) kept(once *lease.Once) (out httpapi.Submitted, ok bool, err err
 	for _, p := range o.all {
 		switch {
 		case p.Once == nil || p.Once.User != once.User || p.Once.Key != once.Key:
+		case p.State == lease.JobFailed: // it was refused, and may be tried again
 		case p.Once.Request != once.Request:
 			return out, false, lease.ErrKeyReused
 		default:

@@ -1,6 +1,7 @@
 package peer
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -11,16 +12,20 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/ipfs/go-cid"
 	"github.com/libp2p/go-libp2p/core/host"
 	libp2ppeer "github.com/libp2p/go-libp2p/core/peer"
+	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/semaphore"
 
 	"vizpeer/authz"
+	"vizpeer/authz/level"
 	"vizpeer/blobs"
 	"vizpeer/blobs/swarm"
 	"vizpeer/coord"
@@ -56,6 +61,7 @@ type Peer struct {
 
 	host       host.Host
 	gate       *gate
+	reach      *reach
 	store      *blobs.Store
 	unroute    func() error // ends what makes host find members; nil before
 	exchange   *swarm.Exchange
@@ -79,6 +85,7 @@ type Peer struct {
 
 	scrubber *scrubber
 
+	addrs     atomic.Pointer[[]string] // that the leader was told
 	newRoster chan struct{}
 	freed     chan struct{} // pins were taken back
 	damaged   chan struct{} // pinned content may lack something
@@ -169,6 +176,7 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 		cfg: cfg, dir: d, farm: m.Farm, name: m.Name, self: authz.PeerID(id.String()), slog: cfg.Logger, has: has,
 		passwords: newPasswords(), lobby: newLobby(),
 	}
+	p.has.Can.Level = cmp.Or(has.Can.Level, level.Known) // tests may have one that knows less
 	p.newRoster, p.freed, p.damaged = make(chan struct{}, 1), make(chan struct{}, 1), make(chan struct{}, 1)
 	p.gate = newGate(p.self, p.farm, view)
 	seen, err := d.charter(p.farm)
@@ -194,18 +202,34 @@ func New(cfg Config, has Machine) (_ *Peer, err error) {
 	if p.receipts, err = openReceipts(d); err != nil {
 		return nil, err
 	}
-	if p.host, err = newHost(identity, p.gate, cfg.P2PListen, cfg.HostOptions...); err != nil {
+	named, err := multiaddrs(cfg.Announce)
+	if err != nil {
 		return nil, err
+	}
+	p.reach = newReach(p.gate, cfg.Relay, named, cfg.Logger)
+	options := slices.Clone(cfg.HostOptions)
+	if !cfg.NoNAT {
+		options = append(options, p.reach.options(!cfg.NoPortMapping && !loopback(cfg.P2PListen))...)
+	}
+	if p.host, err = newHost(identity, p.gate, cfg.P2PListen, options...); err != nil {
+		return nil, err
+	}
+	if !cfg.NoNAT {
+		if err := p.reach.open(p.host, identity); err != nil {
+			return nil, err
+		}
 	}
 	if p.host, p.unroute, err = routed(p.host, p.gate); err != nil {
 		return nil, err
 	}
+	p.reach.finds = p.host
 	if p.exchange, err = swarm.New(p.host, p.store, swarm.Config{Allow: p.rights.MayFetch, Caps: cfg.Caps, Came: p.came, Logger: cfg.Logger}); err != nil {
 		return nil, err
 	}
 	if err := p.openBuilds(cfg.NoFetch || cfg.NoWork || m.NoWork); err != nil {
 		return nil, err
 	}
+	p.reach.turn = p.exchange.Turn
 	p.certs = newCerts(d, p.host, p.gate, cfg.Logger)
 	genesis, err := d.genesis()
 	if err != nil {
@@ -347,7 +371,8 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 		if p.has.Refresh != nil {
 			p.has.Refresh(c)
 		}
-		c.Room = p.holdings.room(parts)
+		c.Level, c.Room = p.has.Can.Level, p.holdings.room(parts)
+		c.Reach, c.Relays = p.reach.says()
 		full := httpapi.Full(c) != ""
 		if c.Draining = p.has.Can.Draining || full || p.worker.leaves() != ""; full {
 			p.worker.crew.Go(func() { p.worker.ahead.giveWay(work) })
@@ -388,6 +413,8 @@ func (p *Peer) serve(ctx context.Context, apis []net.Listener, ready func(Ready)
 	g.Go(func() error { return p.ads.Run(parts, refresh, p.holdings.list, p.leads) })
 	g.Go(func() error { return p.neighbours.Run(parts, p.farm, p.cfg.NoMDNS) })
 	g.Go(func() error { return p.neighbours.Seek(parts) })
+	p.reach.told = func() { p.ads.Nudge(); p.link.Nudge() }
+	g.Go(func() error { return p.reach.Run(parts) })
 	g.Go(func() error { return p.answerCharters(parts) })
 	g.Go(func() error {
 		err := p.link.Run(parts)
@@ -482,6 +509,9 @@ func (p *Peer) close() error {
 	if p.store != nil {
 		errs = append(errs, p.store.Close())
 	}
+	if p.reach != nil {
+		p.reach.close()
+	}
 	if p.unroute != nil {
 		errs = append(errs, p.unroute())
 	}
@@ -527,19 +557,49 @@ func (p *Peer) heard(who authz.PeerID, said ad) {
 	if p.coord != nil {
 		p.coord.Advertise(who, said.Capability, said.Holds)
 	}
+	if id, err := libp2ppeer.Decode(string(who)); err == nil && who != p.self {
+		p.reach.offered(id, said.Relays)
+	}
 }
 
 // The orders of the work stream.
 
 func (p *Peer) hello() coord.Hello {
+	addrs := p.told()
+	p.addrs.Store(&addrs)
 	return coord.Hello{
-		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: texts(p.host.Addrs()), Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		Can: p.ads.Can(), Leases: p.worker.reports(), Addrs: addrs, Holds: p.ads.Holds(), Store: p.store.ID(), Coordinating: p.coordinating(),
+		At:     time.Now(),
 		Offers: len(p.worker.results.orphans(p.worker.runs)) > 0,
 	}
 }
 
 func (p *Peer) renewal() coord.Renew {
-	return coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating()}
+	r := coord.Renew{Leases: p.worker.running(), Coordinating: p.coordinating(), At: time.Now()}
+	if addrs := p.told(); !slices.Equal(addrs, *p.addrs.Load()) {
+		p.addrs.Store(&addrs)
+		r.Addrs = addrs
+	}
+	return r
+}
+
+// told are the addresses that the leader is told, which passes them on with content to
+// fetch: not more than it takes, those through relays and those of the network first.
+func (p *Peer) told() []string {
+	all := p.host.Addrs()
+	slices.SortStableFunc(all, func(a, b multiaddr.Multiaddr) int { return cmp.Compare(rank(a), rank(b)) })
+	return texts(all[:min(len(all), coord.MaxAddrs)])
+}
+
+// rank orders addresses by how much is lost without them.
+func rank(m multiaddr.Multiaddr) int {
+	switch {
+	case circuit(m), manet.IsPublicAddr(m):
+		return 0
+	case manet.IsIPLoopback(m):
+		return 2
+	}
+	return 1
 }
 
 // coordinating is what a coordinator says of itself; nil for any other machine.

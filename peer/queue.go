@@ -42,10 +42,13 @@ func (q queue) mustLead() error {
 // answer turns an error of the log into one of the API.
 func answer(err error) error {
 	var elsewhere coord.ErrNotLeader
+	var later *coord.LevelError
 	switch {
 	case errors.As(err, &elsewhere):
 		id, _ := peer.Decode(string(elsewhere.Leader)) // "" where it is not known
 		return &httpapi.NotLeaderError{Leader: id}
+	case errors.As(err, &later):
+		return fmt.Errorf("%w: %w", httpapi.ErrUpdate, err)
 	case err != nil && !coord.Refused(err):
 		return fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
 	}
@@ -404,7 +407,7 @@ func (q queue) Peers(ctx context.Context, p authz.Principal) (out []httpapi.Peer
 	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
 		for _, m := range r.Members() {
 			if p.MaySeeMachines() || m.User == p.User {
-				out = append(out, member(s, r, m, known.Members[m.ID]))
+				out = append(out, q.member(s, r, m, known.Members[m.ID]))
 			}
 		}
 		return nil
@@ -412,7 +415,7 @@ func (q queue) Peers(ctx context.Context, p authz.Principal) (out []httpapi.Peer
 	return out, err
 }
 
-func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
+func (p *Peer) member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member) httpapi.Peer {
 	out := httpapi.Peer{
 		ID: m.ID, Name: m.Name, Roles: m.RoleNames(), State: state(known), Busy: known.Busy, TasksDone: s.Machine(m.ID).Finished,
 		Capability: known.Can, Addrs: known.Addrs, Full: httpapi.Full(known.Can), Drained: s.Machine(m.ID).Drained, Granted: m.Labels,
@@ -420,6 +423,7 @@ func member(s *lease.State, r *authz.Roster, m authz.Member, known coord.Member)
 	if known.Can != nil {
 		out.Slots = known.Can.TotalSlots()
 	}
+	out.Via = p.reach.via(m.ID)
 	if known.Seen.IsZero() {
 		known.Seen = r.LastSeen(m.ID)
 	}
@@ -471,7 +475,7 @@ func (q queue) peer(ctx context.Context, id authz.PeerID) (out httpapi.Peer, err
 		if !ok {
 			return httpapi.ErrNotFound
 		}
-		out = member(s, r, m, known.Members[id])
+		out = q.member(s, r, m, known.Members[id])
 		return nil
 	})
 	return out, err
@@ -491,9 +495,12 @@ func state(m coord.Member) string {
 
 func (q queue) Farm(ctx context.Context, p authz.Principal) (out httpapi.Farm, err error) {
 	err = q.read(ctx, func(s *lease.State, r *authz.Roster, known coord.Knowledge) error {
-		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
+		out = httpapi.Farm{Farm: string(r.Farm()), Name: r.Name(), Peers: map[string]int{}, Jobs: map[string]int{}, Versions: map[string]int{}, Limits: q.cfg.Limits.OrDefault(), CA: fingerprints(r.CA())}
 		for _, m := range r.Members() {
 			out.Peers[state(known.Members[m.ID])]++
+			if can := known.Members[m.ID].Can; can != nil && can.Version != "" {
+				out.Versions[can.Version]++
+			}
 		}
 		for _, j := range s.Jobs() {
 			if p.MaySee(j.Spec.Owner) {

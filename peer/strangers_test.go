@@ -121,6 +121,12 @@ var probes = []struct {
 		status, _ := s.ask(t, to, http.MethodGet, "/v1/farm", "")
 		return status
 	}},
+	{"charter: forged", func(t *testing.T, s someone, to *farmtest.Member) string {
+		c := charter
+		c.Epoch, c.Coordinator = 9, authz.PeerID(s.host.ID().String())
+		return s.show(t, to, c)
+	}},
+	{"charter: old", func(t *testing.T, s someone, to *farmtest.Member) string { return s.show(t, to, charter) }},
 	{"cert: a listener's", func(t *testing.T, s someone, to *farmtest.Member) string { return s.certify(t, to, false) }},
 	{"cert: a part of it", func(t *testing.T, s someone, to *farmtest.Member) string { return s.certify(t, to, true) }},
 	{"ping", func(t *testing.T, s someone, to *farmtest.Member) string {
@@ -139,6 +145,23 @@ var probes = []struct {
 		return "answer"
 	}},
 	{"blobs: a project", func(t *testing.T, s someone, to *farmtest.Member) string { return s.fetch(t, to, project) }},
+}
+
+// charter is the farm's own.
+var charter authz.Charter
+
+// show shows a charter, and answers of which epoch the other's own is.
+func (s someone) show(t *testing.T, to *farmtest.Member, c authz.Charter) string {
+	st, err := s.stream(t, to, "/vizpeer/charter/1")
+	if err != nil {
+		return "-"
+	}
+	defer st.Reset()
+	var answer authz.Charter
+	if json.NewEncoder(st).Encode(c) != nil || json.NewDecoder(st).Decode(&answer) != nil {
+		return "-"
+	}
+	return fmt.Sprint("epoch ", answer.Epoch)
 }
 
 // certify asks for a certificate for localhost.
@@ -265,6 +288,8 @@ work                 -         -         welcome   welcome   welcome
 raft                 -         -         -         -         answer
 audit                -         -         -         -         answer
 api                  -         -         200       200       200
+charter: forged      epoch 1   epoch 1   epoch 1   epoch 1   epoch 1
+charter: old         epoch 1   epoch 1   epoch 1   epoch 1   epoch 1
 cert: a listener's   -         -         2         2         2
 cert: a part of it   -         -         no        no        2
 ping                 -         -         -         -         -
@@ -278,6 +303,8 @@ work                 -         -         -         -         -
 raft                 -         -         -         -         -
 audit                -         -         -         -         -
 api                  -         -         421       421       421
+charter: forged      -         -         epoch 1   epoch 1   epoch 1
+charter: old         -         -         epoch 1   epoch 1   epoch 1
 cert: a listener's   -         -         -         -         -
 cert: a part of it   -         -         -         -         -
 ping                 -         -         -         -         -
@@ -289,6 +316,7 @@ blobs: a project     -         -         -         -         content
 		project = f.Upload(founder, 7, 100_000)
 		require.Equal(t, project, f.Upload(node, 7, 100_000))
 		all := everyone(t, f)
+		charter = founder.Roster().Charter()
 		var got strings.Builder
 		row := func(name string, cell func(someone) string) {
 			fmt.Fprintf(&got, "%-21s", name)
@@ -316,6 +344,29 @@ blobs: a project     -         -         -         -         content
 		}
 		t.Log(got.String())
 		require.Equal(t, want, got.String())
+	})
+}
+
+// A machine that has no leader lets strangers in, for one of them may be whom the farm's
+// key names next: they can show a charter, and nothing else.
+func TestStrangersAtAMachineThatIsLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := farmtest.New(t, 1)
+		founder, node := f.Peers[0], f.Peers[1]
+		charter = founder.Roster().Charter()
+		project = f.Upload(node, 7, 100_000)
+		stranger := someone{name: "stranger", host: f.Stranger()}
+		founder.Crash()
+		f.Within(time.Minute, "it has noticed", func() bool { return node.Local().Status(t.Context()).Leader == "" })
+		for _, p := range probes {
+			want := "-"
+			if strings.HasPrefix(p.name, "charter") {
+				want = "epoch 1"
+			}
+			require.Equal(t, want, p.try(t, stranger, node), p.name)
+		}
+		founder.Start()
+		f.Within(time.Minute, "the leader is back", func() bool { return node.Local().Status(t.Context()).Leader == founder.ID })
 	})
 }
 

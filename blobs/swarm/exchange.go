@@ -295,6 +295,13 @@ func (e *Exchange) send(ctx context.Context, stream network.Stream, b []byte) er
 	return nil
 }
 
+// Turn waits until n bytes of others, which this machine passes on, may be sent within
+// the limit on what it sends.
+func (e *Exchange) Turn(ctx context.Context, n int) error {
+	e.up.set(first(e.caps.Load().At(time.Now())))
+	return e.up.take(ctx, n)
+}
+
 // throttled reads what a source sends within the limit on what is received.
 type throttled struct {
 	s   *source

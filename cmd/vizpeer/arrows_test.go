@@ -21,15 +21,16 @@ const module = "vizpeer"
 // that is not listed may not exist. Tests of a package are held to it too, but
 // may also import blobs/blobtest, lease/leasetest and peer/farmtest.
 var arrows = map[string][]string{
-	"authz":           {},
+	"authz/level":     {},
+	"authz":           {"authz/level"},
 	"blobs/pack":      {},
 	"blobs":           {"blobs/pack"},
 	"blobs/blobtest":  {"blobs"},
 	"blobs/swarm":     {"blobs", "blobs/pack"},
-	"lease":           {"authz"},
+	"lease":           {"authz", "authz/level"},
 	"lease/leasetest": {"lease", "authz"},
-	"coord/sched":     {"lease", "authz"},
-	"coord":           {"coord/sched", "lease", "authz"},
+	"coord/sched":     {"lease", "authz", "authz/level"},
+	"coord":           {"coord/sched", "lease", "authz", "authz/level"},
 	"peer/probe":      {"lease", "blobs", "authz", "peer/render"},
 	"peer/portable":   {"blobs"},
 	"peer/render":     {"peer/render/exr", "lease", "blobs", "authz"},
@@ -37,9 +38,9 @@ var arrows = map[string][]string{
 	"peer/spot":       {},
 	"peer/httpapi":    {"lease", "blobs", "authz", "peer/render"},
 	"peer/cert":       {},
-	"peer/farmtest":   {"peer", "peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"peer":            {"peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/spot", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz"},
-	"cmd/vizpeer":     {"peer", "peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "lease", "authz"},
+	"peer/farmtest":   {"peer", "peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz", "authz/level"},
+	"peer":            {"peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/spot", "peer/httpapi", "coord", "coord/sched", "lease", "blobs", "blobs/swarm", "authz", "authz/level"},
+	"cmd/vizpeer":     {"peer", "peer/cert", "peer/probe", "peer/portable", "peer/render", "peer/httpapi", "lease", "authz", "authz/level"},
 }
 
 // pure packages decide: they are given the time and the facts, and reach for

@@ -35,6 +35,9 @@ type settings struct {
 	noWork    bool
 	noFetch   bool
 	noMDNS    bool
+	relay     string
+	announce  []string
+	noPortMap bool
 
 	spotNotice string
 
@@ -63,6 +66,9 @@ func (s *settings) flags() *pflag.FlagSet {
 	f.BoolVar(&s.noWork, "no-work", false, "do not render on this machine")
 	f.BoolVar(&s.noFetch, "no-fetch-blender", false, "do not take Blenders that an admin offers to the farm's machines")
 	f.BoolVar(&s.noMDNS, "no-mdns", false, "do not look for peers on the local network")
+	f.StringVar(&s.relay, "relay", string(peer.RelayAuto), "pass on what machines behind a NAT say to each other: auto (where others reach this machine from anywhere), on or off")
+	f.StringSliceVar(&s.announce, "p2p-announce", nil, "multiaddr that other machines reach this one by, such as /dns4/render.example.org/tcp/8788, repeatable; what it finds out itself needs none")
+	f.BoolVar(&s.noPortMap, "no-port-mapping", false, "do not ask the router to forward the peer port (UPnP, NAT-PMP)")
 	f.Var(&s.cacheQuota, "cache-quota", "room for scenes and frames, such as \"200 GiB\" (default: 20 % of the disk, between 10 and 500 GiB)")
 	f.Var(&s.cacheHigh, "cache-high", "share of the quota from which the least recently used is let go (default 95%)")
 	f.Var(&s.cacheLow, "cache-low", "share of the quota down to which it is let go (default 85%)")

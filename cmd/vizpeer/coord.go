@@ -13,7 +13,7 @@ import (
 )
 
 func (c *cli) coordCommand() *cobra.Command {
-	return c.group(&cobra.Command{Use: "coord", Short: "Who holds and who leads the queue"}, c.coordStatus(), c.coordPromote(), c.coordDemote(), c.coordTransfer())
+	return c.group(&cobra.Command{Use: "coord", Short: "Who holds and who leads the queue"}, c.coordStatus(), c.coordPromote(), c.coordDemote(), c.coordTransfer(), c.coordRecover())
 }
 
 func (c *cli) coordStatus() *cobra.Command {
@@ -44,7 +44,7 @@ func (c *cli) printCoordination(co httpapi.Coordination, names map[authz.PeerID]
 			leader = machineText(names, co.Leader)
 		}
 		c.facts("leader", leader, "term", co.Term, "voters", machinesText(names, co.Voters),
-			"standbys", machinesText(names, co.Standbys), "applied index", co.AppliedIndex)
+			"standbys", machinesText(names, co.Standbys), "applied index", co.AppliedIndex, "level", levelText(co, names))
 		rows := make([][]any, len(co.Coordinators))
 		for i, one := range co.Coordinators {
 			role := "standby"
@@ -54,10 +54,15 @@ func (c *cli) printCoordination(co httpapi.Coordination, names map[authz.PeerID]
 			case one.Held:
 				role = "standby, held"
 			}
-			rows[i] = []any{machineText(names, one.Peer), role, one.State, ago(one.Since, time.Now()), one.Applied}
+			rows[i] = []any{machineText(names, one.Peer), role, one.State, ago(one.Since, time.Now()), one.Applied, one.Version}
 		}
 		fmt.Fprintln(c.out)
-		c.table([]string{"COORDINATOR", "ROLE", "STATE", "SINCE", "APPLIED"}, rows)
+		c.table([]string{"COORDINATOR", "ROLE", "STATE", "SINCE", "APPLIED", "VERSION"}, rows)
+		for _, one := range co.Coordinators {
+			if one.State == "old" {
+				fmt.Fprintf(c.out, "%s cannot hold the queue: its vizpeer knows level %d, and the farm's is %d: update it there\n", machineText(names, one.Peer), one.Level, co.Level)
+			}
+		}
 		if text := survives(co); text != "" {
 			fmt.Fprintln(c.out, text)
 		}

@@ -81,6 +81,7 @@ ticket names the addresses of --p2p-listen: give "up" the same, best in config.t
 	cmd.Flags().StringVar(&farm, "name", "farm", "the farm's name")
 	cmd.Flags().StringVar(&machine, "machine", "", "this machine's name (default: its host name)")
 	cmd.Flags().AddFlag(flags.Lookup("p2p-listen"))
+	cmd.Flags().AddFlag(flags.Lookup("p2p-announce"))
 	return cmd
 }
 
@@ -273,6 +274,8 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		NoFetch:    s.noFetch,
 		SpotNotice: s.spotNotice,
 		NoMDNS:     s.noMDNS,
+		Relay:      peer.Relay(s.relay),
+		Announce:   s.announce,
 		Quota:      int64(s.cacheQuota),
 		High:       float64(s.cacheHigh),
 		Low:        float64(s.cacheLow),
@@ -282,6 +285,7 @@ func (c *cli) peerConfig(s *settings, flags *pflag.FlagSet, level slog.Level) (p
 		Stable:     s.voteAfter,
 
 		TrustedProxies: proxies,
+		NoPortMapping:  s.noPortMap,
 
 		Version: version,
 		Logger:  slog.New(slog.NewTextHandler(c.errOut, &slog.HandlerOptions{Level: level})),

@@ -17,6 +17,7 @@ import (
 	"github.com/shirou/gopsutil/v4/disk"
 	"github.com/spf13/cobra"
 
+	"vizpeer/authz"
 	"vizpeer/lease"
 	"vizpeer/peer"
 	"vizpeer/peer/httpapi"
@@ -48,7 +49,7 @@ type finding struct {
 func (c *cli) doctorCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "doctor",
-		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, certificate, clock",
+		Short: "Check this machine: Blender, GPUs, sandbox, disk, ports, peer, store, leader, versions, other networks, certificate, clock",
 		Args:  takes(),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			dir, err := c.folder()
@@ -62,7 +63,7 @@ func (c *cli) doctorCommand() *cobra.Command {
 			visit, found := &peerVisit{cli: c}, &blenderCheck{extra: s.blender, dir: dir}
 			findings, failed := diagnose(cmd.Context(), []check{
 				found, gpuCheck{found}, sandboxCheck{}, folderCheck{dir}, recoveryCheck{dir}, diskCheck{dir},
-				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, certificateCheck{visit}, clockCheck{visit},
+				visit, storeCheck{visit}, portCheck{s, visit}, leaderCheck{visit}, versionsCheck{visit}, reachCheck{visit}, certificateCheck{visit}, clockCheck{visit},
 			})
 			if err := c.print(findings, func() {
 				rows := make([][]any, len(findings))
@@ -317,11 +318,30 @@ func (l leaderCheck) Run(ctx context.Context) (string, error) {
 	}
 	farm, err := l.visit.client.farm(ctx)
 	if err != nil {
-		return "", fmt.Errorf("the queue cannot be reached: %w", err)
+		return "", fmt.Errorf("the queue cannot be reached: %w; where the machines that hold it are gone for good: vizpeer coord recover --help", err)
 	}
 	names := l.visit.client.names(ctx)
 	names[l.visit.status.Peer] = l.visit.status.Name // known without being allowed the list
 	return fmt.Sprintf("%s leads, term %d", machineText(names, farm.Coord.Leader), farm.Coord.Term), nil
+}
+
+// reachCheck tells whether machines of other networks reach this one.
+type reachCheck struct{ visit *peerVisit }
+
+func (reachCheck) Name() string { return "other networks" }
+
+func (r reachCheck) Run(ctx context.Context) (string, error) {
+	if r.visit.status == nil {
+		return "", concernf("not asked, as no peer answers")
+	}
+	reach, text := r.visit.status.Reach, reachText(r.visit.status.Reach, func() map[authz.PeerID]string { return r.visit.client.names(ctx) })
+	switch {
+	case reach.From == lease.ReachNAT && len(reach.Through) == 0:
+		return "", concernf("%s", text)
+	case text == "":
+		return "no member of another network is connected: nothing is needed", nil
+	}
+	return text, nil
 }
 
 // certificateCheck looks at what other machines' programs are shown.

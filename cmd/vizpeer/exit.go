@@ -44,7 +44,7 @@ func exitCode(err error) int {
 		return exitJob
 	case errors.As(err, &bad), errors.Is(err, authz.ErrTicketText), errors.Is(err, peer.ErrAddress):
 		return exitUsage
-	case errors.As(err, &missing), errors.Is(err, peer.ErrRefused), errors.Is(err, peer.ErrOtherFarm), errors.Is(err, peer.ErrRemoved):
+	case errors.As(err, &missing), errors.Is(err, peer.ErrRefused), errors.Is(err, peer.ErrOtherFarm), errors.Is(err, peer.ErrRemoved), errors.Is(err, peer.ErrRecoveryFile):
 		return exitNotFound
 	case errors.As(err, &unreachable), errors.Is(err, peer.ErrNoFarm), errors.Is(err, peer.ErrUnanswered), errors.Is(err, peer.ErrNotMember), errors.Is(err, cert.ErrNone):
 		return exitUnreachable

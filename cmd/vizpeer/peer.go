@@ -54,9 +54,9 @@ func (c *cli) peerLs() *cobra.Command {
 					if p.Drained != "" && p.State == "offline" {
 						state += ", drained"
 					}
-					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, strings.Join(labelsOf(p), ", "), seen}
+					rows[i] = []any{p.Name, p.ID.Short(), state, strings.Join(p.Roles, ","), fmt.Sprintf("%d/%d", p.Busy, p.Slots), p.TasksDone, machine, blender, strings.Join(labelsOf(p), ", "), versionText(p), seen}
 				}
-				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "SEEN"}, rows)
+				c.table([]string{"NAME", "ID", "STATE", "ROLES", "SLOTS", "DONE", "MACHINE", "BLENDER", "LABELS", "VERSION", "SEEN"}, rows)
 				for _, p := range peers {
 					if p.Drained != "" {
 						fmt.Fprintf(c.out, "%s is drained: %s\n", plain(p.Name), plain(p.Drained))
@@ -75,11 +75,11 @@ func (c *cli) peerShow() *cobra.Command {
 		Short: "Show one machine: what it can do, what it does, why it takes no work",
 		Args:  takes("NAME|ID"),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			_, p, err := c.machine(cmd.Context(), args[0])
+			cl, p, err := c.machine(cmd.Context(), args[0])
 			if err != nil {
 				return err
 			}
-			return c.print(p, func() { c.showPeer(p) })
+			return c.print(p, func() { c.showPeer(p, cl.names(cmd.Context())) })
 		},
 	}
 }
@@ -236,7 +236,7 @@ func machineNamed(peers []httpapi.Peer, name string) (p httpapi.Peer, err error)
 	return p, usagef("%d machines are called %s: give the ID of one: vizpeer peer ls", len(found), plain(name))
 }
 
-func (c *cli) showPeer(p httpapi.Peer) {
+func (c *cli) showPeer(p httpapi.Peer, names map[authz.PeerID]string) {
 	machine, _ := capabilityText(p.Capability)
 	var seen, disk, sandbox, system, gpus, blender string
 	if p.LastSeen != nil {
@@ -261,7 +261,32 @@ func (c *cli) showPeer(p httpapi.Peer) {
 	}
 	c.facts("machine", p.Name, "id", p.ID, "state", p.State, "drained", p.Drained, "takes no work", p.Full, "roles", strings.Join(p.Roles, ", "),
 		"rendering", fmt.Sprintf("%d of %d slots", p.Busy, p.Slots), "slots", devicesText(p.Capability), "tasks done", p.TasksDone, "system", system, "hardware", machine, "gpus", gpus,
-		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "addresses", strings.Join(p.Addrs, ", "), "last seen", seen)
+		"blender", blender, "sandbox", sandbox, "labels", strings.Join(labelsOf(p), ", "), "disk", disk, "connection", connectionText(p, names), "addresses", strings.Join(p.Addrs, ", "), "version", versionText(p), "last seen", seen)
+}
+
+// connectionText says how the leader is connected with a machine, and how other networks
+// reach it.
+func connectionText(p httpapi.Peer, names map[authz.PeerID]string) string {
+	var words []string
+	switch {
+	case p.State == "offline":
+	case p.Via != "":
+		words = append(words, "with the leader through "+machineText(names, p.Via))
+	default:
+		words = append(words, "with the leader directly")
+	}
+	if can := p.Capability; can != nil {
+		switch can.Reach {
+		case lease.ReachPublic:
+			words = append(words, "other networks reach it")
+		case lease.ReachNAT:
+			words = append(words, "behind a router")
+		}
+		if can.Relays {
+			words = append(words, "it relays for others")
+		}
+	}
+	return strings.Join(words, "; ")
 }
 
 func capabilityText(cap *lease.Capability) (machine, blender string) {
@@ -406,6 +431,13 @@ func (c *cli) statusCommand() *cobra.Command {
 				default:
 					leader = machineText(cl.names(cmd.Context()), s.Leader)
 				}
+				if s.LeaderVia != "" {
+					leader += ", through " + machineText(cl.names(cmd.Context()), s.LeaderVia)
+				}
+				var mixed, behind string
+				if s.Leader != "" {
+					mixed, behind, _ = cl.versions(cmd.Context())
+				}
 				machine, blender := capabilityText(&s.Capability)
 				if blender == "" {
 					blender = "none: this machine cannot render"
@@ -421,14 +453,43 @@ func (c *cli) statusCommand() *cobra.Command {
 					}
 				}
 				c.facts("machine", s.Name, "peer", s.Peer.Short(), "farm", s.FarmName,
-					"roles", strings.Join(s.Roles, ", "), "leader", leader, "meanwhile", meanwhile, "connected peers", s.Connected,
+					"roles", strings.Join(s.Roles, ", "), "leader", leader, "meanwhile", meanwhile, "connected peers", connectedText(s), "from other networks", reachText(s.Reach, func() map[authz.PeerID]string { return cl.names(cmd.Context()) }),
 					"hardware", machine, "labels", strings.Join(s.Capability.Labels, ", "), "blender", blender, "sandbox", sandbox,
 					"rendering", strings.TrimSpace(fmt.Sprintf("%d of %d slots %s", len(s.Running), s.Capability.TotalSlots(), strings.Join(running, ", "))),
 					"store", fmt.Sprintf("%s of %s, %s free on its disk", bytesText(s.Store.Bytes), bytesText(s.Store.Quota), bytesText(s.Store.Free)),
-					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", strings.Join(append([]string{cl.base}, s.HTTPS...), " "), "CA fingerprint", strings.Join(s.CA, ", "), "version", s.Version)
+					"drained", s.Drained, "takes no work", s.Full, "may be switched off", mayLeave(s), "api", strings.Join(append([]string{cl.base}, s.HTTPS...), " "), "CA fingerprint", strings.Join(s.CA, ", "), "version", s.Version,
+					"versions differ", mixed, "farm's level", behind)
 			})
 		},
 	}
+}
+
+// connectedText counts the machines that this one is connected with.
+func connectedText(s httpapi.Status) string {
+	if s.Reach.Relayed == 0 {
+		return fmt.Sprint(s.Connected)
+	}
+	return fmt.Sprintf("%d, of which %d through a relay", s.Connected, s.Reach.Relayed)
+}
+
+// reachText says how machines of other networks reach this one; "" where nobody elsewhere
+// could tell. The names are asked for where they are needed.
+func reachText(r httpapi.Reach, names func() map[authz.PeerID]string) string {
+	var words []string
+	switch {
+	case r.From == lease.ReachPublic && len(r.At) > 0:
+		words = append(words, "reached at "+strings.Join(r.At, ", "))
+	case r.From == lease.ReachPublic:
+		words = append(words, "taken to be reached, as --relay on says")
+	case len(r.Through) > 0:
+		words = append(words, "reached through "+machinesText(names(), r.Through))
+	case r.From == lease.ReachNAT:
+		words = append(words, "behind a router, and no member relays: "+httpapi.OpenAPort)
+	}
+	if r.Relays {
+		words = append(words, fmt.Sprintf("relays for others, %s now", count(r.Circuits, "connection")))
+	}
+	return strings.Join(words, "; ")
 }
 
 // mayLeave says whether this machine may be switched off now, and why not.

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -42,12 +43,19 @@ type realPeer struct {
 	netns string   // the network namespace it lives in; "" for this machine's own
 	quic  bool     // it listens on QUIC as well, as peers do by themselves
 	env   []string // further variables of `vizpeer up`
-	cmd   *exec.Cmd
-	stdin io.Closer
-	log   *os.File
+	// program is the vizpeer that it runs; "" for the one that is tested.
+	program string
+	cmd     *exec.Cmd
+	stdin   io.Closer
+	log     *os.File
 }
 
 func startRealFarm(t *testing.T, names ...string) *realFarm {
+	return startRealFarmOf(t, "", names...)
+}
+
+// startRealFarmOf starts a farm of peers that all run that program.
+func startRealFarmOf(t *testing.T, program string, names ...string) *realFarm {
 	if testing.Short() {
 		t.Skip("-short: the tests with real Blender are left out")
 	}
@@ -56,7 +64,7 @@ func startRealFarm(t *testing.T, names ...string) *realFarm {
 	}
 	f := &realFarm{t: t, dir: t.TempDir()}
 	for i, name := range names {
-		p := &realPeer{farm: f, dir: filepath.Join(f.dir, name)}
+		p := &realPeer{farm: f, dir: filepath.Join(f.dir, name), program: program}
 		f.peers = append(f.peers, p)
 		if i == 0 {
 			p.run(nil, "init", "--name", "attic", "--machine", name)
@@ -148,10 +156,11 @@ func (p *realPeer) start() (out io.Reader) {
 
 // command runs vizpeer where the peer lives.
 func (p *realPeer) command(args ...string) *exec.Cmd {
+	program := cmp.Or(p.program, "vizpeer")
 	if p.netns == "" {
-		return exec.Command("vizpeer", args...)
+		return exec.Command(program, args...)
 	}
-	return exec.Command("ip", append([]string{"netns", "exec", p.netns, "vizpeer"}, args...)...)
+	return exec.Command("ip", append([]string{"netns", "exec", p.netns, program}, args...)...)
 }
 
 // listen is what --p2p-listen takes.
@@ -163,6 +172,15 @@ func (p *realPeer) listen() string {
 		return "/ip4/127.0.0.1/tcp/0,/ip4/127.0.0.1/udp/0/quic-v1"
 	}
 	return "/ip4/127.0.0.1/tcp/0"
+}
+
+// halt ends the peer as its owner does.
+func (p *realPeer) halt() {
+	p.farm.t.Helper()
+	require.NoError(p.farm.t, p.stdin.Close())
+	require.NoError(p.farm.t, p.cmd.Wait())
+	_ = p.log.Close()
+	p.cmd = nil
 }
 
 // kill ends the peer as kill -9 does.

@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
+	"vizpeer/authz/level"
 	"vizpeer/peer"
 )
 
@@ -66,7 +67,7 @@ coordinator to be reached, 5 the job failed or was cancelled, 130 interrupted.`,
 		c.initCommand(), c.inviteCommand(), c.joinCommand(), c.upCommand(),
 		c.statusCommand(), c.doctorCommand(), c.versionCommand(), c.demoCommand(),
 		c.renderCommand(), c.jobCommand(), c.peerCommand(), c.coordCommand(), c.blobCommand(), c.blenderCommand(),
-		c.userCommand(), c.keyCommand(), c.loginCommand(), c.logoutCommand(), c.whoamiCommand(), c.auditCommand(),
+		c.userCommand(), c.keyCommand(), c.loginCommand(), c.logoutCommand(), c.whoamiCommand(), c.auditCommand(), c.backupCommand(), c.restoreCommand(),
 	)
 	return root
 }
@@ -109,10 +110,12 @@ func (c *cli) versionCommand() *cobra.Command {
 		Short: "Print the version of this program",
 		Args:  takes(),
 		RunE: func(*cobra.Command, []string) error {
-			return c.print(map[string]string{
+			return c.print(map[string]any{
 				"version": version, "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
+				"level": level.Known, "protocols": peer.Protocols(),
 			}, func() {
 				fmt.Fprintf(c.out, "vizpeer %s (%s, %s/%s)\n", version, runtime.Version(), runtime.GOOS, runtime.GOARCH)
+				c.facts("level", level.Known, "protocols", strings.Join(peer.Protocols(), " "))
 			})
 		},
 	}

@@ -43,8 +43,18 @@ func TestScripts(t *testing.T) {
 	if !haveBlender {
 		t.Log("no Blender on this machine: the scripts that need one skip")
 	}
+	scripts, err := filepath.Glob("testdata/script/*.txtar")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if testing.Short() {
+		// Under the race detector peers are slow, and most of what they do is tested in
+		// their packages: one farm of one machine, and one of several.
+		scripts = []string{"testdata/script/farm.txtar", "testdata/script/coord.txtar"}
+		t.Log("-short: the other scripts are left out")
+	}
 	testscript.Run(t, testscript.Params{
-		Dir:                 "testdata/script",
+		Files:               scripts,
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(env *testscript.Env) error {

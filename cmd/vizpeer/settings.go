@@ -11,6 +11,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
 	"github.com/spf13/pflag"
 
 	"vizpeer/authz"
@@ -72,6 +73,14 @@ func (s *settings) check() error {
 	}
 	for _, a := range s.p2pListen {
 		if err := checkP2PListen(a); err != nil {
+			return err
+		}
+	}
+	if r := peer.Relay(s.relay); r != peer.RelayAuto && r != peer.RelayOn && r != peer.RelayOff {
+		return usagef("--relay %q is not possible: use auto, on or off", s.relay)
+	}
+	for _, a := range s.announce {
+		if err := checkAnnounce(a); err != nil {
 			return err
 		}
 	}
@@ -138,6 +147,17 @@ func checkP2PListen(addr string) error {
 		return usagef("--p2p-listen %q is not possible: write it like /ip4/0.0.0.0/tcp/8788 or /ip4/0.0.0.0/udp/8788/quic-v1", addr)
 	}
 	return nil
+}
+
+func checkAnnounce(addr string) error {
+	m, err := multiaddr.NewMultiaddr(addr)
+	if err == nil {
+		var network string
+		if network, _, err = manet.DialArgs(m); err == nil && network != "" && !strings.Contains(addr, "/p2p/") {
+			return nil
+		}
+	}
+	return usagef("--p2p-announce %q is not possible: write it like /ip4/203.0.113.5/tcp/8788, /ip4/203.0.113.5/udp/8788/quic-v1 or /dns4/render.example.org/tcp/8788", addr)
 }
 
 // checkName says what is wrong with the name that flag gives a farm or machine.

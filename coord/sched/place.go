@@ -5,7 +5,8 @@
 // It promises that what is stuck is tried elsewhere before all else; that jobs are
 // served in the order given, which is the queue's; that a
 // task is placed only on a machine that meets all of its job's
-// requirements; that of the machines that do, the smallest is taken, so that
+// requirements, and whose vizpeer knows all that the job asks for; that of the
+// machines that do, the smallest is taken, so that
 // large GPUs stay free for who needs them; that among machines that are as small,
 // the one that holds most of the job's project is taken, then the one that is
 // expected to be the fastest; and that no machine stays free while a task that it
@@ -16,6 +17,7 @@ package sched
 
 import (
 	"cmp"
+	"fmt"
 	"slices"
 	"strings"
 
@@ -63,6 +65,11 @@ func (m Machine) lacks(j *lease.Job, project string) []lease.Lack {
 // meets lists what m lacks of needs, and of what the job was found to need.
 func (m Machine) meets(j *lease.Job, needs lease.Requirements) []lease.Lack {
 	lacks := needs.Match(m.Can)
+	if knows := m.Can.Knows(); knows < j.Level() {
+		lacks = append(lacks, lease.Lack{
+			Need: fmt.Sprintf("a vizpeer of level %d", j.Level()), Has: fmt.Sprintf("one of level %d (%s)", knows, cmp.Or(m.Can.Version, "of no version")), Next: "update it",
+		})
+	}
 	if len(lacks) == 0 && !j.Spec.Needs.ServedBy(m.Can, j.Above) {
 		var need, has []string
 		if ram := j.Above.RAM; ram > 0 {

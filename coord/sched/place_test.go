@@ -281,3 +281,28 @@ func TestBarred(t *testing.T) {
 	require.NoError(t, err)
 	require.Len(t, place(s, []sched.Machine{a}), 1)
 }
+
+// TestOldMachineGetsWhatItKnows: what a job asks for and a machine's vizpeer does not know
+// would be left out of its frames without a word.
+func TestOldMachineGetsWhatItKnows(t *testing.T) {
+	s := lease.NewState()
+	submit(t, s, "movie", 2, func(s *lease.Spec) { s.Movie, s.Chunk = "mp4", 2 })
+	submit(t, s, "plain", 1, func(*lease.Spec) {})
+	old, silent, young := machine("old", 2, 8), machine("silent", 1, 16), machine("young", 1, 32)
+	old.Can.Level, old.Can.Version = 1, "0.1.0"
+	young.Can.Level = 3
+	require.Equal(t, []string{"plain/0 old"}, text(place(s, []sched.Machine{old})))
+	require.Equal(t, []string{"movie/0 silent", "plain/0 old"}, text(place(s, []sched.Machine{old, silent, young})), "one that does not say knows what the first knew that do")
+	require.Equal(t, []string{"movie/0 young", "plain/0 old"}, text(place(s, []sched.Machine{young, old})))
+
+	movie, _ := s.Job("movie")
+	plain, _ := s.Job("plain")
+	require.Equal(t, 2, movie.Level())
+	require.Equal(t, 1, plain.Level())
+	require.NotEqual(t, movie.Kind(), plain.Kind(), "a machine that cannot do the one may do the other")
+	_, lacks := sched.Nearest(movie, []sched.Machine{old})
+	require.Len(t, lacks, 1)
+	require.Equal(t, "needs a vizpeer of level 2, has one of level 1 (0.1.0): update it", lacks[0].String())
+	require.Nil(t, sched.Ahead([]*lease.Job{movie}, old, nil), "nor is its project fetched ahead")
+	require.Equal(t, movie, sched.Ahead([]*lease.Job{movie}, silent, nil))
+}

@@ -34,9 +34,10 @@ func TestAMemberExpires(t *testing.T) {
 		t.Skip("-short: a month of a farm takes long under the race detector")
 	}
 	synctest.Test(t, func(t *testing.T) {
-		f := New(t, 2)
-		founder, late, gone := f.Peers[0], f.Peers[1], f.Peers[2]
+		f := New(t, 3)
+		founder, late, gone, other := f.Peers[0], f.Peers[1], f.Peers[2], f.Peers[3]
 		time.Sleep(2 * time.Minute) // all are noted
+		other.Stop()
 		late.Stop()
 		gone.Stop()
 		isMember := func(m *Member) bool {
@@ -51,6 +52,10 @@ func TestAMemberExpires(t *testing.T) {
 		late.Stop()
 		require.True(t, isMember(gone))
 		f.pass(2)
+		require.True(t, isMember(gone), "nobody else is there who could say that it is so late")
+		other.Start()
+		f.Online(1)
+		time.Sleep(3 * time.Minute)
 		require.False(t, isMember(gone))
 		require.True(t, isMember(late), "it was seen two days ago")
 		records, err := founder.Queue().Audit(t.Context(), Admin, httpapi.AuditQuery{Action: "expire-peers"})

@@ -195,6 +195,7 @@ func (f *Farm) machine(name string) *Member {
 		DataDir:   f.t.TempDir(),
 		P2PListen: m.address(),
 		NoMDNS:    true,
+		NoNAT:     true,
 		Logger:    f.log.With("at", name),
 		HostOptions: []libp2p.Option{
 			simlibp2p.QUICSimnet(f.net, simnet.NodeBiDiLinkSettings{Uplink: fast, Downlink: fast}),
@@ -246,6 +247,9 @@ func (m *Member) Move() { m.cfg.P2PListen = m.address() }
 
 // TakeNoBlenders keeps a machine that is not running from taking Blenders from the farm.
 func (m *Member) TakeNoBlenders() { m.cfg.NoFetch = true }
+
+// Update gives a machine that is not running a vizpeer that knows all that this one does.
+func (m *Member) Update() { m.can.Level = 0 }
 
 // DataDir is the machine's data folder.
 func (m *Member) DataDir() string { return m.cfg.DataDir }

@@ -34,6 +34,12 @@ func desk(t *testing.T) (f *farmtest.Farm, founder, desk *farmtest.Member) {
 	return f, founder, desk
 }
 
+func notShort(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: simulated hours take their time under the race detector")
+	}
+}
+
 // post posts a job of two frames at a machine in the name of whose token it is.
 func post(t *testing.T, f *farmtest.Farm, m *farmtest.Member, token string, header ...string) (out httpapi.Submitted, status int) {
 	who, err := m.Local().Authenticate(t.Context(), token)
@@ -152,6 +158,7 @@ func TestJobWaitsForALeader(t *testing.T) {
 // What is delivered twice, whenever the first answer was lost, is one job: also after the
 // farm has forgotten its idempotency keys.
 func TestDeliveredTwice(t *testing.T) {
+	notShort(t)
 	synctest.Test(t, func(t *testing.T) {
 		f, founder, m := desk(t)
 		founder.Crash()
@@ -212,6 +219,7 @@ func TestWaitingJobIsCancelled(t *testing.T) {
 // With its person's session over, or after a restart, a job waits for its person; it goes
 // with no other credential.
 func TestWaitingJobNeedsItsPerson(t *testing.T) {
+	notShort(t)
 	synctest.Test(t, func(t *testing.T) {
 		f, founder, m := desk(t)
 		key := func(user string) string {
@@ -241,6 +249,45 @@ func TestWaitingJobNeedsItsPerson(t *testing.T) {
 		require.Len(t, jobs, 1)
 		require.Contains(t, jobs[0].Reason, "for the API key with which ann posted it: any command here with that key submits it")
 		require.Equal(t, 200, m.Call(ann, "GET", "/v1/farm", nil, nil))
+		require.Equal(t, "ann", becomes(t, f, founder, out.Job, lease.JobDone).Owner)
+	})
+}
+
+// A session is over before there is a leader: the job waits for the person's next one.
+func TestWaitingJobOutlivesItsSession(t *testing.T) {
+	notShort(t)
+	synctest.Test(t, func(t *testing.T) {
+		f, founder, m := desk(t)
+		ctx, queue := t.Context(), founder.Queue()
+		ann, err := queue.AddUser(ctx, farmtest.Admin, httpapi.NewUser{Username: "ann", Role: authz.Operator})
+		require.NoError(t, err)
+		login := func(password string) string {
+			var s httpapi.Session
+			require.Equal(t, 200, m.Call("", "POST", "/v1/auth/login", httpapi.Credentials{Username: "ann", Password: password}, &s))
+			f.Within(10*time.Second, "the desk knows the session", func() bool {
+				_, err := m.Local().Authenticate(ctx, s.Token)
+				return err == nil
+			})
+			return s.Token
+		}
+		var s httpapi.Session
+		const password = "a long password of ann's"
+		require.Equal(t, 200, m.Call(login(ann.Password), "POST", "/v1/auth/password", httpapi.PasswordChange{Old: ann.Password, New: password}, &s))
+		first := login(password)
+		alone(t, f, founder, m)
+		out, status := post(t, f, m, first)
+		require.Equal(t, 202, status)
+		f.Peers[1].Crash()
+		time.Sleep(61 * time.Minute)
+		founder.Start()
+		f.Peers[1].Start()
+		led(f, founder, 3)
+		time.Sleep(time.Minute)
+		require.Empty(t, all(t, founder))
+		require.Equal(t, 401, m.Call(first, "GET", "/v1/outbox", nil, nil))
+		next := login(password)
+		var job httpapi.Job
+		m.Call(next, "GET", "/v1/jobs/"+string(out.Job), nil, &job)
 		require.Equal(t, "ann", becomes(t, f, founder, out.Job, lease.JobDone).Owner)
 	})
 }
@@ -279,6 +326,7 @@ func TestWaitingJobIsRefused(t *testing.T) {
 
 // A machine keeps so many jobs, and no more.
 func TestOutboxIsBounded(t *testing.T) {
+	notShort(t)
 	synctest.Test(t, func(t *testing.T) {
 		f, founder, m := desk(t)
 		token := m.Token()
@@ -313,9 +361,7 @@ func TestOutboxIsBounded(t *testing.T) {
 // The leader dies at any moment of a submission: before it hears of it, while it commits
 // it, before it answers. Every job that was answered for is one job, under its ID.
 func TestLeaderDiesWhileAJobIsSubmitted(t *testing.T) {
-	if testing.Short() {
-		t.Skip("-short: ten elections take their time under the race detector")
-	}
+	notShort(t)
 	synctest.Test(t, func(t *testing.T) {
 		f := farmtest.NewOf(t, 3, 0, func(_ int, can *lease.Capability) { can.Slots = 0 })
 		f.Vote(3)

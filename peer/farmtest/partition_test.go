@@ -96,6 +96,7 @@ func TestWorkersOutliveTheirLeader(t *testing.T) {
 // Workers find whoever leads: those that were started while nobody did, and one that
 // knows the address of a coordinator alone that is gone for good.
 func TestWorkersFindTheNextLeader(t *testing.T) {
+	notShort(t)
 	synctest.Test(t, func(t *testing.T) {
 		f := NewOf(t, 3, 2, idleCoordinators(3))
 		f.Vote(3)

@@ -65,6 +65,8 @@ func TestRecoverOnAStandby(t *testing.T) {
 		require.Equal(t, []authz.PeerID{founder.ID}, out.Voters)
 		_, err = peer.Recover(heir.cfg, f.recovery())
 		require.ErrorIs(t, err, peer.ErrNothingToRecover)
+		// Cut off right behind the queue, the rest comes by itself.
+		require.NoError(t, os.Remove(filepath.Join(heir.cfg.DataDir, "charter.json")))
 		heir.Start()
 		require.Same(t, heir, f.Led(10*time.Second))
 		f.Online(3)
@@ -97,6 +99,9 @@ func TestRecoverOnAStandby(t *testing.T) {
 // The old leader is not dead but cut off, with a worker and an artist, and goes on; the
 // rest of the farm goes on in a new epoch. When the cable is back there is one farm.
 func TestOldLeaderIsCutOff(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		f := NewOf(t, 3, 2)
 		founder, heir, third, here, there := f.Peers[0], f.Peers[1], f.Peers[2], f.Peers[3], f.Peers[4]
@@ -141,6 +146,9 @@ func TestOldLeaderIsCutOff(t *testing.T) {
 // A machine that was switched off through it all, and one that comes with the old epoch's
 // charter in its hand, follow the new one.
 func TestAwayWhileTheFarmWasRecovered(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		f := NewOf(t, 2, 2)
 		founder, heir, away := f.Peers[0], f.Peers[1], f.Peers[2]
@@ -225,6 +233,9 @@ func TestRestoreOnANewMachine(t *testing.T) {
 
 // A worker, too, can bring the farm back.
 func TestRestoreOnAWorker(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		f := New(t, 2)
 		job := f.Submit(f.Peers[1], "1-30")
@@ -246,5 +257,34 @@ func TestRestoreOnAWorker(t *testing.T) {
 		require.Same(t, heir, f.Led(10*time.Second))
 		f.Online(2)
 		f.Await(job, lease.JobDone, 5*time.Minute)
+	})
+}
+
+// Somebody recovers the farm on two machines. All follow the same one of them, which is
+// the one farm, and the other one is its standby.
+func TestRecoveredTwice(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes seconds")
+	}
+	synctest.Test(t, func(t *testing.T) {
+		f := NewOf(t, 3, 1)
+		one, other := f.Peers[1], f.Peers[2]
+		f.Ready(3)
+		f.Peers[0].Crash()
+		for _, m := range f.Peers[1:3] {
+			m.Stop()
+			_, err := peer.Recover(m.cfg, f.recovery())
+			require.NoError(t, err)
+			m.Start()
+		}
+		if other.ID > one.ID {
+			one, other = other, one
+		}
+		f.Within(time.Minute, "one leads", func() bool { return one.Leads() && !other.Leads() })
+		f.Online(3)
+		f.Ready(2)
+		require.DirExists(t, filepath.Join(other.cfg.DataDir, "queue.epoch-2"))
+		f.Await(f.Submit(f.Peers[3], "1-5"), lease.JobDone, time.Minute)
+		f.auditHolds()
 	})
 }

@@ -27,6 +27,7 @@ var reach = map[string][]string{
 	"GET /metrics":                             {"root", "ann", "vic"},
 	"GET /v1/auth/whoami":                      {"root", "ann", "vic", "box"},
 	"GET /v1/farm":                             {"root", "ann", "vic", "box"},
+	"GET /v1/backup":                           {"root"},
 	"GET /v1/jobs":                             {"root", "ann", "vic"},
 	"GET /v1/jobs/{id}":                        {"root", "ann", "vic"},
 	"GET /v1/jobs/{id}/tasks":                  {"root", "ann", "vic"},

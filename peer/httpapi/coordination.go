@@ -15,6 +15,8 @@ type Coordination struct {
 	Voters       []authz.PeerID `json:"voters"`
 	Standbys     []authz.PeerID `json:"standbys"`
 	AppliedIndex uint64         `json:"applied_index"`
+	// Level tells how far the update of the farm's machines has come.
+	Level int `json:"level" doc:"the farm's level: what the vizpeer of every machine that holds the queue knows; it is raised as they are updated, and never lowered. 0 where that of the leader is older than levels"`
 	// Coordinators are all machines that may hold the queue, by name.
 	Coordinators []CoordinatorInfo `json:"coordinators"`
 }
@@ -24,10 +26,14 @@ type CoordinatorInfo struct {
 	Peer    authz.PeerID `json:"peer"`
 	Name    string       `json:"name,omitempty" doc:"for admins, and for the machine's own person"`
 	Votes   bool         `json:"votes"`
-	State   string       `json:"state" enum:"leader,ready,behind,away" doc:"behind: it has not copied all of the queue yet"`
+	State   string       `json:"state" enum:"leader,ready,behind,away,old" doc:"behind: it has not copied all of the queue yet; old: its vizpeer does not know the farm's level, so that it cannot hold the queue before it is updated"`
 	Since   time.Time    `json:"since" doc:"of its being connected or away; within the leader's term"`
 	Held    bool         `json:"held,omitempty" doc:"an admin keeps it from voting: promote it"`
 	Applied uint64       `json:"applied_index,omitempty"`
+	Version string       `json:"version,omitempty" doc:"of its vizpeer; absent where it was not heard from"`
+	Level   int          `json:"level" doc:"what its vizpeer knows"`
+	// HoldsBack tells that it holds the queue and knows less than the leader.
+	HoldsBack bool `json:"holds_back,omitempty" doc:"it keeps the farm from the leader's level, because its vizpeer is older or it was not heard from"`
 }
 
 // CoordinatorChange is what an admin may want of a coordinator.

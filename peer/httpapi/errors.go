@@ -29,6 +29,8 @@ var (
 	ErrNoLeader     = errors.New("no coordinator can be reached")
 	// ErrUnavailable is for what may work in a moment; its text says what to do.
 	ErrUnavailable = errors.New("not now")
+	// ErrUpdate is for what another machine's vizpeer is too old for; its text names that.
+	ErrUpdate = errors.New("another machine must be updated first")
 	// ErrSlowReader ends a subscription whose reader fell behind.
 	ErrSlowReader = errors.New("the reader fell behind")
 )
@@ -69,6 +71,7 @@ const (
 	CodeKeyReused    Code = "key_reused"  // an idempotency key stands for another request
 	CodeTooMany      Code = "too_many"    // requests, or passwords: wait for as long as Retry-After says
 	CodeMustChange   Code = "must_change" // the password is a one-time one: change it first
+	CodeUpdate       Code = "update"      // a machine whose vizpeer is older must be updated first: the detail names it
 	CodeInternal     Code = "internal"
 )
 
@@ -78,7 +81,7 @@ type Problem struct {
 	Title  string `json:"title" doc:"the words of the HTTP status"`
 	Status int    `json:"status" doc:"the HTTP status"`
 	Detail string `json:"detail" doc:"what went wrong and what to do about it, in a sentence"`
-	Code   Code   `json:"code" doc:"a stable word for scripts: not_found, invalid, no_leader, unauthorised, forbidden, conflict, too_large, disk_full, no_room, not_ready, unavailable, lacking, key_reused, too_many, must_change, internal"`
+	Code   Code   `json:"code" doc:"a stable word for scripts: not_found, invalid, no_leader, unauthorised, forbidden, conflict, too_large, disk_full, no_room, not_ready, unavailable, lacking, key_reused, too_many, must_change, update, internal"`
 	// Failing names the checks that fail: of /readyz only.
 	Failing []string `json:"failing,omitempty" doc:"the checks that fail, for not_ready"`
 	// Lacks lists files to be sent, for lacking; where there are more than
@@ -159,6 +162,7 @@ var errorTable = []struct {
 	// Content is asked for only after the caller's right to it was checked, so
 	// these give nothing away.
 	{blobs.ErrNotFound, http.StatusNotFound, CodeNotFound},
+	{ErrUpdate, http.StatusNotImplemented, CodeUpdate},
 	{ErrUnavailable, http.StatusServiceUnavailable, CodeUnavailable},
 	{blobs.ErrStalled, http.StatusServiceUnavailable, CodeUnavailable},
 	{context.DeadlineExceeded, http.StatusServiceUnavailable, CodeUnavailable},
@@ -189,7 +193,7 @@ func MapError(err error) *Problem {
 		}
 		// The sentinels that only sort an error are no part of the sentence.
 		detail := err.Error()
-		for _, sorting := range []error{ErrDenied, ErrInvalid, ErrConflict, ErrTooLarge, ErrUnavailable, lease.ErrInvalid} {
+		for _, sorting := range []error{ErrDenied, ErrInvalid, ErrConflict, ErrTooLarge, ErrUpdate, ErrUnavailable, lease.ErrInvalid} {
 			detail = strings.TrimPrefix(detail, sorting.Error()+": ")
 		}
 		switch {

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/http/httputil"
 	"net/url"
+	"strings"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/host"
@@ -44,6 +45,9 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 			stateClient(pr.Out.Header, c)
 		},
 		ModifyResponse: func(resp *http.Response) error {
+			if err := olderThan(resp, leader); err != nil {
+				return err
+			}
 			// The answer is the leader's, the browser's trust in it this machine's.
 			answered := resp.Header
 			resp.Header = http.Header{}
@@ -62,6 +66,41 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request, rt *route, lead
 		},
 	}
 	proxy.ServeHTTP(w, r)
+}
+
+// unexpectedProperty is what huma says of a field that it does not know.
+const unexpectedProperty = "unexpected property"
+
+// olderThan reports that the leader knows no such route as this machine passed on to it.
+// The body of any other answer is left to be read.
+func olderThan(resp *http.Response, leader peer.ID) error {
+	if resp.StatusCode != http.StatusNotFound && resp.StatusCode != http.StatusMethodNotAllowed || resp.Header.Get("Content-Type") != problemType {
+		return nil
+	}
+	text, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	if err != nil {
+		return err
+	}
+	_ = resp.Body.Close()
+	resp.Body = io.NopCloser(bytes.NewReader(text))
+	p := Problem{Status: resp.StatusCode}
+	if json.Unmarshal(text, &p) != nil {
+		return nil
+	}
+	return p.older(leader)
+}
+
+// older tells, of an answer to what this machine passed on, that the leader has no such
+// route: it is not for the caller's mistakes, which this machine finds first.
+func (p *Problem) older(leader peer.ID) error {
+	if len(p.Routes) == 0 && p.Status != http.StatusMethodNotAllowed {
+		return nil
+	}
+	return tooOld(leader)
+}
+
+func tooOld(leader peer.ID) error {
+	return fmt.Errorf("%w: %s, which leads the queue, runs an older vizpeer that cannot do this yet: update it there", ErrUpdate, short(leader))
 }
 
 // endWith makes a stream of events end, rather than break, when ctx does, when
@@ -322,6 +361,12 @@ func (q *remoteQueue) ask(ctx context.Context, method string, in, out any, path 
 		return fmt.Errorf("%s, who leads the queue, answered %s", short(q.leader), resp.Status)
 	}
 	p.Status = resp.StatusCode
+	if err := p.older(q.leader); err != nil {
+		return err
+	}
+	if strings.Contains(p.Detail, unexpectedProperty) { // this machine has read what it passes on
+		return tooOld(q.leader)
+	}
 	for _, name := range []string{"Retry-After", "Www-Authenticate"} {
 		if v := resp.Header.Get(name); v != "" {
 			p.header.Set(name, v)

@@ -424,3 +424,41 @@ func TestForwardedHeaders(t *testing.T) {
 	}))
 	require.Empty(t, m.follow(t, "/v1/events").next())
 }
+
+// TestOlderLeader: what a leader of an earlier version does not know is said to be its
+// version's, not the caller's, mistake.
+func TestOlderLeader(t *testing.T) {
+	_, ms := newMachines(t, 2, Config{})
+	whole := ms[0].peers
+	ms[0].peers = http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.Method == http.MethodPost && r.URL.Path == "/v1/jobs/jann/retry", strings.HasSuffix(r.URL.Path, "/frames/7"):
+			p := newProblem(http.StatusNotFound, CodeNotFound, "there is no such path: see routes, or /openapi.json for all about them")
+			p.Routes = []string{"GET /v1/jobs"}
+			writeProblem(w, p)
+		case r.Method == http.MethodDelete:
+			writeProblem(w, newProblem(http.StatusMethodNotAllowed, CodeInvalid, "DELETE is not possible here: use GET", "Allow", "GET"))
+		case r.URL.Path == "/v1/queue/jobs":
+			writeProblem(w, newProblem(http.StatusUnprocessableEntity, CodeInvalid, "the request is not valid: body.gently: unexpected property"))
+		default:
+			whole.ServeHTTP(w, r)
+		}
+	})
+	for _, m := range ms {
+		m.start(t)
+	}
+	m := ms[1]
+	for name, r := range map[string]reply{
+		"a route that is passed on":    m.do(t, "ann", "POST", "/v1/jobs/jann/retry", nil),
+		"a route that is asked for":    m.do(t, "ann", "GET", "/v1/jobs/jann/frames/7", nil),
+		"a method that is passed on":   m.do(t, "root", "DELETE", "/v1/admin/keys/k", nil),
+		"a field that this side reads": m.do(t, "ann", "POST", "/v1/jobs", Submission{Project: someCID}),
+	} {
+		require.Equal(t, http.StatusNotImplemented, r.StatusCode, "%s: %s", name, r.body)
+		p := r.problem(t)
+		require.Equal(t, CodeUpdate, p.Code, name)
+		require.Equal(t, short(ms[0].host.ID())+", which leads the queue, runs an older vizpeer that cannot do this yet: update it there", p.Detail, name)
+	}
+	require.Equal(t, CodeNotFound, m.do(t, "ann", "GET", "/v1/jobs/jnone", nil).problem(t).Code, "what is not there is not there")
+	require.Equal(t, 200, m.do(t, "ann", "GET", "/v1/jobs/jann", nil).StatusCode, "and what both know goes on")
+}

@@ -69,6 +69,7 @@ func (s *Server) authority(context.Context, *nothing) (*huma.StreamResponse, err
 
 func (s *Server) status(ctx context.Context, _ *nothing) (*answer[Status], error) {
 	st := s.local.Status(ctx)
+	st.Reach.At, st.Reach.Through = list(st.Reach.At), list(st.Reach.Through)
 	st.Roles, st.Addrs, st.Running, st.CA = list(st.Roles), list(st.Addrs), list(st.Running), list(st.CA)
 	st.HTTPS = list(st.HTTPS)
 	return answerWith(st, nil)

@@ -264,6 +264,7 @@ type Peer struct {
 	Capability *lease.Capability `json:"capability" doc:"what the farm takes it to be able to do; its labels are those that it gives itself, where it may, and those that an admin granted"`
 	Granted    []string          `json:"granted_labels,omitempty" doc:"the labels that an admin granted"`
 	Addrs      []string          `json:"addrs,omitempty"`
+	Via        authz.PeerID      `json:"via,omitempty" doc:"the machine through which the leader is connected with it; absent where they are connected directly, or not at all"`
 	LastSeen   *time.Time        `json:"last_seen"`
 }
 
@@ -284,7 +285,9 @@ type Farm struct {
 	Peers map[string]int `json:"peers"` // by state
 	Jobs  map[string]int `json:"jobs"`  // by state, the caller's own unless an admin asks
 	Coord Coordination   `json:"coord"`
-	CA    []string       `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA: pin one of them"`
+	// Versions counts the machines that were heard from by the version of their vizpeer.
+	Versions map[string]int `json:"versions" doc:"how many machines run which version, of those that were heard from"`
+	CA       []string       `json:"ca_fingerprints" doc:"SHA-256, in hexadecimal, of the certificates of the farm's CA: pin one of them"`
 	// Limits are of what one person may submit, as the leader's settings have them.
 	Limits lease.Limits `json:"limits" doc:"the most that one person may have: tasks in one job, and open_jobs and open_tasks in jobs that have not ended"`
 }
@@ -302,9 +305,12 @@ type Status struct {
 	Leader   authz.PeerID `json:"leader"` // "" while none can be reached
 	// Epoch is the latest of the farm's that this machine has heard of.
 	Epoch uint64 `json:"epoch" doc:"the farm's epoch that this machine goes by: it grows where the farm is recovered"`
+	// LeaderVia relays to the leader; "" where no machine needs to.
+	LeaderVia authz.PeerID `json:"leader_via,omitempty" doc:"the machine through which this one is connected with the leader; absent where they are connected directly"`
 	// Leaderless tells about a time without a leader; absent while there is one.
 	Leaderless *Leaderless `json:"leaderless,omitempty" doc:"about the time without a leader; absent while there is one"`
 	Connected  int         `json:"connected"`
+	Reach      Reach       `json:"reach"`
 	Addrs      []string    `json:"addrs"`
 	HTTPS      []string    `json:"https" doc:"where other machines reach the API, as URLs; none where nothing listens for them"`
 	// CertificateUntil is when the certificate for HTTPS ends; absent where nothing shows one.
@@ -328,6 +334,22 @@ type Status struct {
 	// Parting tells whether this machine may be switched off now, as the leader
 	// knows it; absent while none can be asked.
 	Parting *lease.Parting `json:"parting,omitempty" doc:"whether this machine may be switched off now without losing anything; absent while no coordinator can be asked"`
+}
+
+// OpenAPort says what to do where machines of other networks are to be reached and no
+// member can be dialled from there.
+const OpenAPort = "have the router of one machine forward port 8788 (TCP and UDP) to it, or run vizpeer on one machine with an address on the internet; it relays for the others"
+
+// Reach is how machines of other networks reach this one.
+type Reach struct {
+	// From is "public" where they dial it, "nat" where they cannot, "" where nobody elsewhere could tell.
+	From     string         `json:"from,omitempty" enum:"public,nat" doc:"public where machines of other networks dial this one, nat where they cannot; absent where nobody elsewhere could tell"`
+	At       []string       `json:"at" doc:"addresses at which it was dialled from elsewhere"`
+	Through  []authz.PeerID `json:"through" doc:"machines that relay to this one"`
+	Relays   bool           `json:"relays" doc:"whether this machine relays to others"`
+	Circuits int            `json:"circuits" doc:"connections of others that it relays now"`
+	// Relayed are the machines that this one is connected with through another.
+	Relayed int `json:"relayed" doc:"machines that this one is connected with through another"`
 }
 
 // Leaderless is what a machine knows, and does, while it reaches nobody who leads the
