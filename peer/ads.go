@@ -223,11 +223,16 @@ func (a *ads) Run(ctx context.Context, refresh func(*lease.Capability), holds fu
 // adPause is how long a change waits for others to be told with it.
 const adPause = time.Second
 
+// adRepeats is how often what cannot wait is said again, each [adPause]: gossip reaches a
+// machine that has just connected, or had lost a neighbour, only from the next time on.
+const adRepeats = 8
+
 // send says what this machine can do and what it holds, every [adPeriod] and soon
 // after a change.
 func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() uint64) error {
 	tick := time.NewTicker(adPeriod)
 	defer tick.Stop()
+	repeats := 0
 	for {
 		mine := ad{Capability: a.Can(), Holds: holds(ctx), Leads: leads()}
 		refresh(&mine.Capability) // it may ask the disk: not under the lock
@@ -242,10 +247,18 @@ func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds f
 		if err != nil && ctx.Err() == nil {
 			a.slog.Warn("this machine's description could not be sent", "err", err)
 		}
+		var again <-chan time.Time
+		if repeats > 0 {
+			repeats--
+			again = time.After(adPause)
+		}
 		select {
 		case <-tick.C:
 			continue
+		case <-again:
+			continue
 		case <-a.now:
+			repeats = adRepeats
 			continue
 		case <-a.nudge:
 		case <-ctx.Done():
@@ -254,6 +267,7 @@ func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds f
 		select {
 		case <-time.After(adPause):
 		case <-a.now:
+			repeats = adRepeats
 		case <-ctx.Done():
 			return nil
 		}

@@ -243,6 +243,9 @@ func (p *Peer) bring(ctx context.Context, c cid.Cid, by lease.Scope, size int64,
 		from = p.everybody()
 	}
 	if err := p.exchange.Fetch(ctx, swarm.Request{Root: c, Scope: by.String(), From: from, Size: size, Progress: progress}); err != nil {
+		if errors.Is(err, swarm.ErrNoSource) { // they may be away, or this machine have no right to it
+			err = fmt.Errorf("%w: %w", httpapi.ErrUnavailable, err)
+		}
 		return fmt.Errorf("fetch it from the machines that hold it: %w", err)
 	}
 	return nil
