@@ -297,13 +297,6 @@ func (s *simStream) abort() {
 	s.out.fail()
 }
 
-func (s *simStream) forget() {
-	s.net.mu.Lock()
-	defer s.net.mu.Unlock()
-	delete(s.net.streams, s)
-	delete(s.net.streams, s.other)
-}
-
 // Reset ends both ends; the other one learns it when the word has got there.
 func (s *simStream) Reset() error {
 	_ = s.send(simChunk{end: network.ErrReset})

@@ -33,7 +33,6 @@ type simWorker struct {
 	seq      uint64
 	waiting  map[uint64]chan Ack
 	attempts map[lease.ID]*simAttempt
-	open     map[lease.JobID]bool // jobs for which something is kept
 	keeping  map[KeepID]context.CancelFunc
 	nudge    chan struct{}
 }
@@ -371,7 +370,7 @@ func (w *simWorker) try(ctx context.Context, a *simAttempt) {
 	}
 }
 
-var errSimBlender = errors.New("Blender crashed (signal 11)")
+var errSimBlender = errors.New("blender crashed (signal 11)")
 
 // render brings the project here and renders frame by frame. All but the last are
 // reported as they come.
