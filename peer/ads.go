@@ -49,6 +49,8 @@ type ad struct {
 	// Leads is the term in which the machine leads the queue; 0 where it does not. That
 	// somebody leads anew, others may hear from nobody else.
 	Leads uint64 `json:"leads,omitempty"`
+	// Epoch is the farm's that the machine goes by, whose terms those are.
+	Epoch uint64 `json:"epoch,omitempty"`
 }
 
 func (a ad) validate() error { return errors.Join(a.Capability.Validate(), a.Holds.Validate()) }
@@ -211,7 +213,7 @@ func (a *ads) Now() {
 
 // Run sends and hears ads until ctx ends. refresh updates what changes by itself,
 // before each is sent; leads is the term that this machine leads.
-func (a *ads) Run(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() uint64) error {
+func (a *ads) Run(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() (term, epoch uint64)) error {
 	defer a.topic.Close()
 	defer a.sub.Cancel()
 	g, ctx := errgroup.WithContext(ctx)
@@ -229,12 +231,13 @@ const adRepeats = 8
 
 // send says what this machine can do and what it holds, every [adPeriod] and soon
 // after a change.
-func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() uint64) error {
+func (a *ads) send(ctx context.Context, refresh func(*lease.Capability), holds func(context.Context) lease.Holdings, leads func() (term, epoch uint64)) error {
 	tick := time.NewTicker(adPeriod)
 	defer tick.Stop()
 	repeats := 0
 	for {
-		mine := ad{Capability: a.Can(), Holds: holds(ctx), Leads: leads()}
+		mine := ad{Capability: a.Can(), Holds: holds(ctx)}
+		mine.Leads, mine.Epoch = leads()
 		refresh(&mine.Capability) // it may ask the disk: not under the lock
 		a.mu.Lock()
 		a.mine = mine

@@ -54,7 +54,13 @@ type link struct {
 type claim struct {
 	leader peer.ID
 	term   uint64
+	until  time.Time // it is believed
 }
+
+// claimTime is how long a claim is believed before there is a stream with its leader: one
+// that has just been elected may need a moment. A wrong claim keeps the machine from
+// nobody else for longer.
+const claimTime = 5 * time.Second
 
 // errSuperseded ends a stream with somebody who leads no more, or does not answer.
 var errSuperseded = errors.New("another machine leads a later term")
@@ -101,10 +107,10 @@ func (l *link) Nudge() {
 func (l *link) Claim(leader peer.ID, term uint64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if term <= l.term || term < l.claim.term {
+	if term <= l.term || term < l.claim.term && time.Now().Before(l.claim.until) {
 		return
 	}
-	l.claim = claim{leader, term}
+	l.claim = claim{leader, term, time.Now().Add(claimTime)}
 	if l.tried != "" && l.tried != leader {
 		l.giveUp(errSuperseded)
 	}
@@ -116,10 +122,19 @@ func (l *link) Claim(leader peer.ID, term uint64) {
 func (l *link) claimant() peer.ID {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.claim.term > l.term {
+	if l.claim.term > l.term && time.Now().Before(l.claim.until) {
 		return l.claim.leader
 	}
 	return ""
+}
+
+// disclaimed forgets what is said of p: it names another leader itself.
+func (l *link) disclaimed(p peer.ID) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.claim.leader == p {
+		l.claim = claim{}
+	}
 }
 
 // try notes whom a stream is being opened to, which cancel gives up.
@@ -296,6 +311,7 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 		if err != nil || next == p {
 			return "", false, errNobody
 		}
+		l.disclaimed(p)
 		return next, false, fmt.Errorf("not leader, try %s", l.gate.name(next))
 	case down.Welcome == nil:
 		return "", false, errors.New("the answer was no welcome")
@@ -304,6 +320,7 @@ func (l *link) session(ctx context.Context, p peer.ID) (next peer.ID, welcomed b
 		if l.show != nil && p != l.host.ID() {
 			_ = l.show(ctx, p)
 		}
+		l.disclaimed(p)
 		return "", false, errors.New("it leads an epoch of the farm that is over")
 	}
 	l.orders.roster(down.Welcome.Roster)
@@ -407,10 +424,12 @@ func (l *link) set(p peer.ID, conn *coord.Conn) {
 	l.changed = make(chan struct{})
 }
 
-// Renounce ends the stream: its leader may lead an epoch that is over.
+// Renounce ends the stream: its leader may lead an epoch that is over. The terms of the
+// next one begin anew.
 func (l *link) Renounce() {
 	l.mu.Lock()
 	conn := l.conn
+	l.term, l.claim = 0, claim{}
 	l.mu.Unlock()
 	if conn != nil {
 		_ = conn.Close()

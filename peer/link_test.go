@@ -78,3 +78,48 @@ func TestOldLeaderIsSpared(t *testing.T) {
 		l.obey(coord.Down{}) // of a kind that this machine does not know
 	})
 }
+
+// A claim ends the stream with whoever led before, and costs a moment where it is wrong.
+func TestClaims(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		l := &link{gate: new(gate), nudge: make(chan struct{}, 1), slog: slog.New(slog.DiscardHandler)}
+		ended := 0
+		with := func(p libp2ppeer.ID, term uint64) {
+			l.term = term
+			l.try(p, func(err error) {
+				require.ErrorIs(t, err, errSuperseded)
+				ended++
+			})
+		}
+		with("a", 3)
+		l.Claim("b", 3)
+		l.Claim("b", 2)
+		require.Zero(t, ended, "of no later term")
+		require.Empty(t, l.claimant())
+		l.Claim("b", 4)
+		require.Equal(t, 1, ended)
+		require.Equal(t, libp2ppeer.ID("b"), l.claimant())
+		l.Claim("c", 3)
+		require.Equal(t, libp2ppeer.ID("b"), l.claimant(), "the latest term counts")
+		with("b", 4)
+		require.Empty(t, l.claimant(), "it is what it said")
+		l.Claim("b", 4)
+		require.Equal(t, 1, ended)
+
+		// Whoever claims what is not so keeps nobody away for long.
+		l.Claim("d", 1<<40)
+		require.Equal(t, 2, ended)
+		time.Sleep(claimTime)
+		require.Empty(t, l.claimant())
+		l.Claim("c", 5)
+		require.Equal(t, libp2ppeer.ID("c"), l.claimant(), "a later leader is heard again")
+		l.disclaimed("c")
+		require.Empty(t, l.claimant())
+
+		// In a new epoch terms are low again.
+		with("c", 50)
+		l.Renounce()
+		l.Claim("e", 2)
+		require.Equal(t, libp2ppeer.ID("e"), l.claimant())
+	})
+}

@@ -539,17 +539,17 @@ func (p *Peer) moved() {
 	p.link.Nudge()
 }
 
-// leads is the term that this machine leads; 0 where it does not.
-func (p *Peer) leads() uint64 {
-	if !p.Leads() {
-		return 0
+// leads is the term that this machine leads, 0 where it does not, and the farm's epoch.
+func (p *Peer) leads() (term, epoch uint64) {
+	if p.Leads() {
+		term = p.coord.Status().Term
 	}
-	return p.coord.Status().Term
+	return term, p.Epoch()
 }
 
 // heard takes a member's ad, this machine's own too.
 func (p *Peer) heard(who authz.PeerID, said ad) {
-	if said.Leads > 0 && p.gate.coordinator(who) {
+	if said.Leads > 0 && said.Epoch == p.Epoch() && p.gate.coordinator(who) {
 		if leader, err := libp2ppeer.Decode(string(who)); err == nil {
 			p.link.Claim(leader, said.Leads)
 		}
