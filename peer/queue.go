@@ -533,7 +533,7 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 		}
 		life = time.Duration(in.ExpiresIn * float64(time.Second))
 	}
-	t, err := authz.NewTicket(rand.Reader, q.farm, role, in.Coordinator, bestFirst(q.Addrs()))
+	t, err := authz.NewTicket(rand.Reader, q.farm, role, in.Coordinator, q.ticketAddrs())
 	if err != nil {
 		return httpapi.Invited{}, err
 	}
@@ -543,6 +543,31 @@ func (q queue) Invite(ctx context.Context, p authz.Principal, in httpapi.Invitat
 		return httpapi.Invited{}, answer(err)
 	}
 	return httpapi.Invited{Ticket: t.String(), ID: record.ID(), Role: role, Coordinator: in.Coordinator, Uses: uses, ExpiresAt: record.ExpiresAt}, nil
+}
+
+// otherCoordinators is how many others than the leader a ticket names, each by one address.
+const otherCoordinators = 2
+
+// ticketAddrs is where a machine with a ticket finds the farm, also when another
+// coordinator leads by then.
+func (q queue) ticketAddrs() []string {
+	addrs, known := bestFirst(q.Addrs()), q.coord.Knowledge()
+	others := 0
+	for _, id := range known.Voters {
+		m := known.Members[id]
+		if id == q.self || !m.Connected || others == otherCoordinators {
+			continue
+		}
+		all := make([]string, len(m.Addrs))
+		for i, a := range m.Addrs {
+			all[i] = a + "/p2p/" + string(id)
+		}
+		if best := bestFirst(all); len(best) > 0 {
+			addrs = append(addrs, best[0])
+			others++
+		}
+	}
+	return addrs
 }
 
 func (q queue) Events(ctx context.Context, p authz.Principal, in httpapi.EventQuery) (*httpapi.Subscription, error) {

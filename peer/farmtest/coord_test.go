@@ -8,6 +8,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"vizpeer/lease"
+	"vizpeer/peer/httpapi"
 )
 
 // Two machines that join with coordinators' tickets are all it takes for the queue to
@@ -48,5 +49,23 @@ func TestStoppedLeaderHandsOver(t *testing.T) {
 		standby.Stop()
 		require.Same(t, founder, f.Led(5*time.Second))
 		require.Equal(t, lease.JobDone, f.Job(job).State)
+	})
+}
+
+// A ticket admits a machine also when the coordinator that made it is gone.
+func TestTicketOutlivesItsMaker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := NewOf(t, 3, 0)
+		f.Vote(3)
+		maker := f.Led(0)
+		ticket, err := maker.Queue().Invite(t.Context(), Admin, httpapi.Invitation{})
+		require.NoError(t, err)
+		maker.Crash()
+		f.Led(10 * time.Second)
+		m := f.Newcomer("late")
+		_, err = m.Join(ticket.Ticket)
+		require.NoError(t, err)
+		m.Start()
+		f.Online(3)
 	})
 }
