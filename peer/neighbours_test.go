@@ -54,7 +54,10 @@ func TestWhomToDial(t *testing.T) {
 	// Who cannot be found is told as `vizpeer peer ls` shows it.
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	p := &Peer{host: box.host, gate: box.gate, link: newLink(box.host, box.gate, nil, slog.New(slog.DiscardHandler), nil)}
+	p := &Peer{
+		host: box.host, gate: box.gate, link: newLink(box.host, box.gate, nil, slog.New(slog.DiscardHandler), nil),
+		worker: &worker{results: new(results)}, outbox: new(outbox),
+	}
 	_, _, err := finder{p}.Find(ctx)
 	require.ErrorIs(t, err, httpapi.ErrNoLeader)
 	require.EqualError(t, err, "no coordinator can be reached: tried hub ("+names[0].Short()+"); is `vizpeer up` running there?")
