@@ -42,6 +42,7 @@ type session struct {
 	slots   int                       // of it
 	granted map[lease.ID]slot         // leases it was given
 	running map[lease.ID]lease.Device // attempts it says it makes, some under leases that have ended
+	late    map[lease.ID]bool         // those of them that it came with
 	asked   map[KeepID]bool           // what it was asked to keep: true until it has answered
 	keeping int                       // orders to keep that it has not answered, sent or not
 	later   []Keep                    // those that wait until it has answered some
@@ -293,7 +294,7 @@ func (l *leader) serve(ctx context.Context, conn *Conn, who authz.PeerID, hello 
 	}
 	s := &session{
 		peer: who, slog: l.c.slog, seed: hash(string(who)), knows: hello.Can.Knows(), conn: conn, out: make(chan Down, outbox), done: make(chan struct{}), addrs: hello.Addrs, said: hello.Can,
-		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), asked: make(map[KeepID]bool),
+		granted: make(map[lease.ID]slot), running: make(map[lease.ID]lease.Device), late: make(map[lease.ID]bool), asked: make(map[KeepID]bool),
 		holds: hello.Holds.ByProject(), noRoom: make(map[lease.JobID]shortage), rest: make(map[lease.JobID]time.Time), limit: rate.NewLimiter(messages, messages),
 		reports: make(chan report, maxReports), equipped: make(map[string]bool), since: time.Now(),
 	}
@@ -388,7 +389,12 @@ func (l *leader) join(s *session, hello Hello) (unknown []lease.Report, err erro
 			// An attempt whose lease has run out may still help: until somebody
 			// else has the task, its frames are taken.
 			if err == nil {
-				if _, ok := t.Live(r.Lease); ok || !j.State.Ended() && t.State == lease.TaskQueued {
+				_, live := t.Live(r.Lease)
+				if live {
+					continue
+				}
+				if !j.State.Ended() && t.State == lease.TaskQueued {
+					s.late[r.Lease] = true
 					continue
 				}
 			}
@@ -471,7 +477,9 @@ func (l *leader) renew(s *session, r Renew) {
 	was := s.running
 	s.running = make(map[lease.ID]lease.Device, len(r.Leases))
 	for _, run := range r.Leases {
-		if !run.Over {
+		// What it has under a lease that has run out it is about to report: with the slot
+		// free it would be granted the same again, and render it twice.
+		if !run.Over || s.late[run.Lease] {
 			s.running[run.Lease] = was[run.Lease]
 		}
 		t := l.leases[run.Lease]

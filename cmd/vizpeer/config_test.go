@@ -36,7 +36,7 @@ no_work = true
 	require.Equal(t, map[string]string{"api-listen": "$VIZPEER_API_LISTEN", "blender": "$VIZPEER_BLENDER",
 		"label": filepath.Join(dir, configName) + " line 4", "no-work": filepath.Join(dir, configName) + " line 5"}, origin)
 	require.Equal(t, settings{apiListen: []string{"127.0.0.1:2"}, slots: 5, labels: []string{"gpu", "with,comma"},
-		noWork: true, blender: []string{"/a", "/b"}, p2pListen: s.p2pListen}, s)
+		noWork: true, blender: []string{"/a", "/b"}, p2pListen: s.p2pListen, relay: "auto"}, s)
 	require.Empty(t, s.p2pListen)
 }
 
