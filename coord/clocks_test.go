@@ -132,7 +132,7 @@ func TestLeadersClockIsSet(t *testing.T) {
 				}
 				id, err := submit()
 				require.NoError(t, err)
-				f.within(10*time.Second, "it is rendered", func() bool { return f.check.grants > 1 })
+				f.within(10*time.Second, "it is rendered", func() bool { return f.check.count(&f.check.grants) > 1 })
 				first.setClock(skew)
 				time.Sleep(20 * time.Second)
 				again := new(lease.Repeated)
@@ -158,7 +158,7 @@ func TestLeadersClockIsSet(t *testing.T) {
 				require.ErrorAs(t, err, &again)
 				time.Sleep(2 * time.Minute) // the roll is called
 				require.Equal(t, next, f.leader())
-				require.Zero(t, f.check.expired)
+				require.Zero(t, f.check.count(&f.check.expired))
 				next.coord.Read(func(q *lease.State, r *authz.Roster) {
 					_, member := r.Member(simAway())
 					require.True(t, member)
@@ -183,7 +183,7 @@ func TestWorkersClockIsWrong(t *testing.T) {
 			_, err := f.submitAt(f.machines[0], "shot")
 			require.NoError(t, err)
 			f.within(2*time.Minute, "the job has ended", func() bool { return f.machines[0].coord.Numbers().OpenJobs == 0 })
-			require.Zero(t, f.check.expired)
+			require.Zero(t, f.check.count(&f.check.expired))
 			require.Less(t, apart(f.machines[0].coord.now(), time.Now()), time.Second)
 			require.Empty(t, f.check.faults)
 		})

@@ -161,6 +161,13 @@ func (c *simCheck) applied(m *simMachine, a Applied) {
 	}
 }
 
+// count reads one of the counters.
+func (c *simCheck) count(n *int) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return *n
+}
+
 // doubtful tells that of the coordinators that are there as many clocks may be wrong as
 // are right. c.mu is held.
 func (c *simCheck) doubtful() bool {

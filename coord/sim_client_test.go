@@ -188,7 +188,7 @@ func (c *simClient) call(r simRequest) (a simAnswer, told bool) {
 	defer cancel()
 	nobody := simAnswer{Code: "elsewhere"}
 	m := c.f.machines[c.dice.IntN(len(c.f.machines))]
-	w := m.worker
+	w, co := m.process()
 	if w == nil {
 		return nobody, true
 	}
@@ -200,7 +200,7 @@ func (c *simClient) call(r simRequest) (a simAnswer, told bool) {
 		return nobody, true
 	}
 	if leader == m.peer {
-		if co := m.coord; co != nil {
+		if co != nil {
 			a := m.answer(ctx, co, r)
 			m.passing()
 			if m.worker != w { // it was killed before it could tell anybody

@@ -290,7 +290,9 @@ func (m *simMachine) start() {
 		m.open(ctx, &running)
 	}
 	w := newSimWorker(ctx, m)
+	m.mu.Lock()
 	m.worker = w
+	m.mu.Unlock()
 	m.host.onMove(w.wake)
 	running.Go(w.run)
 	c, ended := m.coord, m.ended
@@ -324,7 +326,9 @@ func (m *simMachine) open(ctx context.Context, running *sync.WaitGroup) {
 		Leads:       func() { f.check.leads(m, c.leading.Load().term) },
 	}, simConfig(m, folder))
 	require.NoError(f.t, err)
+	m.mu.Lock()
 	m.coord = c
+	m.mu.Unlock()
 	c.log().Subscribe(func(a Applied) { f.check.applied(m, a) })
 	m.host.SetStreamHandler(simAPI, func(s network.Stream) { m.serve(ctx, c, s) })
 	running.Go(func() {
@@ -360,7 +364,17 @@ func (m *simMachine) kill(loud bool) {
 	}
 	m.mu.Unlock()
 	m.end()
+	m.mu.Lock()
 	m.coord, m.worker = nil, nil
+	m.mu.Unlock()
+}
+
+// process is what runs on the machine, for other goroutines than the test's; nil for what
+// does not.
+func (m *simMachine) process() (*simWorker, *Coordinator) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.worker, m.coord
 }
 
 func (m *simMachine) runs() bool { return m.worker != nil }
