@@ -68,6 +68,9 @@ func FuzzParseToken(f *testing.F) {
 }
 
 func TestCheckPassword(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: hashing takes long under the race detector")
+	}
 	a, err := NewAccount(rand.Reader, "ann", Admin, "correct horse battery")
 	require.NoError(t, err)
 	require.True(t, a.CheckPassword("correct horse battery"))

@@ -107,6 +107,9 @@ func TestRecordsComeWithTheirCommands(t *testing.T) {
 
 // A machine that is killed at any moment has every record again when it is back.
 func TestAuditSurvivesACrash(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes long under the race detector")
+	}
 	for _, snapshotAt := range []int{-1, 4} {
 		for _, damage := range []string{"nothing", "torn", "lost", "gone"} {
 			if snapshotAt >= 0 && damage == "gone" {
@@ -446,6 +449,9 @@ func TestAuditOutlivesItsLeader(t *testing.T) {
 // A coordinator that comes by a snapshot gets the records that were before it from
 // another one, and takes none that do not fit.
 func TestOlderRecordsAreFetched(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes long under the race detector")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		c := newCouncil(t, 2, 1, Config{TrailingLogs: 1})
 		chief, late := c.all[0], c.all[1]

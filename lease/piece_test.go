@@ -190,6 +190,9 @@ func TestMovieIsMadeLast(t *testing.T) {
 // A frame in as many tiles as there may be: what each report costs must not grow with
 // their square.
 func TestThousandsOfTiles(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: one goroutine")
+	}
 	f := newFarm(t)
 	j := f.still("j", lease.Split{By: lease.ByTiles, Units: lease.MaxTiles, Columns: 64, Rows: 64})
 	for tile := int32(0); j.Uncovered() > 0; tile++ {

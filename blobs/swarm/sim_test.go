@@ -63,6 +63,9 @@ func plain(int) Config { return Config{} }
 // Everybody fetches from one holder, some later than others, and some machines die
 // on the way.
 func TestChurn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes long under the race detector")
+	}
 	sim(t, 7, plain, func(t *testing.T, ps []*testPeer) {
 		want := map[string][]byte{"scene.blend": noise(1, 24<<20)}
 		root, _ := importFiles(t, ps[0].s, want)

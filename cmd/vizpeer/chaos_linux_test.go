@@ -80,6 +80,7 @@ func TestChaos(t *testing.T) {
 	if testing.Short() {
 		t.Skip("-short: it takes minutes")
 	}
+	t.Parallel() // to others that mostly wait
 	length := chaosTime
 	if text := os.Getenv("CHAOS_TIME"); text != "" {
 		var err error

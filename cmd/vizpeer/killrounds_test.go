@@ -98,6 +98,7 @@ func TestSolePeerIsKilledAgainAndAgain(t *testing.T) {
 	if testing.Short() || runtime.GOOS == "windows" {
 		t.Skip("-short: peers are killed without the race detector; and it needs a shell")
 	}
+	t.Parallel() // to the chaos
 	rounds := number(t, "KILL_ROUNDS", 15)
 	chance := rand.New(rand.NewPCG(uint64(seedOf(t)), 1))
 	blender, ledger := standInBlender(t, 15*time.Millisecond)

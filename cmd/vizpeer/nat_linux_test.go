@@ -20,6 +20,7 @@ import (
 // a port, and a third machine on the internet: the newcomer joins through the third, the
 // job is done, and so is another after the worker's router got another address.
 func TestFarmBehindNATs(t *testing.T) {
+	t.Parallel() // to the chaos
 	for _, c := range []struct {
 		name    string
 		hostile bool

@@ -335,10 +335,10 @@ func (f *simulated) report() {
 // TestWeek is a week of a farm of a hundred machines that come and go, break down and
 // hang, with jobs of all kinds and people who change their minds.
 func TestWeek(t *testing.T) {
-	machines, span := 100, 7*24*time.Hour
 	if testing.Short() {
-		machines, span = 30, 24*time.Hour
+		t.Skip("-short: one goroutine")
 	}
+	machines, span := 100, 7*24*time.Hour
 	f := simulate(t, 1, machines, span)
 	f.report()
 	t.Attr("utilisation", fmt.Sprintf("%.2f %% of the best possible", 100*f.utilisation()))
@@ -349,6 +349,9 @@ func TestWeek(t *testing.T) {
 
 // A seed gives the same week each time.
 func TestWeekFollowsFromItsSeed(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: one goroutine")
+	}
 	for seed := range uint64(2) {
 		a, b := simulate(t, seed, 8, 12*time.Hour), simulate(t, seed, 8, 12*time.Hour)
 		require.Equal(t, a.tally, b.tally)

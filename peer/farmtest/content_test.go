@@ -171,6 +171,9 @@ func TestWorkGoesWhereTheDataIs(t *testing.T) {
 // A machine whose store cannot take a project gets no lease for it, and the job
 // says so; it goes on where there is room.
 func TestProjectLargerThanTheStore(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it takes long under the race detector")
+	}
 	synctest.Test(t, func(t *testing.T) {
 		f := New(t, 2, func(i int, can *lease.Capability) {
 			if i < 2 {

@@ -230,6 +230,9 @@ func TestFrameThatIsNotKeptEndsTheAttempt(t *testing.T) {
 }
 
 func TestHugeOutputIsBounded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("-short: it writes for long")
+	}
 	b := NewBlender(Config{Dir: t.TempDir(), Sandbox: SandboxOff})
 	log, cleanup, err := b.Run(t.Context(), fakeAttempt(t, `
 echo first; yes 'Fra:1 Mem:8.78M (Peak 8.84M) | Time:00:00.01 | Scene | Sample 3/64' | head -c 20000000; echo; echo last; exit 1`), &collectorSink{})
